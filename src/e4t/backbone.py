@@ -1,0 +1,240 @@
+"""The frozen text-to-image model and image encoder that everything is built on, in diffusers' and transformers' formats.
+
+Tensors: pixels [B, 3, H, W] in [-1, 1]; latents [B, C, h, w] scaled as the U-Net takes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from e4t.config import DEFAULT_IMAGE_ENCODER
+from e4t.errors import CheckpointError, ConfigError
+
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_FINGERPRINT_VALUES = 64  # read from every tensor
+
+
+@dataclass
+class Backbone:
+    """Parts of a Stable Diffusion model and a CLIP vision tower; all frozen.
+
+    ``name`` is where it was loaded from, and ``fingerprint`` says which weights it has.
+    """
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    scheduler: Any
+    image_encoder: Any
+    name: str = "in memory"
+    image_encoder_name: str | None = None
+    image_mean: Sequence[float] = _CLIP_MEAN
+    image_std: Sequence[float] = _CLIP_STD
+
+    def __post_init__(self) -> None:
+        for module in self.modules():
+            module.requires_grad_(False).eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        image_encoder: str | Path | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """Load a diffusers folder or hub id.
+
+        ``image_encoder`` is a folder or hub id of a transformers CLIP or its vision tower; without one, the folder's own
+        ``image_encoder/``, else OpenCLIP ViT-H/14. Raises CheckpointError where something is missing.
+        """
+        import diffusers
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        name = str(source)
+        try:
+            index = diffusers.StableDiffusionPipeline.load_config(name)
+            scheduler = getattr(diffusers, index["scheduler"][1])
+            vision, mean, std, vision_name = _load_image_encoder(name, image_encoder, dtype)
+            backbone = cls(
+                unet=diffusers.UNet2DConditionModel.from_pretrained(name, subfolder="unet", torch_dtype=dtype),
+                vae=diffusers.AutoencoderKL.from_pretrained(name, subfolder="vae", torch_dtype=dtype),
+                text_encoder=CLIPTextModel.from_pretrained(name, subfolder="text_encoder", dtype=dtype),
+                tokenizer=CLIPTokenizer.from_pretrained(name, subfolder="tokenizer"),
+                scheduler=scheduler.from_pretrained(name, subfolder="scheduler"),
+                image_encoder=vision,
+                name=name,
+                image_encoder_name=vision_name,
+                image_mean=mean,
+                image_std=std,
+            )
+        except (OSError, KeyError, AttributeError, ValueError) as error:
+            raise CheckpointError(f"'{name}' is not a Stable Diffusion model that can be loaded: {error}") from error
+        return backbone.to(device)
+
+    def modules(self) -> Iterator[nn.Module]:
+        yield from (self.unet, self.vae, self.text_encoder, self.image_encoder)
+
+    def to(self, device: str | torch.device) -> Self:
+        for module in self.modules():
+            module.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.unet.conv_in.weight.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.unet.conv_in.weight.dtype
+        return dtype
+
+    @property
+    def resolution(self) -> int:
+        """Side of the pictures this model was made for, in pixels."""
+        return int(self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def embedding_dim(self) -> int:
+        return int(self.text_encoder.config.hidden_size)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the weights of U-Net and text encoder: a hash of a sample of every tensor, alike in float16 and 32.
+
+        Take it before anything is injected.
+        """
+        digest = hashlib.sha256()
+        for module in (self.unet, self.text_encoder):
+            for key, tensor in sorted(module.state_dict().items()):
+                flat = tensor.detach().reshape(-1)
+                sample = flat[:: max(1, flat.numel() // _FINGERPRINT_VALUES)].to("cpu", torch.float16)
+                digest.update(f"{key}{tuple(tensor.shape)}".encode())
+                digest.update(sample.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    # Latents
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Pixels to latents, float32: the posterior's mean, or a draw from it where a generator is given."""
+        posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
+        mean = posterior.mean.float()
+        if generator is not None:
+            mean = mean + posterior.std.float() * _noise_like(mean, generator)
+        return mean * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents to pixels, float32, clamped to [-1, 1]."""
+        pixels: Tensor = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+        return pixels.float().clamp(-1, 1)
+
+    # Diffusion
+
+    @property
+    def num_timesteps(self) -> int:
+        return int(self.scheduler.config.num_train_timesteps)
+
+    @cached_property
+    def _alphas_cumprod(self) -> Tensor:
+        alphas: Tensor = self.scheduler.alphas_cumprod
+        return alphas.to(self.device, torch.float32)
+
+    def signal_and_noise(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """√ᾱ_t and √(1 - ᾱ_t), [B, 1, 1, 1] each."""
+        alphas = self._alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        return alphas.sqrt(), (1 - alphas).sqrt()
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        signal, sigma = self.signal_and_noise(timesteps)
+        return signal * latents + sigma * noise
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the U-Net is to predict: the noise, or the velocity √ᾱ ε - √(1 - ᾱ) x (arXiv 2202.00512)."""
+        kind = self.scheduler.config.prediction_type
+        if kind == "epsilon":
+            return noise
+        if kind == "v_prediction":
+            signal, sigma = self.signal_and_noise(timesteps)
+            return signal * noise - sigma * latents
+        raise ConfigError(f"prediction type {kind!r} is not supported; epsilon and v_prediction are")
+
+    # Image features
+
+    @property
+    def image_layers(self) -> int:
+        return int(self.image_encoder.config.num_hidden_layers)
+
+    @property
+    def image_width(self) -> int:
+        return int(self.image_encoder.config.hidden_size)
+
+    def image_pixels(self, pixels: Tensor) -> Tensor:
+        """CLIP's input from pixels in [-1, 1]: resized (bicubic, antialiased) and normalised, [B, 3, S, S]."""
+        size = self.image_encoder.config.image_size
+        values = pixels.to(self.device, torch.float32) / 2 + 0.5
+        if values.shape[-2:] != (size, size):
+            values = F.interpolate(values, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
+        mean = values.new_tensor(self.image_mean).view(1, 3, 1, 1)
+        std = values.new_tensor(self.image_std).view(1, 3, 1, 1)
+        return (values - mean) / std
+
+    @torch.no_grad()
+    def image_features(self, pixels: Tensor, *, layer_stride: int = 1) -> list[Tensor]:
+        """The [CLS] vector after every ``layer_stride``-th CLIP layer, [B, width] float32 each; never a patch token."""
+        inputs = self.image_pixels(pixels).to(self.image_encoder.dtype)
+        hidden = self.image_encoder(pixel_values=inputs, output_hidden_states=True).hidden_states
+        return [states[:, 0].float() for states in hidden[layer_stride::layer_stride]]  # hidden[0] precedes layer 1
+
+
+def draw_noise(shape: Sequence[int], generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
+    """Standard normal noise drawn on the generator's device, so that a seed means the same on every machine."""
+    return torch.randn(tuple(shape), generator=generator, device=generator.device).to(device)
+
+
+def _noise_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    return draw_noise(tensor.shape, generator, tensor.device)
+
+
+def _load_image_encoder(
+    source: str, image_encoder: str | Path | None, dtype: torch.dtype
+) -> tuple[Any, Sequence[float], Sequence[float], str | None]:
+    """The vision tower, its mean and std, and its name (None: the one inside ``source``)."""
+    from transformers import AutoConfig, CLIPModel, CLIPVisionModel
+
+    own = image_encoder is None and (Path(source) / "image_encoder").is_dir()
+    location = str(Path(source) / "image_encoder") if own else str(image_encoder or DEFAULT_IMAGE_ENCODER)
+    config = AutoConfig.from_pretrained(location)
+    if config.model_type == "clip":
+        vision = CLIPModel.from_pretrained(location, dtype=dtype).vision_model
+    else:
+        vision = CLIPVisionModel.from_pretrained(location, dtype=dtype)
+    mean, std = _normalisation(location, source)
+    return vision, mean, std, None if own else location
+
+
+def _normalisation(*folders: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and std from a preprocessor config beside the image encoder, else CLIP's own."""
+    candidates = [
+        Path(folder, sub, "preprocessor_config.json") for folder in folders for sub in ("", "feature_extractor")
+    ]
+    for path in candidates:
+        if path.is_file():
+            values = json.loads(path.read_text())
+            return values.get("image_mean", _CLIP_MEAN), values.get("image_std", _CLIP_STD)
+    return _CLIP_MEAN, _CLIP_STD

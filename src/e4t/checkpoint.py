@@ -1,0 +1,333 @@
+"""Domain and concept folders: safetensors, config.json and a model card; never a pickle.
+
+A folder is written beside its place and then renamed, so that a broken write never leaves a half folder. A concept
+stores only what differs from its domain, and names the domain and base weights it belongs to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from e4t.config import EncoderConfig, GenerateConfig, OffsetsConfig, PersonalizeConfig
+from e4t.domain import Domain
+from e4t.errors import CheckpointError, MismatchError
+
+FORMAT_VERSION = 1
+_WEIGHTS = "model.safetensors"
+_CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """Which base a folder belongs to: where it was loaded from, and which weights it had."""
+
+    name: str
+    fingerprint: str
+    image_encoder: str | None = None  # None: the one inside the base's folder
+
+    def check(self, other_name: str, other_fingerprint: str, *, owner: str) -> None:
+        """Raise MismatchError, with both names, where the weights differ."""
+        if self.fingerprint != other_fingerprint:
+            raise MismatchError(
+                f"{owner} was made for the base model '{self.name}' ({self.fingerprint}), "
+                f"but '{other_name}' ({other_fingerprint}) is loaded"
+            )
+
+
+@dataclass(frozen=True)
+class TrainedDomain:
+    """A pre-trained domain: the encoder's heads and the weight offsets.
+
+    ``personalize`` and ``generate`` are the settings measured for it; they override the package's defaults.
+    ``tensors``: ``encoder/<parameter>`` and ``offsets/<path>.left|right``.
+    """
+
+    domain: Domain
+    base: BaseModel
+    encoder: EncoderConfig
+    offsets: OffsetsConfig
+    embedding_scale: float
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    pretrain: Mapping[str, Any] = field(default_factory=dict)
+    personalize: Mapping[str, Any] = field(default_factory=dict)
+    generate: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Identifies the weights, whatever floating-point type they were saved in."""
+        return _digest(self.tensors)
+
+    @property
+    def personalize_config(self) -> PersonalizeConfig:
+        return PersonalizeConfig.from_dict(self.personalize)
+
+    @property
+    def generate_config(self) -> GenerateConfig:
+        return GenerateConfig.from_dict(self.generate)
+
+    def save(self, folder: str | Path, *, dtype: str = "float32") -> Path:
+        config = {
+            "kind": "domain",
+            "id": _digest(_cast(self.tensors, dtype)),
+            "domain": self.domain.to_dict(),
+            "base": vars(self.base),
+            "embedding_scale": self.embedding_scale,
+            "encoder": self.encoder.to_dict(),
+            "offsets": self.offsets.to_dict(),
+            "pretrain": dict(self.pretrain),
+            "personalize": dict(self.personalize),
+            "generate": dict(self.generate),
+        }
+        return _write(Path(folder), config, _cast(self.tensors, dtype), _domain_card(self))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TrainedDomain:
+        config, tensors = _read(Path(folder), "domain")
+        with _explained(folder):
+            return cls(
+                domain=Domain.from_dict(config["domain"]),
+                base=BaseModel(**config["base"]),
+                encoder=EncoderConfig.from_dict(config["encoder"]),
+                offsets=OffsetsConfig.from_dict(config["offsets"]),
+                embedding_scale=float(config["embedding_scale"]),
+                tensors={name: tensor.float() for name, tensor in tensors.items()},
+                pretrain=config.get("pretrain", {}),
+                personalize=config.get("personalize", {}),
+                generate=config.get("generate", {}),
+            )
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One personalized concept: what differs from its domain.
+
+    ``tensors``: ``image_half`` [D] (the image side of the encoder, once and for all), ``bias`` [D], ``residual`` [D],
+    ``frozen_offset`` [D] (mean E over timesteps), and as tuned ``deltas/…``, ``encoder/…``, ``unet/…``, ``text_encoder/…``.
+    ``history`` holds the concept after every step, 0 first, where it was asked for; it is not saved.
+    """
+
+    domain: Domain
+    domain_id: str | None  # None: made without a pre-trained domain
+    base: BaseModel
+    steps: int
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    history: tuple[Concept, ...] = field(default=(), repr=False)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the weights as saved."""
+        dtype = getattr(torch, PersonalizeConfig.from_dict(self.config).save_dtype)
+        return sum(tensor.numel() for tensor in self.tensors.values()) * dtype.itemsize
+
+    def group(self, name: str) -> dict[str, Tensor]:
+        """The tensors under ``name/``, without the prefix."""
+        return _group(self.tensors, name)
+
+    def check(self, domain: Domain, domain_id: str | None) -> None:
+        """Raise MismatchError, with both names, if this concept is of another domain."""
+        if self.domain_id != domain_id:
+            mine, other = (f"'{d.name}' ({i or 'not pre-trained'})" for d, i in self._pair(domain, domain_id))
+            raise MismatchError(f"the concept was made in the domain {mine}, but {other} is loaded")
+
+    def _pair(self, domain: Domain, domain_id: str | None) -> tuple[tuple[Domain, str | None], ...]:
+        return (self.domain, self.domain_id), (domain, domain_id)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a folder that, with its domain, is all that sampling needs."""
+        config = {
+            "kind": "concept",
+            "domain": self.domain.to_dict(),
+            "domain_id": self.domain_id,
+            "base": vars(self.base),
+            "steps": self.steps,
+            "personalize": dict(self.config),
+        }
+        dtype = PersonalizeConfig.from_dict(self.config).save_dtype
+        return _write(Path(folder), config, _cast(self.tensors, dtype), _concept_card(self))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Concept:
+        config, tensors = _read(Path(folder), "concept")
+        with _explained(folder):
+            return cls(
+                domain=Domain.from_dict(config["domain"]),
+                domain_id=config["domain_id"],
+                base=BaseModel(**config["base"]),
+                steps=int(config["steps"]),
+                tensors={name: tensor.float() for name, tensor in tensors.items()},
+                config=config["personalize"],
+            )
+
+    def with_history(self, history: tuple[Concept, ...]) -> Concept:
+        return replace(self, history=history)
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Everything needed to go on training exactly where it stopped; random numbers follow from the step."""
+
+    step: int
+    arguments: Mapping[str, Any]
+    tensors: Mapping[str, Tensor] = field(repr=False)
+
+    def save(self, folder: str | Path) -> Path:
+        config = {"kind": "training", "step": self.step, "arguments": dict(self.arguments)}
+        return _write(Path(folder), config, dict(self.tensors), "State of an unfinished training; safe to delete.\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TrainingState:
+        config, tensors = _read(Path(folder), "training")
+        return cls(config["step"], config["arguments"], tensors)
+
+    def group(self, name: str) -> dict[str, Tensor]:
+        return _group(self.tensors, name)
+
+
+def prefixed(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{name}/{key}": tensor.detach().cpu() for key, tensor in tensors.items()}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's state as named tensors: ``<parameter index>.<what>``."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{key}": torch.as_tensor(value) for index, entry in state.items() for key, value in entry.items()}
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+class _explained:
+    """Turns what a hand-edited or broken config raises into one sentence."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, (KeyError, TypeError, ValueError)):
+            raise CheckpointError(f"{Path(self.folder) / _CONFIG} is incomplete or broken: {error}") from error
+
+
+def _write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor], card: str) -> Path:
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    text = json.dumps({"format_version": FORMAT_VERSION, **config}, indent=2) + "\n"
+    (beside / _CONFIG).write_text(text, encoding="utf-8")
+    (beside / "README.md").write_text(card, encoding="utf-8")
+    save_file(tensors, beside / _WEIGHTS, metadata={"format": "pt"})
+    _replace(beside, folder)
+    return folder
+
+
+def _replace(new: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        if not (folder / _CONFIG).is_file() and any(folder.iterdir()):
+            shutil.rmtree(new)
+            raise CheckpointError(f"'{folder}' exists and is not a folder of this package; choose another place")
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not (folder / _CONFIG).is_file():
+        raise CheckpointError(f"'{folder}' is no {kind} folder: it has no {_CONFIG}")
+    try:
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        found, version = config.get("kind"), config.get("format_version")
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise CheckpointError(f"'{folder / _CONFIG}' cannot be read: {error}") from error
+    if found != kind:
+        raise CheckpointError(f"'{folder}' is a {found or 'foreign'} folder, not a {kind} folder")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"'{folder}' has format version {version}; this package reads {FORMAT_VERSION}")
+    try:
+        return config, load_file(folder / _WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"'{folder / _WEIGHTS}' cannot be read: {error}") from error
+
+
+def _cast(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().to(getattr(torch, dtype)).contiguous() for name, tensor in tensors.items()}
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """A hash that a round trip through float16 does not change."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().half().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _group(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    prefix = f"{name}/"
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def _domain_card(trained: TrainedDomain) -> str:
+    domain, steps = trained.domain, trained.pretrain.get("steps", "?")
+    return f"""---
+base_model: {trained.base.name}
+library_name: e4t
+tags: [text-to-image, diffusers, personalization, e4t]
+---
+# Domain “{domain.name}”
+
+Encoder and weight offsets (encoder-based domain tuning, arXiv 2302.12228) for the base model `{trained.base.name}`,
+pre-trained for {steps} steps. One image of a {domain.class_word} becomes the word `{domain.placeholder}`:
+
+```python
+from e4t import E4TPipeline
+
+pipe = E4TPipeline.from_pretrained("path/to/this/folder")
+concept = pipe.personalize("image.png")
+pipe("a pencil sketch of {domain.placeholder}", concept=concept).images[0].save("sketch.png")
+```
+
+All settings are in `config.json`; its sections `personalize` and `generate` override the package's defaults.
+"""
+
+
+def _concept_card(concept: Concept) -> str:
+    domain = concept.domain
+    return f"""---
+base_model: {concept.base.name}
+library_name: e4t
+instance_prompt: {domain.placeholder}
+tags: [text-to-image, diffusers, personalization, e4t]
+---
+# A concept of the domain “{domain.name}”
+
+Learned from one image in {concept.steps} steps. Needs its domain (`{concept.domain_id or "none"}`) and the base model
+`{concept.base.name}`; say `{domain.placeholder}` in a prompt to draw it:
+
+```python
+from e4t import Concept, E4TPipeline
+
+pipe = E4TPipeline.from_pretrained("path/to/the/domain")
+concept = Concept.load("path/to/this/folder")
+pipe("a photo of {domain.placeholder} at the beach", concept=concept).images[0].save("beach.png")
+```
+"""

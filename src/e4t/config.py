@@ -1,0 +1,221 @@
+"""Every setting and its default; nothing else in the package has defaults of its own.
+
+Marks: [P] said by the authors, [R] agreed on by independent re-implementations, [?] open, our choice. ``paper()`` gives
+every [P] and [R] value at once. Learning rates, ``embedding_scale`` and ``regularisation`` depend on the width of the
+word embeddings and do not carry over to other base models: a domain's config.json records those measured for it, in
+sections named after the classes here ("pretrain", "personalize", "generate"), and they take precedence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Self
+
+from e4t.errors import ConfigError
+
+DEFAULT_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # [R], in transformers' format
+TUNABLE = ("residual", "bias", "encoder", "deltas", "unet", "text_encoder")
+
+
+class _Section:
+    """What all configurations share: reading and writing themselves."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        return cls().updated(values)
+
+    def updated(self, values: Mapping[str, Any]) -> Self:
+        """A copy with some fields replaced; lists become tuples, unknown names are an error."""
+        known = {f.name: f for f in fields(self)}  # type: ignore[arg-type]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ConfigError(f"unknown setting {unknown[0]!r} for {type(self).__name__}; known: {', '.join(known)}")
+        return replace(self, **{name: self._plain(name, value) for name, value in values.items()})  # type: ignore[type-var]
+
+    def _plain(self, name: str, value: Any) -> Any:
+        current = getattr(self, name)
+        if isinstance(current, _Section) and isinstance(value, Mapping):
+            return current.updated(value)
+        return tuple(value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class EncoderConfig(_Section):
+    """How the encoder looks at its inputs."""
+
+    layer_stride: int = 2  # [P] the [CLS] of every 2nd CLIP layer
+    use_image: bool = True  # [P]; False for ablations
+    unet_blocks: str = "all"  # [?] "all": conv_in, every skip, mid; "resolutions": last of each; "mid"; "none"
+    normalize: bool = False  # [?] layer norm without parameters before each linear
+    negative_slope: float = 0.01  # [?] of the LeakyReLU
+    head: str = "paper"  # "paper": ends with LeakyReLU [P]; "linear": one more linear after it [?]
+    head_gain: float = 0.0  # [?] "linear" only: 0 starts at E = 0, else a factor on torch's initialisation
+
+    def __post_init__(self) -> None:
+        _check("unet_blocks", self.unet_blocks, ("all", "resolutions", "mid", "none"))
+        _check("head", self.head, ("paper", "linear"))
+
+    @classmethod
+    def blind(cls) -> EncoderConfig:
+        """No input at all: E is the concept's own vectors, for base models without a domain."""
+        return cls(use_image=False, unet_blocks="none")
+
+
+@dataclass(frozen=True)
+class OffsetsConfig(_Section):
+    """Where the weight offsets of a domain sit and how they are parametrised."""
+
+    form: str = "paper"  # "paper": four linears [P]; "lowrank": the same matrices, directly; "none"
+    rank: int = 3  # of "lowrank"; the paper's form has rank 3 at most
+    projections: tuple[str, ...] = ("to_q", "to_k", "to_v")  # [P]; "to_out" can be added
+    attentions: tuple[str, ...] = ("self", "cross")  # [P]
+
+    def __post_init__(self) -> None:
+        _check("form", self.form, ("paper", "lowrank", "none"))
+        for name in self.projections:
+            _check("projections", name, ("to_q", "to_k", "to_v", "to_out"))
+        for name in self.attentions:
+            _check("attentions", name, ("self", "cross"))
+
+
+@dataclass(frozen=True)
+class PretrainConfig(_Section):
+    """Stage 1, once per domain."""
+
+    steps: int = 30_000  # [R] faces; cats 60,000, art 100,000
+    batch_size: int = 16  # [R]
+    accumulation: int = 1  # batches per optimiser step
+    learning_rate: float = 1.6e-5  # [R] constant
+    offsets_learning_rate: float | None = None  # None: as above
+    weight_decay: float = 0.01  # AdamW's default
+    warmup_steps: int = 0
+    max_grad_norm: float | None = None
+    embedding_scale: float = 0.1  # [R] s in v* = v_class + s E
+    regularisation: float = 0.01  # [R] λ
+    regularisation_reduction: str = "sum"  # [?] over the embedding's dimensions: "sum" or "mean"
+    min_timestep: int = 0  # [?] timesteps are uniform in [min_timestep, max_timestep)
+    max_timestep: int | None = None  # None: all of the schedule
+    resolution: int | None = None  # None: the base model's own
+    crop_scale: tuple[float, float] = (0.8, 1.0)  # [?] share of the area; (1, 1) turns cropping off
+    flip: bool = False  # [?] mirroring changes identities
+    color_jitter: float = 0.0  # [?] of the encoder's view only
+    sample_latents: bool = True  # draw from the autoencoder's posterior instead of taking its mean
+    mixed_precision: str = "no"  # "no", "bf16", "fp16" (autocast; what is trained stays float32)
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    checkpoint_every: int = 1_000
+    save_dtype: str = "float32"  # of the domain folder
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    offsets: OffsetsConfig = field(default_factory=OffsetsConfig)
+
+    def __post_init__(self) -> None:
+        _check("regularisation_reduction", self.regularisation_reduction, ("sum", "mean"))
+        _check("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
+        _check("save_dtype", self.save_dtype, ("float32", "float16"))
+
+    @classmethod
+    def paper(cls, domain: str = "face") -> PretrainConfig:
+        """Every [P] and [R] value; steps by domain: faces 30,000, cats 60,000, art 100,000."""
+        return cls(
+            steps={"cat": 60_000, "art": 100_000}.get(domain, 30_000),
+            batch_size=16,
+            learning_rate=1.6e-5,
+            embedding_scale=0.1,
+            regularisation=0.01,
+            resolution=512,
+            encoder=EncoderConfig(layer_stride=2, use_image=True, head="paper"),
+            offsets=OffsetsConfig(form="paper", projections=("to_q", "to_k", "to_v"), attentions=("self", "cross")),
+        )
+
+
+@dataclass(frozen=True)
+class PersonalizeConfig(_Section):
+    """Stage 2, once per concept."""
+
+    steps: int = 5  # [P] 5 to 15
+    batch_size: int = 16  # [R] the same image with independent (t, noise)
+    accumulation: int = 1
+    tune: tuple[str, ...] = ("residual", "bias", "deltas")  # [?] any of TUNABLE
+    delta_rank: int = 0  # of "deltas": 0 is dense, else low-rank
+    learning_rate: float = 1.6e-5  # [R] 5e-6 to 1.6e-5
+    residual_learning_rate: float = 1e-3  # [?] of "residual" and "bias": a few hundred numbers, not millions
+    encoder_learning_rate: float | None = None  # None: learning_rate; so are the next three
+    deltas_learning_rate: float | None = None
+    unet_learning_rate: float | None = None
+    text_encoder_learning_rate: float | None = None
+    weight_decay: float = 0.01
+    max_grad_norm: float | None = None
+    regularisation: float = 0.1  # [R]
+    regularisation_reduction: str = "sum"
+    min_timestep: int = 0
+    max_timestep: int | None = None
+    stratified_timesteps: bool = False  # [?] one timestep from each of batch_size equal intervals
+    mask_loss: bool = True  # [P] for faces, where a mask is at hand
+    mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    save_dtype: str = "float16"  # of a concept folder
+    frozen_timesteps: int = 8  # the frozen embedding is the mean prediction over so many timesteps
+
+    def __post_init__(self) -> None:
+        for name in self.tune:
+            _check("tune", name, TUNABLE)
+        _check("regularisation_reduction", self.regularisation_reduction, ("sum", "mean"))
+        _check("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
+        _check("save_dtype", self.save_dtype, ("float32", "float16"))
+
+    def rate(self, part: str) -> float:
+        """Learning rate of one of TUNABLE."""
+        if part in ("residual", "bias"):
+            return self.residual_learning_rate
+        own: float | None = getattr(self, f"{part}_learning_rate")
+        return self.learning_rate if own is None else own
+
+    @classmethod
+    def paper(cls) -> PersonalizeConfig:
+        """Every [P] and [R] value: encoder, whole U-Net and text encoder tuned in tandem."""
+        return cls(
+            steps=15,
+            batch_size=16,
+            tune=("encoder", "deltas", "unet", "text_encoder"),
+            learning_rate=1.6e-5,
+            regularisation=0.1,
+            mask_loss=True,
+        )
+
+    @classmethod
+    def without_domain(cls) -> PersonalizeConfig:
+        """For a base model without a pre-trained domain: more steps, from the bare class word."""
+        return cls(steps=100, tune=("residual", "deltas"), residual_learning_rate=5e-3, learning_rate=5e-5)
+
+
+@dataclass(frozen=True)
+class GenerateConfig(_Section):
+    """Sampling."""
+
+    num_inference_steps: int = 50  # [R]
+    guidance_scale: float = 7.5  # [R]
+    guidance_rescale: float = 0.0  # about 0.7 for models with zero terminal SNR (arXiv 2305.08891, section 3.4)
+    num_images: int = 1
+    seed: int = 0
+    strength: float = 1.0  # of the concept: scales its embedding offset and its own weight deltas
+    embedding: str = "live"  # "live": predicted at every denoising step [R]; "frozen": one vector
+    scheduler: str | None = None  # a diffusers scheduler class; None: the base model's own
+    height: int | None = None
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        _check("embedding", self.embedding, ("live", "frozen"))
+
+    @classmethod
+    def paper(cls) -> GenerateConfig:
+        return cls(num_inference_steps=50, guidance_scale=7.5, embedding="live", scheduler="DDIMScheduler")
+
+
+def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")

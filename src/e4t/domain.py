@@ -1,0 +1,71 @@
+"""What a domain is: a kind of concept with a coarse word for it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from e4t.errors import ConfigError
+
+_PHOTO_TEMPLATES = (
+    "a photo of {}",
+    "a close-up photo of {}",
+    "a portrait of {}",
+    "a picture of {}",
+    "a cropped photo of {}",
+    "a good photo of {}",
+    "a bright photo of {}",
+    "a rendition of {}",
+)
+_ART_TEMPLATES = (
+    "art by {}",
+    "a painting in the style of {}",
+    "an artwork by {}",
+    "a picture in the style of {}",
+    "a rendering in the style of {}",
+    "a work of art by {}",
+)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A kind of concept that is pre-trained once.
+
+    ``class_word`` must be a single token of the text encoder: its embedding is where every concept starts.
+    ``templates`` are neutral training prompts with ``{}`` where the placeholder goes.
+    """
+
+    name: str
+    class_word: str
+    placeholder: str = "S*"
+    templates: tuple[str, ...] = _PHOTO_TEMPLATES
+
+    def __post_init__(self) -> None:
+        if not self.placeholder.strip():
+            raise ConfigError("the placeholder is empty; use a word no prompt has, such as 'S*'")
+        if not self.templates or any("{}" not in template for template in self.templates):
+            raise ConfigError(f"every prompt template of domain '{self.name}' needs a {{}} for the placeholder")
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The templates with the placeholder filled in."""
+        return tuple(template.replace("{}", self.placeholder) for template in self.templates)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Domain:
+        return cls(**{**values, "templates": tuple(values["templates"])})
+
+    @classmethod
+    def named(cls, name: str) -> Domain:
+        """A built-in domain, or a new one whose class word is its name."""
+        return BUILT_IN.get(name) or cls(name, class_word=name)
+
+
+BUILT_IN = {
+    "face": Domain("face", class_word="face"),
+    "cat": Domain("cat", class_word="cat"),
+    "art": Domain("art", class_word="art", templates=_ART_TEMPLATES),
+}

@@ -1,0 +1,39 @@
+"""Every error this package raises on purpose. All say in one sentence what is wrong and what would be right."""
+
+from __future__ import annotations
+
+
+class E4TError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(E4TError):
+    """A setting has a value that cannot work."""
+
+
+class ImageError(E4TError):
+    """A picture cannot be read or used."""
+
+
+class PromptError(E4TError):
+    """A prompt cannot be encoded."""
+
+
+class PromptTooLongError(PromptError):
+    """A prompt has more tokens than the text encoder takes, the placeholder's included."""
+
+
+class OffsetsError(E4TError):
+    """Weight offsets are used in a state that does not allow it: injected twice, fused into bfloat16, ..."""
+
+
+class CheckpointError(E4TError):
+    """A domain, concept or training folder is missing, broken or of another format version."""
+
+
+class MismatchError(CheckpointError):
+    """A concept belongs to another domain, or a domain to another base model."""
+
+
+class DataError(E4TError):
+    """A training folder holds no usable pictures."""

@@ -1,0 +1,186 @@
+"""An untrusted file to a clean RGB image: orientation, colour modes, size limits, crop, mask."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from e4t.errors import ImageError
+
+ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image
+
+MAX_BYTES = 64 * 2**20
+MAX_PIXELS = 64_000_000  # 8000 x 8000, more than a phone camera gives
+MIN_SIDE = 8
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF", "JPEG2000")
+"""What Pillow may be asked to decode: formats that can run programs or fetch files (EPS, ...) are left out."""
+
+_NEVER_SUFFICIENT = "use a JPEG, PNG or WebP picture"
+
+
+def load_image(source: ImageSource) -> Image.Image:
+    """Any picture, upright and as 8-bit RGB, without metadata.
+
+    EXIF orientation is applied, transparency is put on white, 16-bit values are scaled, of an animation the first frame
+    is taken.
+
+    Raises:
+        ImageError: the file is missing, not a picture, damaged, or too large to be decoded safely.
+    """
+    return _on_white(_decode(source))
+
+
+def load_mask(source: ImageSource, size: int | None = None) -> Image.Image:
+    """A mask as 8-bit grey, 255 where the subject is: a picture's transparency if it has any, else its brightness.
+
+    With ``size`` it is cropped and resized as `square` does, so that it keeps lying on the picture it belongs to.
+
+    Raises:
+        ImageError: as `load_image`, and when the mask is empty.
+    """
+    image = _decode(source)
+    if _has_alpha(image):
+        alpha = image.convert("RGBA").getchannel("A")
+        mask = alpha if alpha.getextrema()[0] < 255 else _to_grey(image)
+    else:
+        mask = _to_grey(image)
+    if mask.getextrema()[1] == 0:
+        raise ImageError(f"{_name(source)} is an empty mask: paint the subject white and the rest black.")
+    return mask if size is None else square(mask, size)
+
+
+def square(image: Image.Image, size: int) -> Image.Image:
+    """The largest centred square, resized to ``size`` x ``size`` pixels with a Lanczos filter."""
+    if size < 1:
+        raise ImageError(f"a picture cannot be made {size} pixels wide; give a size of 1 or more.")
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    box = (left, top, left + side, top + side)
+    if side == size:
+        return image.crop(box)
+    return image.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+
+
+def _decode(source: ImageSource) -> Image.Image:
+    """The first frame, upright, all its pixels read."""
+    name = _name(source)
+    if isinstance(source, Image.Image):
+        _check_size(source.size, name)
+        return _load(source.copy(), name)
+    data = io.BytesIO(_read(Path(source), name))
+    with warnings.catch_warnings():
+        # Pillow warns of decompression bombs and odd metadata; the limits are checked here instead.
+        warnings.simplefilter("ignore")
+        try:
+            opened = Image.open(data, formats=FORMATS_HERE)
+        except UnidentifiedImageError:
+            raise ImageError(f"{name} is not a picture this program can read; {_NEVER_SUFFICIENT}.") from None
+        except Image.DecompressionBombError:
+            raise ImageError(f"{name} has more than {MAX_PIXELS / 1e6:.0f} million pixels; make it smaller.") from None
+        except Exception as error:
+            raise ImageError(f"{name} is damaged and cannot be opened ({_reason(error)}); save it anew.") from error
+        with opened:
+            _check_size(opened.size, name)
+            return _load(opened, name)
+
+
+def _load(image: Image.Image, name: str) -> Image.Image:
+    # Pillow's decoders raise whatever a damaged file leads them into: OSError, SyntaxError, ValueError, struct.error.
+    try:
+        image.seek(0)
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+    except Exception as error:
+        raise ImageError(f"{name} is damaged or cut off ({_reason(error)}); save or download it anew.") from error
+    return upright
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        if path.is_dir():
+            raise ImageError(f"{name} is a folder; give the path of one picture.")
+        size = path.stat().st_size
+        if size == 0:
+            raise ImageError(f"{name} is empty; {_NEVER_SUFFICIENT}.")
+        if size > MAX_BYTES:
+            limit = MAX_BYTES // 2**20
+            raise ImageError(f"{name} has {size / 2**20:.0f} MB, and the limit is {limit} MB; make it smaller.")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise ImageError(f"there is no picture at {name}; check the path.") from None
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{name} cannot be opened ({_reason(error)}); check the path and its permissions.") from error
+    if len(data) > MAX_BYTES:  # the size of a pipe or device is not known beforehand
+        raise ImageError(f"{name} has more than {MAX_BYTES // 2**20} MB; make it smaller.")
+    return data
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        limit = f"{MAX_PIXELS / 1e6:.0f} million"
+        raise ImageError(f"{name} is {width} x {height} pixels, and the limit is {limit} in all; make it smaller.")
+    if min(width, height) < MIN_SIDE:
+        raise ImageError(f"{name} is {width} x {height} pixels; both sides need at least {MIN_SIDE}.")
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if _has_alpha(image):
+        if image.mode in ("RGBa", "La"):
+            image = image.convert({"RGBa": "RGBA", "La": "LA"}[image.mode])
+        # A transparent grey value belongs to the 16-bit picture and would not survive its scaling.
+        if image.mode not in ("I", "I;16", "I;16B", "I;16L", "F"):
+            rgba = image.convert("RGBA")
+            white = Image.new("RGBA", rgba.size, "white")
+            return _bare(Image.alpha_composite(white, rgba).convert("RGB"))
+    if _is_deep(image):
+        return _bare(_to_grey(image).convert("RGB"))
+    return _bare(image.convert("RGB"))
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def _to_grey(image: Image.Image) -> Image.Image:
+    """8-bit grey. 16-bit and float values are scaled by the range of their type, as Pillow itself would cut them off."""
+    if not _is_deep(image):
+        return image.convert("L")
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    top = float(values.max(initial=0.0))
+    if image.mode == "F":
+        full = 1.0 if top <= 1.0 else 255.0 if top <= 255.0 else 65535.0
+    else:
+        full = 65535.0 if image.mode.startswith("I;16") or top > 255.0 else 255.0
+    return Image.fromarray(np.clip(values * (255.0 / full) + 0.5, 0, 255).astype(np.uint8))
+
+
+def _bare(image: Image.Image) -> Image.Image:
+    """Without EXIF, colour profile and comments: what is trained on and saved should not carry a place or a name."""
+    image.info.clear()
+    return image
+
+
+def _name(source: ImageSource) -> str:
+    return "the picture" if isinstance(source, Image.Image) else f"'{os.fspath(source)}'"
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split()).rstrip(".")
+    return text[:80] or type(error).__name__
+
+
+Image.init()
+FORMATS_HERE = tuple(name for name in FORMATS if name in Image.OPEN)
+"""Those of `FORMATS` that this installation of Pillow has."""

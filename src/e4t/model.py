@@ -1,0 +1,198 @@
+"""A backbone with the two trained parts of a domain: the concept encoder and the weight offsets.
+
+What both stages of training and sampling share: predicting the concept's word from a noisy latent, reading prompts with
+that word, and applying a concept to the weights and taking it off again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from e4t.backbone import Backbone
+from e4t.checkpoint import BaseModel, Concept, TrainedDomain, prefixed
+from e4t.config import EncoderConfig, OffsetsConfig
+from e4t.domain import Domain
+from e4t.models.encoder import ConceptEncoder
+from e4t.models.features import feature_widths, pooled_features
+from e4t.models.offsets import TunedWeights, WeightOffsets
+from e4t.models.text import Tokens, class_token, encode, tokenize
+
+
+class E4TModel(nn.Module):
+    """Encoder and offsets of a domain on a frozen backbone. Its parameters are the trained ones only."""
+
+    class_embedding: Tensor
+    empty_prompt: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        domain: Domain,
+        *,
+        encoder: EncoderConfig,
+        offsets: OffsetsConfig,
+        embedding_scale: float,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.domain = domain
+        self.domain_id: str | None = None
+        self.embedding_scale = embedding_scale
+        self.base = BaseModel(backbone.name, backbone.fingerprint, backbone.image_encoder_name)
+        self.class_id = class_token(backbone.tokenizer, domain.class_word)
+        self.encoder = _build_encoder(backbone, encoder)
+        self.offsets = WeightOffsets(backbone.unet, offsets)
+        self.tuned: dict[str, TunedWeights] = {}
+        with torch.no_grad():
+            word = backbone.text_encoder.get_input_embeddings().weight[self.class_id].detach().float().clone()
+            empty = encode(backbone.text_encoder, self.tokens([""], quiet=True)).float()
+        self.register_buffer("class_embedding", word, persistent=False)  # v_class [D]
+        self.register_buffer("empty_prompt", empty, persistent=False)  # [1, L, width]
+        self.to(backbone.device)
+
+    @classmethod
+    def from_domain(cls, backbone: Backbone, trained: TrainedDomain) -> E4TModel:
+        """Raises MismatchError if the domain was trained on other base weights."""
+        trained.base.check(backbone.name, backbone.fingerprint, owner=f"the domain '{trained.domain.name}'")
+        model = cls(
+            backbone,
+            trained.domain,
+            encoder=trained.encoder,
+            offsets=trained.offsets,
+            embedding_scale=trained.embedding_scale,
+        )
+        model.domain_id = trained.id
+        heads = model.encoder.heads()
+        for name, tensor in _under(trained.tensors, "encoder").items():
+            heads[name].data.copy_(tensor)
+        if trained.offsets.form != "none":
+            model.offsets.load_domain_state(_under(trained.tensors, "offsets"))
+        return model.requires_grad_(False)
+
+    @classmethod
+    def without_domain(cls, backbone: Backbone, domain: Domain, *, embedding_scale: float) -> E4TModel:
+        """From the bare class word: no encoder inputs, zero offsets."""
+        model = cls(
+            backbone,
+            domain,
+            encoder=EncoderConfig.blind(),
+            offsets=OffsetsConfig(form="none"),
+            embedding_scale=embedding_scale,
+        )
+        return model.requires_grad_(False)
+
+    def domain_tensors(self) -> dict[str, Tensor]:
+        """What a `TrainedDomain` stores."""
+        return prefixed("encoder", self.encoder.heads()) | prefixed("offsets", self.offsets.domain_state())
+
+    # The concept's word
+
+    def image_features(self, pixels: Tensor) -> list[Tensor]:
+        """Pixels [B, 3, H, W] → [CLS] of every n-th CLIP layer, [B, width] each; none if the encoder takes none."""
+        config = self.encoder.config
+        return self.backbone.image_features(pixels, layer_stride=config.layer_stride) if config.use_image else []
+
+    def offset(self, noisy: Tensor, timesteps: Tensor, image_half: Tensor) -> Tensor:
+        """E(I, z_t, t) [B, D], with the denoiser's features from the base weights and without gradients into them."""
+        with self.base_weights():
+            features = pooled_features(
+                self.backbone.unet, noisy, timesteps, self.empty_prompt, blocks=self.encoder.config.unet_blocks
+            )
+        offset: Tensor = self.encoder(image_half, features)
+        return offset.expand(len(noisy), -1)
+
+    def word(self, offset: Tensor, *, strength: float = 1.0) -> Tensor:
+        """v* = v_class + s E, [B, D]."""
+        return self.class_embedding + strength * self.embedding_scale * offset
+
+    def tokens(self, prompts: Sequence[str], *, quiet: bool = False) -> Tokens:
+        """Tokenised prompts on the model's device; ``quiet`` for prompts that need no placeholder."""
+        placeholder = "" if quiet else self.domain.placeholder
+        tokenizer = self.backbone.tokenizer
+        return tokenize(tokenizer, prompts, placeholder=placeholder, class_id=self.class_id).to(self.backbone.device)
+
+    def prompt_embeds(self, tokens: Tokens, word: Tensor | None = None) -> Tensor:
+        """[B, L, width]: the prompts read with the concept's word."""
+        return encode(self.backbone.text_encoder, tokens, word)
+
+    def denoise(self, noisy: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """The U-Net's prediction, float32."""
+        dtype = self.backbone.dtype
+        prediction: Tensor = self.backbone.unet(
+            noisy.to(dtype), timesteps, encoder_hidden_states=prompt_embeds.to(dtype), return_dict=False
+        )[0]
+        return prediction.float()
+
+    # Weights
+
+    @contextmanager
+    def base_weights(self) -> Iterator[None]:
+        """The U-Net as it was loaded, whatever has been injected, fused or tuned since."""
+        with ExitStack() as stack:
+            stack.enter_context(self.offsets.base_weights())
+            if "unet" in self.tuned:
+                stack.enter_context(self.tuned["unet"].base_weights())
+            yield
+
+    def tunable(self, part: str) -> TunedWeights:
+        """Weights of "unet" (but those with offsets), "text_encoder" or "encoder" (its heads) to be tuned whole."""
+        own: set[int] = set()
+        module: Any = {"text_encoder": self.backbone.text_encoder, "encoder": self.encoder}.get(part, self.backbone.unet)
+        if part == "unet":
+            own = {id(linear.weight) for linear, _ in self.offsets.items()}
+        if part == "encoder":
+            own = {id(self.encoder.bias), id(self.encoder.residual)}
+        return TunedWeights(module, skip=own)
+
+    def apply(self, concept: Concept, *, strength: float = 1.0) -> None:
+        """Put a concept's vectors and weights in place, fused. Raises MismatchError for a concept of another domain."""
+        concept.base.check(self.backbone.name, self.base.fingerprint, owner="the concept")
+        concept.check(self.domain, self.domain_id)
+        self.encoder.bias.data.copy_(concept.tensors["bias"])
+        self.encoder.residual.data.copy_(concept.tensors["residual"])
+        self.offsets.load_concept_state(concept.group("deltas"))
+        self.offsets.set_strength(strength)
+        for part in ("unet", "text_encoder", "encoder"):
+            if difference := concept.group(part):
+                self.tuned[part] = self.tunable(part)
+                self.tuned[part].apply(difference, strength=1.0 if part == "encoder" else strength)
+        self.offsets.fuse()
+
+    def take_off(self) -> None:
+        """The domain and base exactly as they were before `apply`."""
+        self.offsets.eject()
+        self.offsets.drop_concept()
+        self.offsets.set_strength(1.0)
+        for tuned in self.tuned.values():
+            tuned.restore()
+        self.tuned.clear()
+        with torch.no_grad():
+            self.encoder.bias.zero_()
+            self.encoder.residual.zero_()
+
+    @contextmanager
+    def applied(self, concept: Concept, *, strength: float = 1.0) -> Iterator[E4TModel]:
+        try:
+            self.apply(concept, strength=strength)
+            yield self
+        finally:
+            self.take_off()
+
+
+def _build_encoder(backbone: Backbone, config: EncoderConfig) -> ConceptEncoder:
+    layers = backbone.image_layers // config.layer_stride if config.use_image else 0
+    return ConceptEncoder(
+        image_widths=[backbone.image_width] * layers,
+        unet_widths=feature_widths(backbone.unet, config.unet_blocks),
+        embedding_dim=backbone.embedding_dim,
+        config=config,
+    )
+
+
+def _under(tensors: Any, name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}

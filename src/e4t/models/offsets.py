@@ -1,0 +1,378 @@
+"""Weight offsets: attention weights become ``W * (1 + Δ) + D`` on an untouched U-Net.
+
+Δ belongs to the domain and is shared by all its concepts (paper, section on weight offsets); D belongs to one concept.
+Both are composed in float32 and cast once, because ``1 + Δ`` in bfloat16 loses every change below 0.3 %. The base
+tensors are never written to: they stay reachable by reference, for `base_weights` and for an exact `eject`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from e4t.config import OffsetsConfig
+from e4t.errors import OffsetsError
+
+
+class PaperForm(nn.Module):
+    """Δ as the paper's figure has it: v0, two linears, outer product, column-wise linear, row-wise linear.
+
+    Written out, with x and y the column and row vector,
+    ``Δ = (W_c x)(W_r y)ᵀ + b_c (W_r 1)ᵀ + 1 b_rᵀ``: rank 3 at most. Computed in this form it costs four matrix-vector
+    products and has the values and gradients of the four linears. Δ = 0 at the start through the last linear alone,
+    so that every other parameter already sits where gradients will reach it.
+    """
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.v0 = nn.Parameter(torch.ones(1))
+        self.to_column = nn.Linear(1, rows)
+        self.to_row = nn.Linear(1, columns)
+        self.column_wise = nn.Linear(rows, rows)
+        self.row_wise = nn.Linear(columns, columns)
+        nn.init.zeros_(self.row_wise.weight)
+        nn.init.zeros_(self.row_wise.bias)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Left [rows, 3] and right [columns, 3] factor: Δ = left @ rightᵀ."""
+        column, row = self.to_column(self.v0), self.to_row(self.v0)
+        w_c, b_c = self.column_wise.weight, self.column_wise.bias
+        w_r, b_r = self.row_wise.weight, self.row_wise.bias
+        left = torch.stack([w_c @ column, b_c, torch.ones_like(b_c)], dim=1)
+        right = torch.stack([w_r @ row, w_r.sum(dim=1), b_r], dim=1)
+        return left, right
+
+    def forward(self) -> Tensor:
+        left, right = self.factors()
+        return left @ right.T  # [rows, columns]
+
+
+class LowRank(nn.Module):
+    """``left @ rightᵀ``; zero at the start through ``right`` alone."""
+
+    def __init__(self, rows: int, columns: int, rank: int) -> None:
+        super().__init__()
+        self.left = nn.Parameter(torch.randn(rows, rank))
+        self.right = nn.Parameter(torch.zeros(columns, rank))
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.left, self.right
+
+    def forward(self) -> Tensor:
+        return self.left @ self.right.T  # [rows, columns]
+
+
+class Dense(nn.Module):
+    """Every entry free; zero at the start."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(rows, columns))
+
+    def forward(self) -> Tensor:
+        return self.value  # [rows, columns]
+
+
+class WeightOffset(nn.Module):
+    """The parametrization of one weight: ``W -> W * (1 + domain) + strength * concept``."""
+
+    def __init__(self, rows: int, columns: int, *, form: str, rank: int) -> None:
+        super().__init__()
+        self.shape = (rows, columns)
+        self.domain: PaperForm | LowRank | None = None
+        if form == "paper":
+            self.domain = PaperForm(rows, columns)
+        elif form == "lowrank":
+            self.domain = LowRank(rows, columns, rank)
+        self.concept: LowRank | Dense | None = None
+        self.strength = 1.0
+        self.enabled = True
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """[rows, columns] of any dtype to the same; the very tensor that came in while disabled or empty."""
+        if not self.enabled or (self.domain is None and self.concept is None):
+            return weight
+        with torch.autocast(weight.device.type, enabled=False):
+            return self._compose(weight.float()).to(weight.dtype)
+
+    def _compose(self, weight: Tensor) -> Tensor:
+        if self.domain is not None:
+            left, right = self.domain.factors()
+            weight = weight * torch.addmm(weight.new_ones(()), left, right.T)
+        if self.concept is not None:
+            weight = weight + self.strength * self.concept()
+        return weight
+
+    def reduce(self) -> None:
+        """Replace the paper's form by the low-rank matrix it amounts to: same Δ, 300 times fewer numbers."""
+        if isinstance(self.domain, PaperForm):
+            with torch.no_grad():
+                left, right = self.domain.factors()
+            reduced = LowRank(*self.shape, rank=left.shape[1]).to(left.device)
+            reduced.left.data, reduced.right.data = left, right
+            self.domain = reduced
+
+    def add_concept(self, rank: int) -> None:
+        """Start a concept's own delta at zero: low-rank, or dense for rank 0."""
+        rows, columns = self.shape
+        self.concept = LowRank(rows, columns, rank) if rank else Dense(rows, columns)
+
+
+class WeightOffsets(nn.Module):
+    """Offsets on the attention projections of a U-Net: built (nothing happens), injected or fused, ejected.
+
+    `inject` keeps them trainable; `fuse` writes the result once, for sampling; `eject` undoes either, exactly. The U-Net
+    is referred to, not owned: its parameters are not among this module's.
+    """
+
+    def __init__(self, unet: nn.Module, config: OffsetsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self._linears = _attention_linears(unet, config)
+        self.offsets = nn.ModuleDict(
+            {
+                _key(path): WeightOffset(linear.out_features, linear.in_features, form=config.form, rank=config.rank)
+                for path, linear in self._linears.items()
+            }
+        )
+        self._base: dict[str, nn.Parameter] = {}
+        self.state = "ejected"
+
+    def items(self) -> Iterator[tuple[nn.Linear, WeightOffset]]:
+        for path, linear in self._linears.items():
+            offset = self.offsets[_key(path)]
+            assert isinstance(offset, WeightOffset)
+            yield linear, offset
+
+    def inject(self) -> None:
+        """Reparametrise the weights; gradients reach the offsets."""
+        self._require("ejected", "inject")
+        for linear, offset in self.items():
+            offset.to(linear.weight.device)
+            parametrize.register_parametrization(linear, "weight", offset)
+        self.state = "injected"
+
+    def fuse(self) -> None:
+        """Replace the weights by their composed values.
+
+        Raises OffsetsError for bfloat16 weights, which would lose most of the change.
+        """
+        self._require("ejected", "fuse")
+        for linear, _ in self.items():
+            if linear.weight.dtype == torch.bfloat16:
+                raise OffsetsError("offsets cannot be fused into bfloat16 weights; load the base in float16 or float32")
+        for path, linear in self._linears.items():
+            offset = self.offsets[_key(path)]
+            self._base[path] = linear.weight
+            with torch.no_grad():
+                fused = offset.to(linear.weight.device)(linear.weight)
+            linear.weight = nn.Parameter(fused, requires_grad=False)
+        self.state = "fused"
+
+    def eject(self) -> None:
+        """Back to the very tensors that were there before."""
+        if self.state == "injected":
+            for linear, _ in self.items():
+                parametrize.remove_parametrizations(linear, "weight", leave_parametrized=False)
+        elif self.state == "fused":
+            for path, linear in self._linears.items():
+                linear.weight = self._base.pop(path)
+        self.state = "ejected"
+
+    @contextmanager
+    def injected(self) -> Iterator[WeightOffsets]:
+        self.inject()
+        try:
+            yield self
+        finally:
+            self.eject()
+
+    @contextmanager
+    def fused(self) -> Iterator[WeightOffsets]:
+        self.fuse()
+        try:
+            yield self
+        finally:
+            self.eject()
+
+    @contextmanager
+    def base_weights(self) -> Iterator[None]:
+        """Run the U-Net on its base weights, whatever the state; swapped by reference."""
+        enabled = [(offset, offset.enabled) for _, offset in self.items()]
+        live = {path: self._linears[path].weight for path in self._base}
+        for offset, _ in enabled:
+            offset.enabled = False
+        for path, base in self._base.items():
+            self._linears[path].weight = base
+        try:
+            yield
+        finally:
+            for offset, was_enabled in enabled:
+                offset.enabled = was_enabled
+            for path, weight in live.items():
+                self._linears[path].weight = weight
+
+    def set_strength(self, strength: float) -> None:
+        """Factor on the concept's own deltas; takes effect at the next `fuse`, or at once while injected."""
+        for _, offset in self.items():
+            offset.strength = strength
+
+    def reduce(self) -> None:
+        """Every domain offset as low-rank factors (see `WeightOffset.reduce`)."""
+        for _, offset in self.items():
+            offset.reduce()
+
+    def add_concept(self, rank: int) -> None:
+        for linear, offset in self.items():
+            offset.add_concept(rank)
+            offset.to(linear.weight.device)
+
+    def drop_concept(self) -> None:
+        for _, offset in self.items():
+            offset.concept = None
+
+    def domain_parameters(self) -> list[nn.Parameter]:
+        return [p for _, offset in self.items() if offset.domain is not None for p in offset.domain.parameters()]
+
+    def concept_parameters(self) -> list[nn.Parameter]:
+        return [p for _, offset in self.items() if offset.concept is not None for p in offset.concept.parameters()]
+
+    def domain_state(self) -> dict[str, Tensor]:
+        """Tensors of Δ, reduced to low-rank factors: ``<path>.left`` [rows, r], ``<path>.right`` [columns, r]."""
+        state: dict[str, Tensor] = {}
+        for path in self._linears:
+            domain = self.offsets[_key(path)].domain
+            if isinstance(domain, (PaperForm, LowRank)):
+                left, right = domain.factors()
+                state |= {f"{path}.left": left.detach().clone(), f"{path}.right": right.detach().clone()}
+        return state
+
+    def load_domain_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take Δ from `domain_state`, whatever form it was trained in."""
+        for path, linear in self._linears.items():
+            left, right = state[f"{path}.left"].float(), state[f"{path}.right"].float()
+            domain = LowRank(linear.out_features, linear.in_features, left.shape[1])
+            domain.left.data, domain.right.data = left.clone(), right.clone()
+            self.offsets[_key(path)].domain = domain.to(linear.weight.device)
+
+    def concept_state(self) -> dict[str, Tensor]:
+        """Tensors of D: ``<path>.left`` and ``<path>.right``, or ``<path>.value``."""
+        return {
+            f"{path}.{name}": parameter.detach().clone()
+            for path in self._linears
+            if (concept := self.offsets[_key(path)].concept) is not None
+            for name, parameter in concept.named_parameters()  # type: ignore[operator, union-attr]
+        }
+
+    def load_concept_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take D from `concept_state`; matrices the state does not have get none."""
+        self.drop_concept()
+        for path, linear in self._linears.items():
+            names = [name for name in ("left", "right", "value") if f"{path}.{name}" in state]
+            if not names:
+                continue
+            offset = self.offsets[_key(path)]
+            assert isinstance(offset, WeightOffset)
+            offset.add_concept(0 if "value" in names else state[f"{path}.left"].shape[1])
+            for name in names:
+                getattr(offset.concept, name).data = state[f"{path}.{name}"].float().clone()
+            offset.to(linear.weight.device)
+
+    def _require(self, state: str, verb: str) -> None:
+        if self.state != state:
+            raise OffsetsError(f"cannot {verb} weight offsets that are {self.state}; eject them first")
+        if any(parametrize.is_parametrized(linear) for linear in self._linears.values()):
+            raise OffsetsError(f"cannot {verb}: the U-Net carries the offsets of another object; eject those first")
+
+
+class TunedWeights:
+    """All parameters of a module made tunable, with the base ones kept beside them and swapped by reference.
+
+    Serves the paper's whole-model tuning. ``skip`` names parameters to leave alone, by object. Tuned copies are float32.
+    """
+
+    def __init__(self, module: nn.Module, *, skip: set[int] | None = None) -> None:
+        skip = skip or set()
+        self._places = [
+            (name, owner, leaf)
+            for name, owner, leaf, parameter in _named_places(module)
+            if id(parameter) not in skip
+        ]
+        self._base = [owner._parameters[leaf] for _, owner, leaf in self._places]
+        self._live: list[nn.Parameter] = []
+
+    def start(self) -> list[nn.Parameter]:
+        """Put trainable float32 copies in place and return them."""
+        self._live = [nn.Parameter(base.detach().float().clone()) for base in self._base if base is not None]
+        self._put(self._live)
+        return self._live
+
+    def apply(self, difference: Mapping[str, Tensor], *, strength: float = 1.0) -> None:
+        """Put base + strength * difference in place, composed in float32 and cast once."""
+        self._live = []
+        for (name, _, _), base in zip(self._places, self._base, strict=True):
+            assert base is not None
+            value = base.detach()
+            if name in difference:
+                value = (value.float() + strength * difference[name].to(value.device).float()).to(value.dtype)
+            self._live.append(nn.Parameter(value, requires_grad=False))
+        self._put(self._live)
+
+    def difference(self) -> dict[str, Tensor]:
+        """Tuned minus base, by parameter name, float32."""
+        pairs = zip(self._places, self._live, self._base, strict=True)
+        return {name: live.detach() - base.float() for (name, _, _), live, base in pairs if base is not None}
+
+    @contextmanager
+    def base_weights(self) -> Iterator[None]:
+        self._put(self._base)
+        try:
+            yield
+        finally:
+            if self._live:
+                self._put(self._live)
+
+    def restore(self) -> None:
+        """Back to the very tensors that were there before."""
+        self._live = []
+        self._put(self._base)
+
+    def _put(self, parameters: list[nn.Parameter] | list[nn.Parameter | None]) -> None:
+        for (_, owner, leaf), parameter in zip(self._places, parameters, strict=True):
+            owner._parameters[leaf] = parameter
+
+
+def _named_places(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    for prefix, owner in module.named_modules():
+        for leaf, parameter in owner._parameters.items():
+            if parameter is not None:
+                yield (f"{prefix}.{leaf}" if prefix else leaf), owner, leaf, parameter
+
+
+def _attention_linears(unet: nn.Module, config: OffsetsConfig) -> dict[str, nn.Linear]:
+    """The projections by path, in the U-Net's order: attn1 is self-, attn2 cross-attention in diffusers' blocks."""
+    if config.form == "none" and not config.projections:
+        return {}
+    names = {"attn1": "self", "attn2": "cross"}
+    found: dict[str, nn.Linear] = {}
+    for path, module in unet.named_modules():
+        kind = names.get(path.rsplit(".", 1)[-1])
+        if kind not in config.attentions:
+            continue
+        for projection in config.projections:
+            leaf = f"{projection}.0" if projection == "to_out" else projection
+            linear = module.get_submodule(leaf)
+            if not isinstance(linear, nn.Linear):
+                raise OffsetsError(f"{path}.{leaf} is not a plain linear layer; unload LoRA or quantisation first")
+            found[f"{path}.{leaf}"] = linear
+    if not found:
+        raise OffsetsError("the U-Net has no attention projections to put offsets on")
+    return found
+
+
+def _key(path: str) -> str:
+    return path.replace(".", "/")

@@ -1,0 +1,83 @@
+"""The loss of both stages. START READING HERE.
+
+Encoder-based domain tuning (Gal et al. 2023, arXiv 2302.12228): one image I of a concept becomes the word
+``v* = v_class + s · E(I, z_t, t)``, predicted anew at every noise level, and the denoiser's attention weights are
+shifted a little so that it reads such words. Pre-training and personalization minimise the same two terms; they differ
+in data, prompts and what is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from e4t.model import E4TModel
+from e4t.models.text import Tokens
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures, what is known of them, and the noise to take off again."""
+
+    latents: Tensor  # x [B, C, h, w]
+    noise: Tensor  # ε, as latents
+    timesteps: Tensor  # t [B]
+    tokens: Tokens  # neutral prompts with the placeholder, B rows
+    image_features: Sequence[Tensor]  # [CLS] of CLIP layers, [B or 1, width] each
+    mask: Tensor | None = None  # where the loss counts, [B or 1, 1, h, w] in [0, 1]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Means over the batch. ``embedding_ratio`` is ‖s E‖ / ‖v_class‖: healthy is 0.2 to 2."""
+
+    total: Tensor
+    diffusion: Tensor
+    regularizer: Tensor
+    embedding_ratio: Tensor
+
+
+class E4TObjective(nn.Module):
+    """Noise-prediction loss plus a penalty on how far the word moves from its class.
+
+    ``regularisation`` is λ; ``reduction`` says whether ‖E‖² is summed or averaged over the embedding's dimensions.
+    """
+
+    def __init__(self, model: E4TModel, *, regularisation: float, reduction: str) -> None:
+        super().__init__()
+        self.model = model
+        self.regularisation = regularisation
+        self.reduction = reduction
+
+    def forward(self, batch: Batch) -> Loss:
+        model, backbone = self.model, self.model.backbone
+        noisy = backbone.add_noise(batch.latents, batch.noise, batch.timesteps)  # z_t
+        image_half = model.encoder.image_half(batch.image_features)
+        offset = model.offset(noisy, batch.timesteps, image_half)  # E(I, z_t, t) [B, D]
+        word = model.word(offset)  # v* [B, D]
+        prediction = model.denoise(noisy, batch.timesteps, model.prompt_embeds(batch.tokens, word))
+
+        target = backbone.target(batch.latents, batch.noise, batch.timesteps)
+        diffusion = masked_mean((prediction - target) ** 2, batch.mask)
+        regularizer = self.regularisation * self._squared_norm(offset).mean()  # of E alone, a mean over the batch
+        return Loss(diffusion + regularizer, diffusion.detach(), regularizer.detach(), self._ratio(offset))
+
+    def _squared_norm(self, offset: Tensor) -> Tensor:
+        squares = offset.float() ** 2
+        return squares.sum(dim=-1) if self.reduction == "sum" else squares.mean(dim=-1)
+
+    @torch.no_grad()
+    def _ratio(self, offset: Tensor) -> Tensor:
+        moved = self.model.embedding_scale * offset.float().norm(dim=-1)
+        return (moved / self.model.class_embedding.norm()).mean()
+
+
+def masked_mean(error: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of [B, C, h, w] where the mask is on; of everything without a mask, or with an empty one."""
+    if mask is None or not mask.any():
+        return error.mean()
+    weights = mask.to(error.dtype).expand_as(error)
+    return (error * weights).sum() / weights.sum()

@@ -1,0 +1,1 @@
+"""A small Stable Diffusion of our own and the drawn world it is trained on."""

@@ -1,0 +1,174 @@
+"""Names for individuals, captions for pictures, and the stream of training pictures.
+
+About 2,000 training faces, 300 cats and 300 artists have invented names, which gives the small model what celebrities
+give Stable Diffusion: a space of individuals that words can point into. Everybody else is described by attributes.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+
+from e4t.tiny.accessories import ACCESSORIES
+from e4t.tiny.scenes import SCENES
+from e4t.tiny.styles import STYLES
+from e4t.tiny.transforms import TRANSFORMS
+from e4t.tiny.world import EXPRESSIONS, Identity, Picture, identity, random_light, random_pose, stream, words
+
+NAMED = {"face": 2000, "cat": 300, "art": 300}
+"""How many training individuals of each kind have a name: the first ones of the namespace "train"."""
+
+EXPRESSION_PHRASES: dict[str, tuple[str, ...]] = {
+    "neutral": ("",),
+    "smiling": ("smiling", "with a smile"),
+    "laughing": ("laughing", "with a big laugh"),
+    "sad": ("looking sad", "with a sad look"),
+    "angry": ("looking angry", "with an angry look"),
+    "surprised": ("looking surprised", "with a surprised look"),
+    "winking": ("winking", "giving a wink"),
+    "sleeping": ("sleeping", "with closed eyes"),
+}
+ART_PHRASES = ("{} in the style of {}", "{} painted by {}", "{} by {}", "art of {} by {}")
+
+_ONSETS = "b br d dr f g gr h j k kl l m n p pr r s st t tr v z".split()
+_VOWELS = "a e i o u".split()
+_ENDS = "lan rik vo den sha mir tos nel dar kin lu ber san wik zo ren tal mo gen pas".split()
+
+
+@functools.cache
+def names(kind: str) -> tuple[str, ...]:
+    """The names of the first `NAMED` training individuals of ``kind``. Faces have a first name and a unique surname."""
+    last = _unique_names()
+    start = sum(count for other, count in NAMED.items() if list(NAMED).index(other) < list(NAMED).index(kind))
+    chosen = last[start : start + NAMED[kind]]
+    if kind != "face":
+        return chosen
+    rng = stream("first names")
+    first = [o + v + e for o in "B D F J K L M N R T".split() for v in "aeiou" for e in ("ra", "li")]
+    return tuple(f"{first[int(rng.random() * len(first))]} {surname}" for surname in chosen)
+
+
+@functools.cache
+def _unique_names() -> tuple[str, ...]:
+    combined = [(o + v + e).capitalize() for o in _ONSETS for v in _VOWELS for e in _ENDS]
+    double = [(o + v + m + e).capitalize() for o in _ONSETS[::2] for v in _VOWELS for m in ("ri", "no") for e in _ENDS]
+    rng = stream("names")
+    return tuple(sorted(set(combined + double), key=lambda _: rng.random()))
+
+
+def name_of(subject: Identity) -> str | None:
+    """The invented name of a training individual, or None."""
+    _, namespace, index, *twin = subject.key.split("/")
+    if namespace == "train" and not twin and int(index) < NAMED.get(subject.kind, 0):
+        return names(subject.kind)[int(index)]
+    return None
+
+
+def _pick(rng: random.Random, items: tuple[str, ...] | list[str]) -> str:
+    return items[int(rng.random() * len(items))]
+
+
+def subject_phrase(subject: Identity, rng: random.Random) -> str:
+    """How a caption refers to an individual: by name, or by class word and some attributes."""
+    name = name_of(subject)
+    if name is not None:
+        return name.split()[-1] if rng.random() < 0.35 else name
+    found = words(subject)
+    if rng.random() < 0.12:
+        return _pick(rng, [f"a {subject.kind}", subject.kind])
+    kept = {key: word for key, word in found.items() if rng.random() < 0.55}
+    return describe(subject.kind, kept, rng)
+
+
+def describe(kind: str, kept: dict[str, str], rng: random.Random) -> str:
+    """A noun phrase from attribute words: ``{"skin_tone": "tan", "hair_style": "a bob"}`` to "a tan face with a bob"."""
+    adjectives, withs = _COMPOSERS[kind](dict(kept))
+    noun = " ".join([*adjectives, kind])
+    article = "an" if noun[0] in "aeiou" else "a"
+    withs = sorted(withs, key=lambda _: rng.random())
+    if not withs:
+        return f"{article} {noun}"
+    tail = withs[0] if len(withs) == 1 else ", ".join(withs[:-1]) + " and " + withs[-1]
+    return f"{article} {noun} with {tail}"
+
+
+def _face_parts(kept: dict[str, str]) -> tuple[list[str], list[str]]:
+    adjectives = [kept.pop("skin_tone")] if "skin_tone" in kept else []
+    withs = []
+    style, colour = kept.pop("hair_style", None), kept.pop("hair_colour", None)
+    if style and colour and "hair" in style:
+        withs.append(f"{colour} {style}")
+    elif style and colour:
+        withs.append(f"{colour} hair in {style}" if style.startswith("a") else f"{colour} {style}")
+    elif style:
+        withs.append(style)
+    elif colour:
+        withs.append(f"{colour} hair")
+    if "eye_colour" in kept:
+        withs.append(f"{kept.pop('eye_colour')} eyes")
+    return adjectives, withs + list(kept.values())
+
+
+def _cat_parts(kept: dict[str, str]) -> tuple[list[str], list[str]]:
+    adjectives = [kept.pop(key) for key in ("fur_colour", "pattern") if key in kept]
+    withs = [f"{kept.pop('eye_colour')} eyes"] if "eye_colour" in kept else []
+    return adjectives, withs + list(kept.values())
+
+
+_COMPOSERS = {"face": _face_parts, "cat": _cat_parts, "dog": _cat_parts}
+
+
+def caption(picture: Picture, rng: random.Random, *, subject: str | None = None, artist: str | None = None) -> str:
+    """A caption in varied natural wording. ``subject`` and ``artist`` replace how those two are referred to."""
+    phrase = subject or subject_phrase(picture.subject, rng)
+    extras = [_pick(rng, EXPRESSION_PHRASES[picture.expression])]
+    if picture.accessory:
+        extras.append(_pick(rng, ACCESSORIES[picture.accessory]))
+    text = " ".join([phrase, *sorted(filter(None, extras), key=lambda _: rng.random())])
+    if picture.transform:
+        text = _pick(rng, TRANSFORMS[picture.transform]).format(text)
+    if picture.style != "photo" or rng.random() < 0.6:
+        text = f"{_pick(rng, STYLES[picture.style])} {text}" if not picture.art else text
+    text = " ".join([text, _pick(rng, SCENES[picture.scene])]).strip()
+    if picture.art:
+        text = _pick(rng, ART_PHRASES).format(text, artist or name_of(picture.art) or "an unknown artist")
+    return text
+
+
+def training_picture(index: int, *, namespace: str = "train", kinds: tuple[str, ...] = ("face", "cat")) -> Picture:
+    """Picture ``index`` of the endless training stream: individuals, scenes, styles and the rest freely combined."""
+    rng = stream("picture", namespace, index)
+    kind = kinds[0] if len(kinds) == 1 or rng.random() < 0.65 else kinds[1]
+    style, art, transform = "photo", None, None
+    roll = rng.random()
+    if roll < 0.18:
+        art = _individual("art", namespace, rng)
+    elif roll < 0.30:
+        transform = _pick(rng, list(TRANSFORMS))
+    elif roll < 0.70:
+        style = _pick(rng, list(STYLES))
+    return Picture(
+        subject=_individual(kind, namespace, rng),
+        scene="studio" if rng.random() < 0.3 else _pick(rng, list(SCENES)),
+        style=style,
+        art=art,
+        transform=transform,
+        accessory=_pick(rng, list(ACCESSORIES)) if rng.random() < 0.4 else None,
+        expression=_pick(rng, EXPRESSIONS) if rng.random() < 0.6 else "neutral",
+        pose=random_pose(rng),
+        light=random_light(rng),
+        seed=int(rng.random() * 2**31),
+    )
+
+
+def _individual(kind: str, namespace: str, rng: random.Random) -> Identity:
+    """A named individual of the training namespace more often than not, else one of a million without a name."""
+    named = NAMED[kind] if namespace == "train" else 0
+    if named and rng.random() < 0.55:
+        return identity(namespace, int(rng.random() * named), kind)
+    return identity(namespace, named + int(rng.random() * 10**6), kind)
+
+
+def training_caption(index: int, picture: Picture, *, variant: int = 0) -> str:
+    """The caption of training picture ``index``; every ``variant`` words it differently."""
+    return caption(picture, stream("caption", index, variant))

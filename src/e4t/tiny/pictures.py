@@ -1,0 +1,59 @@
+"""Training pictures on disk: drawn once in shards, with their captions as tokens.
+
+A shard is a folder's ``NNNNN.rgb.npy`` (uint8 ``[n, size, size, 3]``). It is written beside and renamed, so the same
+command continues where it was stopped; everything else is recomputed from the picture's index.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from e4t.tiny.captions import training_caption, training_picture
+from e4t.tiny.world import WORLD_VERSION, draw
+
+SHARD = 2000
+
+
+def draw_shards(folder: Path, count: int, *, size: int = 128, processes: int = 2) -> Iterator[int]:
+    """Draw the first ``count`` training pictures into ``folder``; yields how many are there after each shard."""
+    folder = folder / f"world-{WORLD_VERSION}-{size}px"
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [i for i in range(-(-count // SHARD)) if not _path(folder, i).exists()]
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for _ in pool.imap_unordered(_draw_shard, [(folder, i, size) for i in missing]):
+            yield len(sorted(folder.glob("*.rgb.npy"))) * SHARD
+
+
+def _path(folder: Path, shard: int) -> Path:
+    return folder / f"{shard:05d}.rgb.npy"
+
+
+def _draw_shard(job: tuple[Path, int, int]) -> None:
+    folder, shard, size = job
+    pictures = [draw(training_picture(shard * SHARD + i), size).rgb for i in range(SHARD)]
+    beside = folder / f".{shard:05d}.{os.getpid()}.npy"
+    np.save(beside, np.stack(pictures))
+    beside.rename(_path(folder, shard))
+
+
+def load_shards(folder: Path, *, size: int = 128) -> tuple[np.ndarray, np.ndarray]:
+    """All drawn pictures, ``[n, size, size, 3]`` uint8, and their indices ``[n]``."""
+    paths = sorted((folder / f"world-{WORLD_VERSION}-{size}px").glob("*.rgb.npy"))
+    if not paths:
+        raise FileNotFoundError(f"no drawn pictures in {folder}; run the 'draw' stage first")
+    indices = [np.arange(SHARD) + SHARD * int(path.name.split(".")[0]) for path in paths]
+    return np.concatenate([np.load(path) for path in paths]), np.concatenate(indices)
+
+
+def captions_of(indices: np.ndarray, variants: int) -> list[list[str]]:
+    """``variants`` wordings of the caption of each picture."""
+    captions = []
+    for index in map(int, indices):
+        picture = training_picture(index)
+        captions.append([training_caption(index, picture, variant=v) for v in range(variants)])
+    return captions

@@ -1,0 +1,78 @@
+"""The one training loop, of both stages. It yields after every step; the caller decides what to do with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from e4t.objective import Batch, E4TObjective
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a finished optimiser step says of itself; losses are means over its batches."""
+
+    number: int  # 1 is the first
+    total_steps: int
+    loss: float
+    diffusion: float
+    regularizer: float
+    embedding_ratio: float  # ‖s E‖ / ‖v_class‖
+    seconds: float
+
+
+def train(
+    objective: E4TObjective,
+    batch_at: Callable[[int], Batch],
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int,
+    start: int = 0,
+    accumulation: int = 1,
+    mixed_precision: str = "no",
+    max_grad_norm: float | None = None,
+    warmup_steps: int = 0,
+) -> Iterator[Step]:
+    """Steps ``start`` to ``steps``; ``batch_at(i)`` gives batch i, always the same one, so that resuming is exact."""
+    device = objective.model.backbone.device
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision, torch.float32)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for step in range(start, steps):
+        began, losses = time.perf_counter(), []
+        for micro in range(accumulation):
+            batch = batch_at(step * accumulation + micro)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                loss = objective(batch)
+            scaler.scale(loss.total / accumulation).backward()
+            losses.append(torch.stack([loss.total.detach(), loss.diffusion, loss.regularizer, loss.embedding_ratio]))
+        scaler.unscale_(optimizer)
+        if max_grad_norm is not None:
+            nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], max_grad_norm)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * min(1.0, (step + 1) / max(1, warmup_steps))
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        means = torch.stack(losses).mean(dim=0).tolist()
+        yield Step(step + 1, steps, *means, seconds=time.perf_counter() - began)
+
+
+def generator_at(seed: int, *position: int) -> torch.Generator:
+    """Random numbers that depend on the seed (0 included) and a position alone, not on what was drawn before."""
+    mixed = seed
+    for number in position:
+        mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % 2**63
+    return torch.Generator().manual_seed(mixed)
+
+
+def draw_timesteps(count: int, low: int, high: int, generator: torch.Generator, *, stratified: bool = False) -> torch.Tensor:
+    """Timesteps in [low, high), uniform; stratified: one from each of ``count`` equal intervals."""
+    position = torch.rand(count, generator=generator)
+    if stratified:
+        position = (torch.arange(count) + position) / count
+    return (low + position * (high - low)).long().clamp(max=high - 1)
