@@ -1,4 +1,4 @@
-"""The frozen text-to-image model and image encoder that everything is built on, in diffusers' and transformers' formats.
+"""The frozen text-to-image model and image encoder that everything is built on, in stock formats.
 
 Tensors: pixels [B, 3, H, W] in [-1, 1]; latents [B, C, h, w] scaled as the U-Net takes them.
 """
@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from e4t.config import DEFAULT_IMAGE_ENCODER
 from e4t.errors import CheckpointError, ConfigError
@@ -23,6 +24,7 @@ from e4t.errors import CheckpointError, ConfigError
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _FINGERPRINT_VALUES = 64  # read from every tensor
+_SHIPPED = Path(__file__).parent / "tiny" / "weights"
 
 
 @dataclass
@@ -53,18 +55,19 @@ class Backbone:
         source: str | Path,
         *,
         image_encoder: str | Path | None = None,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Self:
-        """Load a diffusers folder or hub id.
+        """Load a diffusers folder, a hub id, or a base shipped with the package.
 
-        ``image_encoder`` is a folder or hub id of a transformers CLIP or its vision tower; without one, the folder's own
-        ``image_encoder/``, else OpenCLIP ViT-H/14. Raises CheckpointError where something is missing.
+        ``image_encoder`` is a folder or hub id of a transformers CLIP or its vision tower; without one, the folder's
+        own ``image_encoder/``, else OpenCLIP ViT-H/14. Without a device it goes on the GPU, if there is
+        one. Raises CheckpointError where something is missing.
         """
         import diffusers
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        name = str(source)
+        name = resolve(source)
         try:
             index = diffusers.StableDiffusionPipeline.load_config(name)
             scheduler = getattr(diffusers, index["scheduler"][1])
@@ -76,14 +79,14 @@ class Backbone:
                 tokenizer=CLIPTokenizer.from_pretrained(name, subfolder="tokenizer"),
                 scheduler=scheduler.from_pretrained(name, subfolder="scheduler"),
                 image_encoder=vision,
-                name=name,
+                name=_portable(name),
                 image_encoder_name=vision_name,
                 image_mean=mean,
                 image_std=std,
             )
         except (OSError, KeyError, AttributeError, ValueError) as error:
             raise CheckpointError(f"'{name}' is not a Stable Diffusion model that can be loaded: {error}") from error
-        return backbone.to(device)
+        return backbone.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def modules(self) -> Iterator[nn.Module]:
         yield from (self.unet, self.vae, self.text_encoder, self.image_encoder)
@@ -114,7 +117,7 @@ class Backbone:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies the weights of U-Net and text encoder: a hash of a sample of every tensor, alike in float16 and 32.
+        """Identifies the weights of U-Net and text encoder: a hash of a sample of every tensor, alike in fp16 and fp32.
 
         Take it before anything is injected.
         """
@@ -136,7 +139,8 @@ class Backbone:
         mean = posterior.mean.float()
         if generator is not None:
             mean = mean + posterior.std.float() * _noise_like(mean, generator)
-        return mean * self.vae.config.scaling_factor
+        latents: Tensor = mean * self.vae.config.scaling_factor
+        return latents
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -192,7 +196,8 @@ class Backbone:
             values = F.interpolate(values, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
         mean = values.new_tensor(self.image_mean).view(1, 3, 1, 1)
         std = values.new_tensor(self.image_std).view(1, 3, 1, 1)
-        return (values - mean) / std
+        normalised: Tensor = (values - mean) / std
+        return normalised
 
     @torch.no_grad()
     def image_features(self, pixels: Tensor, *, layer_stride: int = 1) -> list[Tensor]:
@@ -200,6 +205,18 @@ class Backbone:
         inputs = self.image_pixels(pixels).to(self.image_encoder.dtype)
         hidden = self.image_encoder(pixel_values=inputs, output_hidden_states=True).hidden_states
         return [states[:, 0].float() for states in hidden[layer_stride::layer_stride]]  # hidden[0] precedes layer 1
+
+
+def resolve(source: str | Path) -> str:
+    """Where to load from: a folder or hub id as it is, a shipped name ("tiny-face") as its folder in the package."""
+    shipped = _SHIPPED / str(source)
+    return str(shipped) if not Path(source).is_dir() and shipped.is_dir() else str(source)
+
+
+def _portable(name: str) -> str:
+    """A shipped model's own name instead of the path it has on this machine."""
+    path = Path(name).resolve()
+    return path.name if path.parent == _SHIPPED.resolve() else name
 
 
 def draw_noise(shape: Sequence[int], generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:

@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ class TrainedDomain:
     embedding_scale: float
     tensors: Mapping[str, Tensor] = field(repr=False)
     pretrain: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)  # what happened: data, first losses
     personalize: Mapping[str, Any] = field(default_factory=dict)
     generate: Mapping[str, Any] = field(default_factory=dict)
 
@@ -87,6 +89,7 @@ class TrainedDomain:
             "encoder": self.encoder.to_dict(),
             "offsets": self.offsets.to_dict(),
             "pretrain": dict(self.pretrain),
+            "training": dict(self.training),
             "personalize": dict(self.personalize),
             "generate": dict(self.generate),
         }
@@ -104,6 +107,7 @@ class TrainedDomain:
                 embedding_scale=float(config["embedding_scale"]),
                 tensors={name: tensor.float() for name, tensor in tensors.items()},
                 pretrain=config.get("pretrain", {}),
+                training=config.get("training", {}),
                 personalize=config.get("personalize", {}),
                 generate=config.get("generate", {}),
             )
@@ -114,7 +118,8 @@ class Concept:
     """One personalized concept: what differs from its domain.
 
     ``tensors``: ``image_half`` [D] (the image side of the encoder, once and for all), ``bias`` [D], ``residual`` [D],
-    ``frozen_offset`` [D] (mean E over timesteps), and as tuned ``deltas/…``, ``encoder/…``, ``unet/…``, ``text_encoder/…``.
+    ``frozen_offset`` [D] (mean E over timesteps), and as tuned ``deltas/…``, ``encoder/…``, ``unet/…`` and
+    ``text_encoder/…``.
     ``history`` holds the concept after every step, 0 first, where it was asked for; it is not saved.
     """
 
@@ -129,12 +134,12 @@ class Concept:
     @property
     def num_bytes(self) -> int:
         """Size of the weights as saved."""
-        dtype = getattr(torch, PersonalizeConfig.from_dict(self.config).save_dtype)
+        dtype: torch.dtype = getattr(torch, PersonalizeConfig.from_dict(self.config).save_dtype)
         return sum(tensor.numel() for tensor in self.tensors.values()) * dtype.itemsize
 
     def group(self, name: str) -> dict[str, Tensor]:
         """The tensors under ``name/``, without the prefix."""
-        return _group(self.tensors, name)
+        return group(self.tensors, name)
 
     def check(self, domain: Domain, domain_id: str | None) -> None:
         """Raise MismatchError, with both names, if this concept is of another domain."""
@@ -193,7 +198,13 @@ class TrainingState:
         return cls(config["step"], config["arguments"], tensors)
 
     def group(self, name: str) -> dict[str, Tensor]:
-        return _group(self.tensors, name)
+        return group(self.tensors, name)
+
+
+def group(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors under ``name/``, without the prefix."""
+    prefix = f"{name}/"
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
 def prefixed(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -214,17 +225,13 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-class _explained:
+@contextmanager
+def _explained(folder: str | Path) -> Iterator[None]:
     """Turns what a hand-edited or broken config raises into one sentence."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (KeyError, TypeError, ValueError)):
-            raise CheckpointError(f"{Path(self.folder) / _CONFIG} is incomplete or broken: {error}") from error
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{Path(folder) / _CONFIG} is incomplete or broken: {error}") from error
 
 
 def _write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor], card: str) -> Path:
@@ -279,11 +286,6 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().half().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _group(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    prefix = f"{name}/"
-    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
 def _domain_card(trained: TrainedDomain) -> str:

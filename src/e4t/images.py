@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import warnings
@@ -21,7 +22,7 @@ MIN_SIDE = 8
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF", "JPEG2000")
 """What Pillow may be asked to decode: formats that can run programs or fetch files (EPS, ...) are left out."""
 
-_NEVER_SUFFICIENT = "use a JPEG, PNG or WebP picture"
+_HINT = "use a JPEG, PNG or WebP picture"
 
 
 def load_image(source: ImageSource) -> Image.Image:
@@ -47,24 +48,23 @@ def load_mask(source: ImageSource, size: int | None = None) -> Image.Image:
     image = _decode(source)
     if _has_alpha(image):
         alpha = image.convert("RGBA").getchannel("A")
-        mask = alpha if alpha.getextrema()[0] < 255 else _to_grey(image)
+        mask = alpha if np.asarray(alpha).min() < 255 else _to_grey(image)
     else:
         mask = _to_grey(image)
-    if mask.getextrema()[1] == 0:
-        raise ImageError(f"{_name(source)} is an empty mask: paint the subject white and the rest black.")
+    if not np.asarray(mask).any():
+        raise ImageError(f"{_name(source)} is an empty mask: paint the subject white and the rest black")
     return mask if size is None else square(mask, size)
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
     """The largest centred square, resized to ``size`` x ``size`` pixels with a Lanczos filter."""
     if size < 1:
-        raise ImageError(f"a picture cannot be made {size} pixels wide; give a size of 1 or more.")
+        raise ImageError(f"a picture cannot be made {size} pixels wide; give a size of 1 or more")
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    if side == size:
-        return image.crop(box)
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    cropped = image.crop((left, top, left + side, top + side))
+    # Cropped first: with a box, the filter would reach for pixels outside of it.
+    return cropped if side == size else cropped.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def _decode(source: ImageSource) -> Image.Image:
@@ -78,13 +78,13 @@ def _decode(source: ImageSource) -> Image.Image:
         # Pillow warns of decompression bombs and odd metadata; the limits are checked here instead.
         warnings.simplefilter("ignore")
         try:
-            opened = Image.open(data, formats=FORMATS_HERE)
+            opened = Image.open(data, formats=_formats())
         except UnidentifiedImageError:
-            raise ImageError(f"{name} is not a picture this program can read; {_NEVER_SUFFICIENT}.") from None
+            raise ImageError(f"{name} is not a picture this program can read; {_HINT}") from None
         except Image.DecompressionBombError:
-            raise ImageError(f"{name} has more than {MAX_PIXELS / 1e6:.0f} million pixels; make it smaller.") from None
+            raise ImageError(f"{name} has more than {MAX_PIXELS / 1e6:.0f} million pixels; make it smaller") from None
         except Exception as error:
-            raise ImageError(f"{name} is damaged and cannot be opened ({_reason(error)}); save it anew.") from error
+            raise ImageError(f"{name} is damaged and cannot be opened ({_reason(error)}); save it anew") from error
         with opened:
             _check_size(opened.size, name)
             return _load(opened, name)
@@ -97,28 +97,28 @@ def _load(image: Image.Image, name: str) -> Image.Image:
         image.load()
         upright = ImageOps.exif_transpose(image)
     except Exception as error:
-        raise ImageError(f"{name} is damaged or cut off ({_reason(error)}); save or download it anew.") from error
+        raise ImageError(f"{name} is damaged or cut off ({_reason(error)}); save or download it anew") from error
     return upright
 
 
 def _read(path: Path, name: str) -> bytes:
     try:
         if path.is_dir():
-            raise ImageError(f"{name} is a folder; give the path of one picture.")
+            raise ImageError(f"{name} is a folder; give the path of one picture")
         size = path.stat().st_size
         if size == 0:
-            raise ImageError(f"{name} is empty; {_NEVER_SUFFICIENT}.")
+            raise ImageError(f"{name} is empty; {_HINT}")
         if size > MAX_BYTES:
             limit = MAX_BYTES // 2**20
-            raise ImageError(f"{name} has {size / 2**20:.0f} MB, and the limit is {limit} MB; make it smaller.")
+            raise ImageError(f"{name} has {size / 2**20:.0f} MB, and the limit is {limit} MB; make it smaller")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise ImageError(f"there is no picture at {name}; check the path.") from None
+        raise ImageError(f"there is no picture at {name}; check the path") from None
     except (OSError, ValueError) as error:
-        raise ImageError(f"{name} cannot be opened ({_reason(error)}); check the path and its permissions.") from error
+        raise ImageError(f"{name} cannot be opened ({_reason(error)}); check the path and its permissions") from error
     if len(data) > MAX_BYTES:  # the size of a pipe or device is not known beforehand
-        raise ImageError(f"{name} has more than {MAX_BYTES // 2**20} MB; make it smaller.")
+        raise ImageError(f"{name} has more than {MAX_BYTES // 2**20} MB; make it smaller")
     return data
 
 
@@ -126,9 +126,9 @@ def _check_size(size: tuple[int, int], name: str) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
         limit = f"{MAX_PIXELS / 1e6:.0f} million"
-        raise ImageError(f"{name} is {width} x {height} pixels, and the limit is {limit} in all; make it smaller.")
+        raise ImageError(f"{name} is {width} x {height} pixels, and the limit is {limit} in all; make it smaller")
     if min(width, height) < MIN_SIDE:
-        raise ImageError(f"{name} is {width} x {height} pixels; both sides need at least {MIN_SIDE}.")
+        raise ImageError(f"{name} is {width} x {height} pixels; both sides need at least {MIN_SIDE}")
 
 
 def _has_alpha(image: Image.Image) -> bool:
@@ -154,7 +154,7 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
-    """8-bit grey. 16-bit and float values are scaled by the range of their type, as Pillow itself would cut them off."""
+    """8-bit grey. 16-bit and float values are scaled by the range of their type; Pillow would cut them off."""
     if not _is_deep(image):
         return image.convert("L")
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
@@ -181,6 +181,8 @@ def _reason(error: BaseException) -> str:
     return text[:80] or type(error).__name__
 
 
-Image.init()
-FORMATS_HERE = tuple(name for name in FORMATS if name in Image.OPEN)
-"""Those of `FORMATS` that this installation of Pillow has."""
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this installation of Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)

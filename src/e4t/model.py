@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from e4t.backbone import Backbone
-from e4t.checkpoint import BaseModel, Concept, TrainedDomain, prefixed
+from e4t.checkpoint import BaseModel, Concept, TrainedDomain, group, prefixed
 from e4t.config import EncoderConfig, OffsetsConfig
 from e4t.domain import Domain
 from e4t.models.encoder import ConceptEncoder
@@ -50,7 +50,7 @@ class E4TModel(nn.Module):
         self.tuned: dict[str, TunedWeights] = {}
         with torch.no_grad():
             word = backbone.text_encoder.get_input_embeddings().weight[self.class_id].detach().float().clone()
-            empty = encode(backbone.text_encoder, self.tokens([""], quiet=True)).float()
+            empty = encode(backbone.text_encoder, self.tokens([""], expected=False)).float()
         self.register_buffer("class_embedding", word, persistent=False)  # v_class [D]
         self.register_buffer("empty_prompt", empty, persistent=False)  # [1, L, width]
         self.to(backbone.device)
@@ -68,10 +68,10 @@ class E4TModel(nn.Module):
         )
         model.domain_id = trained.id
         heads = model.encoder.heads()
-        for name, tensor in _under(trained.tensors, "encoder").items():
+        for name, tensor in group(trained.tensors, "encoder").items():
             heads[name].data.copy_(tensor)
         if trained.offsets.form != "none":
-            model.offsets.load_domain_state(_under(trained.tensors, "offsets"))
+            model.offsets.load_domain_state(group(trained.tensors, "offsets"))
         return model.requires_grad_(False)
 
     @classmethod
@@ -110,11 +110,15 @@ class E4TModel(nn.Module):
         """v* = v_class + s E, [B, D]."""
         return self.class_embedding + strength * self.embedding_scale * offset
 
-    def tokens(self, prompts: Sequence[str], *, quiet: bool = False) -> Tokens:
-        """Tokenised prompts on the model's device; ``quiet`` for prompts that need no placeholder."""
-        placeholder = "" if quiet else self.domain.placeholder
-        tokenizer = self.backbone.tokenizer
-        return tokenize(tokenizer, prompts, placeholder=placeholder, class_id=self.class_id).to(self.backbone.device)
+    def tokens(self, prompts: Sequence[str], *, expected: bool = True) -> Tokens:
+        """Tokenised prompts on the model's device; a warning where an ``expected`` placeholder is missing."""
+        return tokenize(
+            self.backbone.tokenizer,
+            prompts,
+            placeholder=self.domain.placeholder,
+            class_id=self.class_id,
+            expected=expected,
+        ).to(self.backbone.device)
 
     def prompt_embeds(self, tokens: Tokens, word: Tensor | None = None) -> Tensor:
         """[B, L, width]: the prompts read with the concept's word."""
@@ -142,14 +146,16 @@ class E4TModel(nn.Module):
     def tunable(self, part: str) -> TunedWeights:
         """Weights of "unet" (but those with offsets), "text_encoder" or "encoder" (its heads) to be tuned whole."""
         own: set[int] = set()
-        module: Any = {"text_encoder": self.backbone.text_encoder, "encoder": self.encoder}.get(part, self.backbone.unet)
+        module: Any = {"text_encoder": self.backbone.text_encoder, "encoder": self.encoder}.get(
+            part, self.backbone.unet
+        )
         if part == "unet":
             own = {id(linear.weight) for linear, _ in self.offsets.items()}
         if part == "encoder":
             own = {id(self.encoder.bias), id(self.encoder.residual)}
         return TunedWeights(module, skip=own)
 
-    def apply(self, concept: Concept, *, strength: float = 1.0) -> None:
+    def put_on(self, concept: Concept, *, strength: float = 1.0) -> None:
         """Put a concept's vectors and weights in place, fused. Raises MismatchError for a concept of another domain."""
         concept.base.check(self.backbone.name, self.base.fingerprint, owner="the concept")
         concept.check(self.domain, self.domain_id)
@@ -164,7 +170,7 @@ class E4TModel(nn.Module):
         self.offsets.fuse()
 
     def take_off(self) -> None:
-        """The domain and base exactly as they were before `apply`."""
+        """The domain and base exactly as they were before `put_on`."""
         self.offsets.eject()
         self.offsets.drop_concept()
         self.offsets.set_strength(1.0)
@@ -176,9 +182,9 @@ class E4TModel(nn.Module):
             self.encoder.residual.zero_()
 
     @contextmanager
-    def applied(self, concept: Concept, *, strength: float = 1.0) -> Iterator[E4TModel]:
+    def wearing(self, concept: Concept, *, strength: float = 1.0) -> Iterator[E4TModel]:
         try:
-            self.apply(concept, strength=strength)
+            self.put_on(concept, strength=strength)
             yield self
         finally:
             self.take_off()
@@ -192,7 +198,3 @@ def _build_encoder(backbone: Backbone, config: EncoderConfig) -> ConceptEncoder:
         embedding_dim=backbone.embedding_dim,
         config=config,
     )
-
-
-def _under(tensors: Any, name: str) -> dict[str, Tensor]:
-    return {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}

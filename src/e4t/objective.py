@@ -72,7 +72,8 @@ class E4TObjective(nn.Module):
     @torch.no_grad()
     def _ratio(self, offset: Tensor) -> Tensor:
         moved = self.model.embedding_scale * offset.float().norm(dim=-1)
-        return (moved / self.model.class_embedding.norm()).mean()
+        ratio: Tensor = (moved / self.model.class_embedding.norm()).mean()
+        return ratio
 
 
 def masked_mean(error: Tensor, mask: Tensor | None) -> Tensor:

@@ -58,8 +58,8 @@ def train(
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        means = torch.stack(losses).mean(dim=0).tolist()
-        yield Step(step + 1, steps, *means, seconds=time.perf_counter() - began)
+        total, diffusion, regularizer, ratio = torch.stack(losses).mean(dim=0).tolist()
+        yield Step(step + 1, steps, total, diffusion, regularizer, ratio, time.perf_counter() - began)
 
 
 def generator_at(seed: int, *position: int) -> torch.Generator:
@@ -70,7 +70,9 @@ def generator_at(seed: int, *position: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
-def draw_timesteps(count: int, low: int, high: int, generator: torch.Generator, *, stratified: bool = False) -> torch.Tensor:
+def draw_timesteps(
+    count: int, low: int, high: int, generator: torch.Generator, *, stratified: bool = False
+) -> torch.Tensor:
     """Timesteps in [low, high), uniform; stratified: one from each of ``count`` equal intervals."""
     position = torch.rand(count, generator=generator)
     if stratified:

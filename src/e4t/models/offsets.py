@@ -107,15 +107,6 @@ class WeightOffset(nn.Module):
             weight = weight + self.strength * self.concept()
         return weight
 
-    def reduce(self) -> None:
-        """Replace the paper's form by the low-rank matrix it amounts to: same Δ, 300 times fewer numbers."""
-        if isinstance(self.domain, PaperForm):
-            with torch.no_grad():
-                left, right = self.domain.factors()
-            reduced = LowRank(*self.shape, rank=left.shape[1]).to(left.device)
-            reduced.left.data, reduced.right.data = left, right
-            self.domain = reduced
-
     def add_concept(self, rank: int) -> None:
         """Start a concept's own delta at zero: low-rank, or dense for rank 0."""
         rows, columns = self.shape
@@ -125,8 +116,8 @@ class WeightOffset(nn.Module):
 class WeightOffsets(nn.Module):
     """Offsets on the attention projections of a U-Net: built (nothing happens), injected or fused, ejected.
 
-    `inject` keeps them trainable; `fuse` writes the result once, for sampling; `eject` undoes either, exactly. The U-Net
-    is referred to, not owned: its parameters are not among this module's.
+    `inject` keeps them trainable; `fuse` writes the result once, for sampling; `eject` undoes either, exactly. The
+    U-Net is referred to, not owned: its parameters are not among this module's.
     """
 
     def __init__(self, unet: nn.Module, config: OffsetsConfig) -> None:
@@ -169,7 +160,7 @@ class WeightOffsets(nn.Module):
             offset = self.offsets[_key(path)]
             self._base[path] = linear.weight
             with torch.no_grad():
-                fused = offset.to(linear.weight.device)(linear.weight)
+                fused: Tensor = offset.to(linear.weight.device)(linear.weight)
             linear.weight = nn.Parameter(fused, requires_grad=False)
         self.state = "fused"
 
@@ -221,11 +212,6 @@ class WeightOffsets(nn.Module):
         for _, offset in self.items():
             offset.strength = strength
 
-    def reduce(self) -> None:
-        """Every domain offset as low-rank factors (see `WeightOffset.reduce`)."""
-        for _, offset in self.items():
-            offset.reduce()
-
     def add_concept(self, rank: int) -> None:
         for linear, offset in self.items():
             offset.add_concept(rank)
@@ -265,7 +251,7 @@ class WeightOffsets(nn.Module):
             f"{path}.{name}": parameter.detach().clone()
             for path in self._linears
             if (concept := self.offsets[_key(path)].concept) is not None
-            for name, parameter in concept.named_parameters()  # type: ignore[operator, union-attr]
+            for name, parameter in concept.named_parameters()  # type: ignore[union-attr]
         }
 
     def load_concept_state(self, state: Mapping[str, Tensor]) -> None:
@@ -292,15 +278,13 @@ class WeightOffsets(nn.Module):
 class TunedWeights:
     """All parameters of a module made tunable, with the base ones kept beside them and swapped by reference.
 
-    Serves the paper's whole-model tuning. ``skip`` names parameters to leave alone, by object. Tuned copies are float32.
+    Serves the paper's whole-model tuning. ``skip`` holds ids of parameters to leave alone. Tuned copies are float32.
     """
 
     def __init__(self, module: nn.Module, *, skip: set[int] | None = None) -> None:
         skip = skip or set()
         self._places = [
-            (name, owner, leaf)
-            for name, owner, leaf, parameter in _named_places(module)
-            if id(parameter) not in skip
+            (name, owner, leaf) for name, owner, leaf, parameter in _named_places(module) if id(parameter) not in skip
         ]
         self._base = [owner._parameters[leaf] for _, owner, leaf in self._places]
         self._live: list[nn.Parameter] = []

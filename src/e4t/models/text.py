@@ -47,16 +47,18 @@ def class_token(tokenizer: Any, class_word: str) -> int:
     return ids[0]
 
 
-def tokenize(tokenizer: Any, prompts: Sequence[str], *, placeholder: str, class_id: int) -> Tokens:
+def tokenize(
+    tokenizer: Any, prompts: Sequence[str], *, placeholder: str, class_id: int, expected: bool = True
+) -> Tokens:
     """Tokenise prompts with the class word's id at each placeholder.
 
     Raises PromptTooLongError beyond the tokenizer's ``model_max_length`` (77 for CLIP), start and end token included.
-    Warns if a prompt has no placeholder: it will be drawn without the concept.
+    Warns if a prompt has no placeholder where one is ``expected``: it will be drawn without the concept.
     """
     if not prompts:
         raise PromptError("no prompt was given")
     for prompt in prompts:
-        if placeholder not in prompt:
+        if expected and placeholder not in prompt:
             warnings.warn(f"the prompt {prompt!r} has no {placeholder}: the concept will not appear", stacklevel=2)
     rows = [_row(tokenizer, prompt, placeholder, class_id) for prompt in prompts]
     ids, marks = zip(*rows, strict=True)

@@ -18,6 +18,9 @@ from e4t.tiny.world import EXPRESSIONS, Identity, Picture, identity, random_ligh
 NAMED = {"face": 2000, "cat": 300, "art": 300}
 """How many training individuals of each kind have a name: the first ones of the namespace "train"."""
 
+TRAINING_KINDS: tuple[str, ...] = ("face",)
+"""Whose portraits the training stream holds; art styles are among its styles in any case."""
+
 EXPRESSION_PHRASES: dict[str, tuple[str, ...]] = {
     "neutral": ("",),
     "smiling": ("smiling", "with a smile"),
@@ -135,15 +138,15 @@ def caption(picture: Picture, rng: random.Random, *, subject: str | None = None,
     return text
 
 
-def training_picture(index: int, *, namespace: str = "train", kinds: tuple[str, ...] = ("face", "cat")) -> Picture:
+def training_picture(index: int, *, namespace: str = "train", kinds: tuple[str, ...] = TRAINING_KINDS) -> Picture:
     """Picture ``index`` of the endless training stream: individuals, scenes, styles and the rest freely combined."""
     rng = stream("picture", namespace, index)
     kind = kinds[0] if len(kinds) == 1 or rng.random() < 0.65 else kinds[1]
     style, art, transform = "photo", None, None
     roll = rng.random()
-    if roll < 0.18:
+    if roll < 0.10:
         art = _individual("art", namespace, rng)
-    elif roll < 0.30:
+    elif roll < 0.24:
         transform = _pick(rng, list(TRANSFORMS))
     elif roll < 0.70:
         style = _pick(rng, list(STYLES))

@@ -482,11 +482,11 @@ def _some(value: float, start: float = 0.4) -> float:
 
 
 def _palette(p: Params, rgb: Array, luma: Array) -> Array:
-    shadow = _hue(p["shadow_hue"], lerp(0.2, 1.0, p["shadow_saturation"]), 0.13)
+    shadow = _hue(p["shadow_hue"], lerp(0.2, 1.0, p["shadow_saturation"]), 0.19)
     middle = _hue(p["midtone_hue"], lerp(0.15, 1.0, p["midtone_saturation"]), 0.5)
-    light = _hue(p["light_hue"], lerp(0.1, 1.0, p["light_saturation"]), 0.9)
+    light = _hue(p["light_hue"], lerp(0.1, 1.0, p["light_saturation"]), 0.86)
     t = np.linspace(0, 1, 256, dtype=np.float32)
-    knots = [0.1, 0.5, 0.9]
+    knots = [0.26, 0.52, 0.78]
     table = np.stack([np.interp(t, knots, [shadow[i], middle[i], light[i]]) for i in range(3)], 1).astype(np.float32)
     toned = table[np.clip(luma * 255, 0, 255).astype(np.uint8)]
     own = luma[..., None] + (rgb - _luma(rgb)[..., None]) * np.float32(lerp(0.4, 2.0, p["saturation"]))
@@ -525,27 +525,27 @@ def apply_art(p: Params, rgb: Array, alpha: Array, seed: int) -> Array:
     picture = _blend(picture, pulled, min(1.0, 1.2 * strength))
     picture = picture * (1 + np.float32(0.15 * _some(strength, 0.25)) * calm)[..., None]
     accent = _hue(p["accent_hue"], 1.0, 0.5) - np.float32(0.5)
-    picture = picture + calm[..., None] * accent * np.float32(0.22 * _some(p["broken_colour"], 0.3))
+    picture = picture + calm[..., None] * accent * np.float32(0.26 * _some(p["broken_colour"], 0.3))
     detail = (_luma(rgb) - _luma(_blur(rgb, 2.0))) * alpha
     picture = picture + np.float32(lerp(0.45, 0.9, strength)) * detail[..., None]
     wobble = _noise(size, 22, rng)
     angle, period = np.pi * p["hatch_direction"], lerp(2.8, 5.5, p["texture_scale"])
     wave = _hatch(size, angle, period, wobble) * _step(1 - luma, 0.2, 0.8)
-    picture = picture * (1 - np.float32(0.6 * _some(p["hatch_strength"], 0.5)) * wave)[..., None]
+    picture = picture * (1 - np.float32(0.6 * _some(p["hatch_strength"], 0.4)) * wave)[..., None]
     dots = _step(_dots(size, round(lerp(3.6, 6.5, p["texture_scale"]) * 5) / 5) - luma, -0.1, 0.1)
     picture = picture * (1 - np.float32(0.45 * _some(p["dot_strength"], 0.7)) * (2 * dots - 0.8))[..., None]
     # Lines of middle lightness would vanish, so the way from dark to light lines is short.
     lightness = min(max((p["edge_lightness"] - 0.6) / 0.15, 0.0), 1.0)
-    ink = _hue(p["edge_hue"], 0.85, lerp(0.07, 0.9, lightness))
+    ink = _hue(p["edge_hue"], 0.95, lerp(0.13, 0.9, lightness))
     picture = _blend(
         picture, ink, line * np.float32(min(1.0, 1.4 * _some(p["edge_strength"], 0.15)) * (1 - 0.4 * lightness))
     )
-    picture = picture + _blur(picture, 5) * np.float32(0.3 * _some(p["glow"]))
+    picture = picture + _blur(picture, 5) * np.float32(0.2 * _some(p["glow"]))
     blot = _noise(size, lerp(1.5, 14, p["texture_scale"]), rng)
     picture = picture * (1 + np.float32(0.17 * _some(p["texture_strength"])) * blot)[..., None]
     paper = _hue(0.09 + 0.06 * p["paper_tone"], 0.35, lerp(0.98, 0.72, p["paper_tone"]))
     bare = _step(0.7 * blot * (1 - 0.6 * alpha) + _vignette(size) * (1 - alpha) * 1.4, 0.6, 1.9)
     picture = _blend(picture, paper, bare * np.float32(_some(p["paper_show"])))
-    picture = picture * (1 - np.float32(0.4 * _some(p["vignette"])) * np.minimum(_vignette(size), 1.8))[..., None]
+    picture = picture * (1 - np.float32(0.3 * _some(p["vignette"])) * np.minimum(_vignette(size), 1.8))[..., None]
     picture = picture + np.float32(0.08 * _some(p["grain"])) * _noise(size, 1, rng)[..., None]
     return np.asarray(np.clip(picture, 0, 1), np.float32)

@@ -165,9 +165,8 @@ def _figure_svg(picture: Picture) -> str:
     if picture.accessory:
         worn = draw_accessory(picture.accessory, figure.anchors, stream("accessory", picture.seed))
     layers = (worn.back, figure.back, figure.body, worn.middle, figure.head, worn.front)
-    # The bust is scaled about its foot, so that a small figure still stands on the lower edge.
-    place = f"translate({50 + pose.x:.2f} {60 + pose.y:.2f}) rotate({pose.roll:.2f}) scale({pose.scale:.3f})"
-    return f'<g transform="{place} translate(-50 -60)">{"".join(layers)}</g>'
+    place = f"translate({50 + pose.x:.2f} {54 + pose.y:.2f}) rotate({pose.roll:.2f}) scale({1.3 * pose.scale:.3f})"
+    return f'<g transform="{place} translate(-50 -47)">{"".join(layers)}</g>'
 
 
 def _lit(rgb: np.ndarray, light: Light) -> np.ndarray:

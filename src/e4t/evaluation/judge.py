@@ -1,0 +1,429 @@
+"""Judges: two networks that read drawings, and share nothing with what they judge.
+
+    python -m e4t.evaluation.judge WORK --judge 1 --kind face --steps 6000
+
+A judge learns from the world's own data about its drawings, which no other network here sees. Its drawings went
+through the autoencoder, blur and noise, because that is what generated pictures look like. Judge 1 selects during
+development and judge 2 fills published tables; they differ in architecture and seed. To resume, run the same command
+again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from e4t.errors import CheckpointError
+from e4t.evaluation.truth import CLASSES, Layout, Readings, Truth, shows
+from e4t.tiny.captions import training_picture
+from e4t.tiny.pictures import load_shards
+from e4t.tiny.train import Trained
+from e4t.tiny.world import WORLD_VERSION
+
+RESOLUTION = 128
+
+RoundTrip = Callable[[Tensor], Tensor]
+"""Pixels ``[n, 3, h, w]`` in [-1, 1] through an autoencoder and back."""
+
+
+class _ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions, each after a group norm, ``[n, width, h, w]`` to the same."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        parts = [(nn.GroupNorm(8, width), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1)) for _ in range(2)]
+        self.layers = nn.Sequential(*(layer for part in parts for layer in part))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)  # type: ignore[no-any-return]
+
+
+class _NextBlock(nn.Module):
+    """A depthwise 5 x 5 convolution, then two pointwise ones around a GELU, ``[n, width, h, w]`` to the same."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(width, width, 5, padding=2, groups=width),
+            nn.GroupNorm(1, width),
+            nn.Conv2d(width, 4 * width, 1),
+            nn.GELU(),
+            nn.Conv2d(4 * width, width, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)  # type: ignore[no-any-return]
+
+
+def _stages(block: Callable[[int], nn.Module], widths: tuple[int, ...], depths: tuple[int, ...]) -> nn.Sequential:
+    """A stem of stride 4, then stages of blocks that each halve the size: 128 px to 8 x 8 with three widths."""
+    layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=4)]
+    for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+        if i:
+            layers += [nn.GroupNorm(8, widths[i - 1]), nn.Conv2d(widths[i - 1], width, 2, stride=2)]
+        layers += [block(width) for _ in range(depth)]
+    return nn.Sequential(*layers, nn.GroupNorm(8, widths[-1]))
+
+
+class ResidualTrunk(nn.Module):
+    """Judge 1: a small residual network whose last map is kept in place, ``[n, 3, 128, 128]`` to ``[n, 192]``."""
+
+    features = 192
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = _stages(_ResidualBlock, (32, 64, 128), (1, 2, 2))
+        self.squeeze = nn.Conv2d(128, 20, 1)
+        self.join = nn.Linear(20 * 8 * 8, self.features)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return F.relu(self.join(F.relu(self.squeeze(F.relu(self.stages(pixels)))).flatten(1)))
+
+
+class AttentiveTrunk(nn.Module):
+    """Judge 2: depthwise blocks, then eight learned looks at the picture and where they fell, to ``[n, 224]``."""
+
+    features = 224
+    looks = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = _stages(_NextBlock, (48, 96, 144), (1, 2, 3))
+        self.where = nn.Conv2d(144, self.looks, 1)
+        self.what = nn.Conv2d(144, 40, 1)
+        self.join = nn.Linear(self.looks * (40 + 2), self.features)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.stages(pixels)
+        attention = self.where(x).flatten(2).float().softmax(-1)  # [n, looks, 64]
+        seen = torch.cat([self.what(x).flatten(2).float(), _positions(x)], dim=1)  # [n, 42, 64]
+        pooled = (attention @ seen.transpose(1, 2)).flatten(1)
+        return F.gelu(self.join(pooled.to(x.dtype)))
+
+
+def _positions(x: Tensor) -> Tensor:
+    """Coordinates in [-1, 1] of every place of a map, float32 ``[n, 2, h * w]``."""
+    axes = [torch.linspace(-1, 1, side, device=x.device) for side in x.shape[-2:]]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
+    return grid.expand(len(x), -1, -1)
+
+
+_TRUNKS: dict[int, type[ResidualTrunk | AttentiveTrunk]] = {1: ResidualTrunk, 2: AttentiveTrunk}
+
+
+class JudgeNetwork(nn.Module):
+    """A trunk with one linear head for all columns of an identity and all classes."""
+
+    def __init__(self, number: int, layout: Layout) -> None:
+        super().__init__()
+        self.layout = layout
+        self.trunk = _TRUNKS[number]()
+        self.sizes = [layout.columns, *map(len, CLASSES.values())]
+        self.head = nn.Linear(self.trunk.features, sum(self.sizes))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Pixels ``[n, 3, 128, 128]`` in [-1, 1] to identity ``[n, D]`` and class logits ``[n, options]``, float32.
+
+        Columns of a continuous parameter are its number standardised; those of a categorical one are logits.
+        """
+        identity, *classes = self.head(self.trunk(pixels)).float().split(self.sizes, dim=-1)
+        return identity, dict(zip(CLASSES, classes, strict=True))
+
+
+@dataclass
+class Judge:
+    """A trained judge of one kind of subject."""
+
+    network: JudgeNetwork
+    number: int
+    kind: str
+
+    @classmethod
+    def load(cls, folder: Path | str, *, device: str = "cpu") -> Self:
+        """Read what `save` wrote. Raises CheckpointError where it is missing or of another world."""
+        folder = Path(folder)
+        try:
+            config = json.loads((folder / "config.json").read_text())
+            weights = load_file(folder / "model.safetensors")
+        except OSError as error:
+            raise CheckpointError(f"'{folder}' holds no judge: {error}") from error
+        if config != _description(config["judge"], config["kind"]):
+            raise CheckpointError(f"the judge in '{folder}' was trained on another version of the world")
+        network = JudgeNetwork(config["judge"], Layout.of(config["kind"]))
+        network.load_state_dict({key: tensor.float() for key, tensor in weights.items()})
+        return cls(network.to(device).eval(), config["judge"], config["kind"])
+
+    def save(self, folder: Path | str) -> None:
+        """Write float16 weights and config.json into ``folder``."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {key: tensor.half().contiguous().cpu() for key, tensor in self.network.state_dict().items()}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(_description(self.number, self.kind), indent=2) + "\n")
+
+    @property
+    def layout(self) -> Layout:
+        return self.network.layout
+
+    @torch.no_grad()
+    def read(self, rgb: np.ndarray, *, batch: int = 64) -> Readings:
+        """Read pictures, uint8 ``[n, 128, 128, 3]``."""
+        device = self.network.head.weight.device
+        parts = [self.network(to_pixels(rgb[i : i + batch]).to(device)) for i in range(0, len(rgb), batch)]
+        identity = torch.cat([self._shares(part).cpu() for part, _ in parts]).double().numpy()
+        classes = {name: torch.cat([c[name].argmax(-1).cpu() for _, c in parts]).numpy() for name in CLASSES}
+        return Readings(identity, classes)
+
+    def _shares(self, identity: Tensor) -> Tensor:
+        """The network's identity output as a reading: numbers in [0, 1], and shares for options."""
+        columns = []
+        for part in self.layout.slices:
+            raw = identity[:, part]
+            columns.append((raw / 12**0.5 + 0.5).clamp(0, 1) if raw.shape[1] == 1 else raw.softmax(-1))
+        return torch.cat(columns, dim=1)
+
+
+def _description(number: int, kind: str) -> dict[str, Any]:
+    """A judge's config.json: everything its weights' meaning depends on."""
+    layout = Layout.of(kind)
+    return {
+        "judge": number,
+        "kind": kind,
+        "world": WORLD_VERSION,
+        "parameters": dict(zip(layout.names, layout.widths, strict=True)),
+        "classes": {name: list(options) for name, options in CLASSES.items()},
+    }
+
+
+def to_pixels(rgb: np.ndarray) -> Tensor:
+    """uint8 ``[n, h, w, 3]`` to float32 ``[n, 3, h, w]`` in [-1, 1]."""
+    return torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_rgb(pixels: Tensor) -> np.ndarray:
+    """The inverse of `to_pixels`."""
+    rgb: np.ndarray = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return rgb
+
+
+# Training
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """How to train a judge; the defaults are the recipe of the shipped ones."""
+
+    work: Path  # the folder of the tiny model's training, with its drawn pictures and its autoencoder
+    judge: int = 1
+    kind: str = "face"
+    steps: int = 6_000
+    batch: int = 64
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    ema: float = 0.998
+    round_trips: int = 8_000  # so many of the first pictures are also there as the autoencoder returns them
+    checkpoint_every: int = 250
+    device: str = "cpu"
+
+    @property
+    def folder(self) -> Path:
+        """Where the trained judge goes."""
+        return self.work / "tiny" / f"judge-{self.judge}" / self.kind
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.work / f"judge-{self.judge}-{self.kind}.safetensors"
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """`Truth` as tensors: standardised identity ``[n, D]``, visible ``[n, D]``, class indices ``[n]``."""
+
+    identity: Tensor
+    visible: Tensor
+    classes: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, truth: Truth, layout: Layout) -> _Targets:
+        continuous = np.asarray(layout.widths)[layout.owners] == 1
+        identity = np.where(continuous, (truth.identity - 0.5) * 12**0.5, truth.identity)
+        return cls(
+            torch.from_numpy(identity).float(),
+            torch.from_numpy(truth.visible),
+            {name: torch.from_numpy(indices).long() for name, indices in truth.classes.items()},
+        )
+
+    def rows(self, picks: Tensor, device: str) -> _Targets:
+        return _Targets(
+            self.identity[picks].to(device),
+            self.visible[picks].to(device),
+            {name: indices[picks].to(device) for name, indices in self.classes.items()},
+        )
+
+
+def judge_loss(layout: Layout, identity: Tensor, classes: dict[str, Tensor], target: _Targets) -> Tensor:
+    """Squared error of visible numbers plus cross-entropies of visible options and of classes.
+
+    Every parameter is averaged over the pictures where it is visible; all of identity weighs as much as all classes.
+    """
+    losses = []
+    for part in layout.slices:
+        seen = target.visible[:, part.start].float()
+        if part.stop - part.start == 1:
+            each = (identity[:, part] - target.identity[:, part]).square().squeeze(1)
+        else:
+            each = F.cross_entropy(identity[:, part], target.identity[:, part], reduction="none")
+        losses.append((each * seen).sum() / seen.sum().clamp(min=1))
+    answers = [F.cross_entropy(logits, target.classes[name]) for name, logits in classes.items()]
+    return torch.stack(losses).mean() + 0.5 * torch.stack(answers).mean()
+
+
+def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Blur half of the pictures by one random width and add noise of a random level to each; seeded on the CPU."""
+    n = len(pixels)
+    sigma = 0.3 + 0.9 * float(torch.rand((), generator=generator))
+    blurred = (torch.rand(n, 1, 1, 1, generator=generator) < 0.5).to(pixels.device)
+    level = 0.12 * torch.rand(n, 1, 1, 1, generator=generator).square()
+    noise = (level * torch.randn(pixels.shape, generator=generator)).to(pixels.device)
+    return torch.where(blurred, _blur(pixels, sigma), pixels) + noise
+
+
+def _blur(pixels: Tensor, sigma: float) -> Tensor:
+    taps = torch.arange(-3, 4, device=pixels.device, dtype=pixels.dtype)
+    kernel = torch.exp(-0.5 * (taps / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).expand(3, 1, 1, 7)
+    padded = F.pad(pixels, (3, 3, 3, 3), mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel, groups=3), kernel.transpose(2, 3), groups=3)
+
+
+def train_judge(
+    config: JudgeConfig, rgb: np.ndarray, indices: np.ndarray, *, returned: np.ndarray | None = None
+) -> Judge:
+    """Train on drawn pictures ``[n, 128, 128, 3]`` and their indices in the training stream ``[n]``.
+
+    ``returned`` holds the first of the same pictures as the autoencoder gives them back; where a picture is among
+    them, the judge is shown that one every other time. Resumes from the checkpoint in ``config.work``.
+    """
+    torch.manual_seed(1000 + config.judge)
+    layout = Layout.of(config.kind)
+    pictures = [training_picture(int(index)) for index in indices]
+    rows = torch.tensor([row for row, picture in enumerate(pictures) if shows(picture, config.kind)])
+    targets = _Targets.of(Truth.of([pictures[row] for row in rows.tolist()], config.kind), layout)
+    network = JudgeNetwork(config.judge, layout).to(config.device).train()
+    trained = Trained({"judge": network}, config.learning_rate, config.warmup, config.ema)
+    trained.load(config.checkpoint)
+
+    def losses() -> Iterator[Tensor]:
+        while True:
+            generator = torch.Generator().manual_seed(10**6 * config.judge + trained.step)
+            picks = torch.randint(len(rows), (config.batch,), generator=generator)
+            through = torch.rand(config.batch, generator=generator) < 0.5
+            pixels = to_pixels(_shown(rgb, returned, rows[picks], through)).to(config.device)
+            identity, classes = network(augment(pixels, generator).bfloat16())
+            yield judge_loss(layout, identity, classes, targets.rows(picks, config.device))
+
+    _run(config, trained, losses())
+    trained.averaged("judge")
+    return Judge(network.half().float().eval(), config.judge, config.kind)
+
+
+def _shown(rgb: np.ndarray, returned: np.ndarray | None, rows: Tensor, through: Tensor) -> np.ndarray:
+    """The pictures of ``rows``, as returned by the autoencoder where ``through`` says so and that is at hand."""
+    shown: np.ndarray = rgb[rows.numpy()]
+    if returned is not None:
+        use = (through & (rows < len(returned))).numpy()
+        shown[use] = returned[rows.numpy()[use]]
+    return shown
+
+
+def _run(config: JudgeConfig, trained: Trained, losses: Iterator[Tensor]) -> None:
+    recent: list[float] = []
+    peak = trained.learning_rate
+    while trained.step < config.steps:
+        # Half a cosine to zero: readings get their last digits at small rates.
+        trained.learning_rate = peak * 0.5 * (1 + float(np.cos(np.pi * trained.step / config.steps)))
+        recent.append(trained.update(next(losses)))
+        if trained.step % 50 == 0:
+            print(
+                json.dumps({"stage": config.checkpoint.stem, "step": trained.step, "loss": np.mean(recent)}), flush=True
+            )
+            recent.clear()
+        if trained.step % config.checkpoint_every == 0 or trained.step == config.steps:
+            trained.save(config.checkpoint)
+
+
+@torch.no_grad()
+def round_trip(rgb: np.ndarray, vae: RoundTrip, *, batch: int = 32) -> np.ndarray:
+    """Pictures, uint8 ``[n, h, w, 3]``, as ``vae`` gives them back."""
+    return np.concatenate([to_rgb(vae(to_pixels(rgb[i : i + batch]))) for i in range(0, len(rgb), batch)])
+
+
+def cached_round_trips(config: JudgeConfig, rgb: np.ndarray, vae: RoundTrip) -> np.ndarray:
+    """`round_trip` of the first ``config.round_trips`` pictures, kept in the work folder for the other judges."""
+    path = config.work / "round-trips.npy"
+    count = min(config.round_trips, len(rgb))
+    if path.exists() and len(cached := np.load(path, mmap_mode="r")) == count:
+        return np.asarray(cached)
+    returned = round_trip(rgb[:count], vae)
+    beside = path.with_suffix(".partial.npy")
+    np.save(beside, returned)
+    beside.rename(path)
+    return returned
+
+
+def autoencoder(folder: Path, *, device: str = "cpu") -> RoundTrip:
+    """The autoencoder of a diffusers folder as a round trip, in bfloat16."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(folder).to(device, torch.bfloat16).eval()
+
+    def through(pixels: Tensor) -> Tensor:
+        latents = vae.encode(pixels.to(device, torch.bfloat16)).latent_dist.mean
+        return vae.decode(latents).sample.float()  # type: ignore[no-any-return]
+
+    return through
+
+
+def main(config: JudgeConfig) -> None:
+    """Train, save, and print how many parameters are readable on drawings of individuals never trained on."""
+    torch.set_flush_denormal(True)
+    rgb, indices = load_shards(config.work / "pictures", size=RESOLUTION)
+    vae = autoencoder(config.work / "tiny" / "vae", device=config.device) if config.round_trips else None
+    judge = train_judge(config, rgb, indices, returned=cached_round_trips(config, rgb, vae) if vae else None)
+    judge.save(config.folder)
+    print(json.dumps(examine(judge, vae) | {"config": {k: str(v) for k, v in asdict(config).items()}}))
+
+
+def examine(
+    judge: Judge, vae: RoundTrip | None = None, *, count: int = 400, namespace: str = "validation"
+) -> dict[str, Any]:
+    """R² per parameter and accuracy per class on pictures of ``namespace``, through ``vae`` if there is one."""
+    from e4t.evaluation.metrics import READABLE, explained
+    from e4t.tiny.world import draw
+
+    stream = (training_picture(i, namespace=namespace) for i in range(100 * count))
+    pictures = [p for _, p in zip(range(count), (p for p in stream if shows(p, judge.kind)), strict=False)]
+    rgb = np.stack([draw(picture, RESOLUTION).rgb for picture in pictures])
+    readings, truth = judge.read(round_trip(rgb, vae) if vae else rgb), Truth.of(pictures, judge.kind)
+    shares = explained(judge.layout, readings.identity, truth.identity, truth.visible)
+    return {
+        "readable": int((shares >= READABLE).sum()),
+        "explained": dict(zip(judge.layout.names, shares.round(3).tolist(), strict=True)),
+        "accuracy": {name: round(float((readings.classes[name] == truth.classes[name]).mean()), 3) for name in CLASSES},
+    }
+
+
+if __name__ == "__main__":
+    import tyro
+
+    main(tyro.cli(JudgeConfig, config=(tyro.conf.PositionalRequiredArgs, tyro.conf.FlagConversionOff)))

@@ -1,0 +1,142 @@
+"""Scores of readings: how much of an identity is there, is it the right one, is the prompt followed.
+
+Everything here is a pure function of arrays. Shapes: n pictures (or concepts), P parameters, D columns of a
+`Layout`, c candidates. Identities are compared column by column, standardised by the world's standard deviations,
+and every parameter counts once: a categorical one is averaged over its options. What cannot be seen does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from e4t.evaluation.truth import Layout
+
+READABLE = 0.7
+"""Least share of a parameter's variance that a judge must explain on drawings for the parameter to count."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Rounded, for reports."""
+        return {"value": round(self.value, 4), "low": round(self.low, 4), "high": round(self.high, 4)}
+
+
+def explained(layout: Layout, read: np.ndarray, true: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """R² of every parameter, ``[P]``, where it is visible; −inf where it never varies.
+
+    ``read`` and ``true`` are ``[n, D]``, ``visible`` is bool ``[n, D]``.
+    """
+    mean = _visible_mean(true, visible)
+    missed = _per_parameter(layout, ((read - true) ** 2 * visible).sum(0))
+    spread = _per_parameter(layout, ((mean - true) ** 2 * visible).sum(0))
+    return np.where(spread > 0, 1 - missed / np.where(spread > 0, spread, 1), -np.inf)
+
+
+def readable(
+    layout: Layout, read: np.ndarray, true: np.ndarray, visible: np.ndarray, *, least: float = READABLE
+) -> np.ndarray:
+    """Which parameters the judge reads well enough to count, bool ``[P]``."""
+    return explained(layout, read, true, visible) >= least
+
+
+def weights(layout: Layout, visible: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Weight of every column in squared distances, ``[..., D]``: standardising, each counted parameter once."""
+    widths = np.asarray(layout.widths)[layout.owners]
+    return np.asarray(visible * counted[layout.owners] / (widths * layout.scales**2))
+
+
+def identity_errors(read: np.ndarray, true: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Squared distance of every reading to its truth, and of the truths' average to that truth, ``[n]`` each.
+
+    The average is over what is visible (``weight > 0``), so no constant reading can score above 0.
+    """
+    mean = _visible_mean(true, weight > 0)
+    return ((read - true) ** 2 * weight).sum(-1), ((mean - true) ** 2 * weight).sum(-1)
+
+
+def identity_score(read: np.ndarray, true: np.ndarray, weight: np.ndarray) -> float:
+    """1 − ‖p̂ − p‖² / E‖p̄ − p‖²: 1 is the very identity, 0 as good as the domain's average, worse is negative."""
+    missed, spread = identity_errors(read, true, weight)
+    return float(1 - missed.sum() / spread.sum())
+
+
+def _visible_mean(true: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    return np.asarray((true * visible).sum(0) / np.maximum(visible.sum(0), 1))
+
+
+def _per_parameter(layout: Layout, columns: np.ndarray) -> np.ndarray:
+    return np.array([columns[part].sum() for part in layout.slices])
+
+
+def distances(layout: Layout, read: np.ndarray, candidates: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Standardised squared distance per counted parameter, ``[n, c]``: readings ``[n, D]``, candidates ``[n, c, D]``.
+
+    ``weight``, ``[n, c, D]``, is of what can be seen of each candidate; the mean is over that, so that candidates with
+    fewer visible parameters are not nearer for it.
+    """
+    parameters = (weight * layout.scales**2).sum(-1)
+    return np.asarray(((read[:, None] - candidates) ** 2 * weight).sum(-1) / np.maximum(parameters, 1e-9))
+
+
+def rank_one(distance: np.ndarray, right: np.ndarray | int = 0) -> np.ndarray:
+    """Whether the right candidate is strictly the nearest, bool ``[n]``. A tie is a miss: it tells nobody apart."""
+    rows = np.arange(len(distance))
+    chosen = distance[rows, right]
+    others = distance.copy()
+    others[rows, right] = np.inf
+    return np.asarray(chosen < others.min(-1))
+
+
+def found(answers: Sequence[dict[str, str]], prompted: Sequence[dict[str, str]]) -> np.ndarray:
+    """Share of the prompted attributes that were read, ``[n]``; nothing prompted counts as all found."""
+    shares = [
+        np.mean([answer[name] == wanted for name, wanted in asked.items()]) if asked else 1.0
+        for answer, asked in zip(answers, prompted, strict=True)
+    ]
+    return np.array(shares, float)
+
+
+def joint_success(right_twin: np.ndarray, share_found: np.ndarray) -> np.ndarray:
+    """The headline, bool ``[n]``: the right one of its twins and everything that was prompted."""
+    return np.asarray(right_twin & (share_found >= 1))
+
+
+def resamples(concepts: int, *, draws: int = 2000, seed: int = 0) -> np.ndarray:
+    """Concepts drawn with replacement, ``[draws, concepts]``. The same for all scores, so that they are paired."""
+    return np.random.default_rng(seed).integers(concepts, size=(draws, concepts))
+
+
+def bootstrap(statistic: Callable[[np.ndarray], float], samples: np.ndarray) -> Interval:
+    """``statistic`` of all concepts, with the 2.5 and 97.5 percentiles over `resamples`; it gets concept numbers."""
+    drawn = [statistic(sample) for sample in samples]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Interval(float(statistic(np.arange(samples.shape[1]))), float(low), float(high))
+
+
+def mean_statistic(values: np.ndarray) -> Callable[[np.ndarray], float]:
+    """The mean of ``values`` ``[concepts, ...]`` over concepts and everything else, for `bootstrap`."""
+    per_concept = values.reshape(len(values), -1).mean(-1)
+    return lambda sample: float(per_concept[sample].mean())
+
+
+def score_statistic(missed: np.ndarray, spread: np.ndarray, ceiling: float = 1.0) -> Callable[[np.ndarray], float]:
+    """The identity score over its ceiling from `identity_errors` as ``[concepts, ...]``, for `bootstrap`."""
+    top, bottom = (part.reshape(len(part), -1).sum(-1) for part in (missed, spread))
+    return lambda sample: float((1 - top[sample].sum() / bottom[sample].sum()) / ceiling)
+
+
+def difference(
+    one: Callable[[np.ndarray], float], other: Callable[[np.ndarray], float]
+) -> Callable[[np.ndarray], float]:
+    """How much ``one`` is above ``other`` on the same concepts, for a paired `bootstrap`."""
+    return lambda sample: one(sample) - other(sample)

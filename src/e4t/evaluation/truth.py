@@ -1,0 +1,149 @@
+"""What there is to read in a drawn picture: the columns of an identity, which of them can be seen, and the classes.
+
+Shapes: n pictures, P parameters of an identity, D columns (one per continuous parameter, one per option of a
+categorical one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from e4t.tiny.accessories import ACCESSORIES
+from e4t.tiny.canvas import Parameter
+from e4t.tiny.scenes import SCENES
+from e4t.tiny.styles import STYLES
+from e4t.tiny.transforms import TRANSFORMS
+from e4t.tiny.world import EXPRESSIONS, PARAMETERS, Identity, Picture, is_visible
+
+NOTHING = "none"
+ARTIST = "an artist's"
+
+CLASSES: dict[str, tuple[str, ...]] = {
+    "scene": tuple(SCENES),
+    "style": (*STYLES, ARTIST),
+    "accessory": (NOTHING, *ACCESSORIES),
+    "expression": tuple(EXPRESSIONS),
+    "transform": (NOTHING, *TRANSFORMS),
+}
+"""What else a judge reads, and the possible answers."""
+
+HIDDEN_BY: dict[str, tuple[str, ...]] = {}
+"""Accessory or expression to the beginnings of the names of the parameters that it hides."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the columns of a reading are made up: a name and a width per parameter, 1 for a continuous one."""
+
+    names: tuple[str, ...]
+    widths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, kind: str) -> Layout:
+        """The layout of "face", "cat" or "art"."""
+        parameters = PARAMETERS[kind]
+        return cls(tuple(p.name for p in parameters), tuple(len(p.options) or 1 for p in parameters))
+
+    @property
+    def columns(self) -> int:
+        return sum(self.widths)
+
+    @cached_property
+    def owners(self) -> np.ndarray:
+        """The parameter that each column belongs to, ``[D]``."""
+        return np.repeat(np.arange(len(self.widths)), self.widths)
+
+    @cached_property
+    def slices(self) -> tuple[slice, ...]:
+        """The columns of each parameter."""
+        ends = np.cumsum(self.widths).tolist()
+        return tuple(slice(end - width, end) for end, width in zip(ends, self.widths, strict=True))
+
+    @cached_property
+    def scales(self) -> np.ndarray:
+        """Standard deviation of each column over the world, ``[D]``: uniform numbers and equally likely options."""
+        shares = 1 / np.repeat(self.widths, self.widths)
+        return np.where(shares == 1, np.sqrt(1 / 12), np.sqrt(shares * (1 - shares)))
+
+
+def identity_columns(subject: Identity) -> np.ndarray:
+    """The true reading of an identity, ``[D]``: numbers as they are, options as one-hot."""
+    return np.concatenate([_columns(p, subject.params[p.name]) for p in PARAMETERS[subject.kind]])
+
+
+def _columns(parameter: Parameter, value: float) -> np.ndarray:
+    return np.eye(len(parameter.options))[int(value)] if parameter.options else np.array([value])
+
+
+def concept_of(picture: Picture, kind: str) -> Identity:
+    """The identity that a judge of ``kind`` reads: the artist for "art", else who is drawn."""
+    if kind == "art":
+        if picture.art is None:
+            raise ValueError("a judge of art was given a picture without an artist")
+        return picture.art
+    return picture.subject
+
+
+def shows(picture: Picture, kind: str) -> bool:
+    """Whether the picture has an identity of ``kind``."""
+    return picture.art is not None if kind == "art" else picture.subject.kind == kind
+
+
+def visible_parameters(subject: Identity, picture: Picture | None = None) -> np.ndarray:
+    """Which parameters of ``subject`` can be seen, bool ``[P]``: at all, and under what is worn in ``picture``."""
+    hidden = _hidden_beginnings(picture) if picture is not None and subject.kind != "art" else ()
+    return np.array([is_visible(p, subject.params) and not p.name.startswith(hidden) for p in PARAMETERS[subject.kind]])
+
+
+def _hidden_beginnings(picture: Picture) -> tuple[str, ...]:
+    return (*HIDDEN_BY.get(picture.accessory or NOTHING, ()), *HIDDEN_BY.get(picture.expression, ()))
+
+
+def class_answers(picture: Picture) -> dict[str, str]:
+    """The right answer of every class."""
+    return {
+        "scene": picture.scene,
+        "style": ARTIST if picture.art else picture.style,
+        "accessory": picture.accessory or NOTHING,
+        "expression": picture.expression,
+        "transform": picture.transform or NOTHING,
+    }
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The right reading of n pictures: identity ``[n, D]``, visible columns bool ``[n, D]``, classes ``[n]`` each."""
+
+    identity: np.ndarray
+    visible: np.ndarray
+    classes: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, pictures: Sequence[Picture], kind: str) -> Truth:
+        """What a judge of ``kind`` should read in ``pictures``."""
+        owners = Layout.of(kind).owners
+        subjects = [concept_of(picture, kind) for picture in pictures]
+        answers = [class_answers(picture) for picture in pictures]
+        return cls(
+            identity=np.stack([identity_columns(subject) for subject in subjects]),
+            visible=np.stack([visible_parameters(s, p)[owners] for s, p in zip(subjects, pictures, strict=True)]),
+            classes={
+                name: np.array([options.index(answer[name]) for answer in answers]) for name, options in CLASSES.items()
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What a judge reads in n pictures: identity ``[n, D]`` (shares for options) and a class ``[n]`` per question."""
+
+    identity: np.ndarray
+    classes: dict[str, np.ndarray]
+
+    def answers(self, row: int) -> dict[str, str]:
+        """The class names read in one picture."""
+        return {name: CLASSES[name][int(indices[row])] for name, indices in self.classes.items()}

@@ -1,0 +1,192 @@
+"""Stage 2: one image becomes a concept, in a few steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from e4t.backbone import draw_noise
+from e4t.checkpoint import Concept, prefixed
+from e4t.config import PersonalizeConfig
+from e4t.data import square_mask, square_pixels
+from e4t.model import E4TModel
+from e4t.objective import Batch, E4TObjective
+from e4t.training import Step, draw_timesteps, generator_at, train
+
+_WHOLE = ("encoder", "unet", "text_encoder")
+
+
+@dataclass(frozen=True)
+class PersonalizeStep:
+    """Step 0 is the domain's first guess, before any tuning: it has no losses. ``concept`` is None unless asked for."""
+
+    number: int
+    total_steps: int
+    training: Step | None
+    concept: Concept | None
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What does not change while one image is tuned on, computed once."""
+
+    latents: Tensor  # [1, C, h, w], the posterior's mean
+    image_features: list[Tensor]  # [1, width] each
+    mask: Tensor | None  # [1, 1, h, w]
+
+
+def personalize(
+    model: E4TModel,
+    image: Image.Image,
+    *,
+    config: PersonalizeConfig,
+    mask: Image.Image | None = None,
+    keep_steps: bool = False,
+) -> Iterator[PersonalizeStep]:
+    """Tune on one image (its centre square, never mirrored); yields step 0 and then every step.
+
+    The last step carries the concept, with ``keep_steps`` every step does. ``mask`` says where the loss counts (white).
+    The model is afterwards as it was before, also when the caller stops early.
+    """
+    constants = prepare(model, image, mask if config.mask_loss else None)
+    tuning = _Tuning(model, config, constants)
+    objective = E4TObjective(model, regularisation=config.regularisation, reduction=config.regularisation_reduction)
+    try:
+        groups = tuning.start()
+        first = tuning.concept(0) if keep_steps or not config.steps else None
+        yield PersonalizeStep(0, config.steps, None, first)
+        if not config.steps:
+            return
+        optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        for step in train(
+            objective,
+            _batches(model, constants, config),
+            optimizer,
+            steps=config.steps,
+            accumulation=config.accumulation,
+            mixed_precision=config.mixed_precision,
+            max_grad_norm=config.max_grad_norm,
+        ):
+            wanted = keep_steps or step.number == config.steps
+            concept = tuning.concept(step.number) if wanted else None
+            yield PersonalizeStep(step.number, config.steps, step, concept)
+    finally:
+        tuning.stop()
+
+
+def prepare(model: E4TModel, image: Image.Image, mask: Image.Image | None) -> Constants:
+    """Latents and CLIP features of the centre square, at the base model's resolution."""
+    backbone = model.backbone
+    pixels = square_pixels(image, backbone.resolution)[None]
+    latents = backbone.encode(pixels)
+    small = None
+    if mask is not None:
+        full = square_mask(mask, backbone.resolution)[None]
+        small = F.interpolate(full, size=latents.shape[-2:], mode="area").to(backbone.device)
+    return Constants(latents, model.image_features(pixels), small)
+
+
+def _batches(model: E4TModel, constants: Constants, config: PersonalizeConfig) -> Callable[[int], Batch]:
+    """The image ``batch_size`` times, with independent timesteps and noise."""
+    size, device = config.batch_size, model.backbone.device
+    prompts = model.tokens(model.domain.prompts)
+    latents = constants.latents.expand(size, -1, -1, -1)
+    high = config.max_timestep or model.backbone.num_timesteps
+
+    def batch_at(index: int) -> Batch:
+        generator = generator_at(config.seed, index)
+        picks = torch.randint(len(prompts), (size,), generator=generator)
+        timesteps = draw_timesteps(size, config.min_timestep, high, generator, stratified=config.stratified_timesteps)
+        return Batch(
+            latents=latents,
+            noise=draw_noise(latents.shape, generator, device),
+            timesteps=timesteps.to(device),
+            tokens=prompts[picks.to(device)],
+            image_features=constants.image_features,
+            mask=constants.mask,
+        )
+
+    return batch_at
+
+
+class _Tuning:
+    """Makes the chosen parts of a model trainable, reads the concept off them, and puts everything back."""
+
+    def __init__(self, model: E4TModel, config: PersonalizeConfig, constants: Constants) -> None:
+        self.model = model
+        self.config = config
+        self.constants = constants
+
+    def start(self) -> list[dict[str, Any]]:
+        """Parameter groups for the optimiser, one for each tuned part."""
+        model, config = self.model, self.config
+        model.requires_grad_(False)
+        parts: dict[str, list[nn.Parameter]] = {}
+        for part in dict.fromkeys(config.tune):
+            if part in _WHOLE:
+                model.tuned[part] = model.tunable(part)
+        for part in dict.fromkeys(config.tune):
+            if part in _WHOLE:
+                parts[part] = model.tuned[part].start()
+            elif part == "deltas":
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(config.seed)
+                    model.offsets.add_concept(config.delta_rank)
+                parts[part] = model.offsets.concept_parameters()
+            else:
+                parts[part] = [getattr(model.encoder, part)]
+        model.offsets.inject()
+        for parameters in parts.values():
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+        if config.gradient_checkpointing:
+            model.backbone.unet.enable_gradient_checkpointing()
+            model.backbone.unet.train()
+        return [{"params": p, "lr": config.rate(part)} for part, p in parts.items() if p]
+
+    def stop(self) -> None:
+        """Base, domain and encoder exactly as before."""
+        self.model.take_off()
+        self.model.requires_grad_(False)
+        if self.config.gradient_checkpointing:
+            self.model.backbone.unet.disable_gradient_checkpointing()
+            self.model.backbone.unet.eval()
+
+    @torch.no_grad()
+    def concept(self, steps: int) -> Concept:
+        """A copy of the state after so many steps."""
+        model, encoder = self.model, self.model.encoder
+        image_half = encoder.image_half(self.constants.image_features)
+        tensors = {
+            "image_half": image_half[0].cpu().clone(),
+            "bias": encoder.bias.detach().cpu().clone(),
+            "residual": encoder.residual.detach().cpu().clone(),
+            "frozen_offset": self._mean_offset(image_half).cpu(),
+        }
+        tensors |= prefixed("deltas", model.offsets.concept_state())
+        for part, tuned in model.tuned.items():
+            tensors |= {f"{part}/{name}": value.cpu() for name, value in tuned.difference().items()}
+        return Concept(
+            domain=model.domain,
+            domain_id=model.domain_id,
+            base=model.base,
+            steps=steps,
+            tensors=tensors,
+            config=self.config.to_dict(),
+        )
+
+    def _mean_offset(self, image_half: Tensor) -> Tensor:
+        """E averaged over evenly spaced timesteps of the noised image, [D]."""
+        count, backbone = self.config.frozen_timesteps, self.model.backbone
+        spaced = (torch.arange(count) + 0.5) / count * backbone.num_timesteps
+        timesteps = spaced.long().to(backbone.device)
+        latents = self.constants.latents.expand(count, -1, -1, -1)
+        noise = draw_noise(latents.shape, generator_at(self.config.seed, -1), backbone.device)
+        noisy = backbone.add_noise(latents, noise, timesteps)
+        return self.model.offset(noisy, timesteps, image_half).mean(dim=0)

@@ -1,0 +1,324 @@
+"""What users call: load a domain, personalize on one image, draw it from text.
+
+Sampling is the stock diffusers pipeline. A hook in front of the U-Net predicts the concept's word from the very sample
+and timestep the U-Net is called with, and replaces the conditional rows of its prompt embeddings.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from e4t.backbone import Backbone, resolve
+from e4t.checkpoint import Concept, TrainedDomain
+from e4t.config import GenerateConfig, PersonalizeConfig, PretrainConfig
+from e4t.domain import Domain
+from e4t.errors import CheckpointError, ConfigError
+from e4t.images import load_image, load_mask
+from e4t.model import E4TModel
+from e4t.models.text import Tokens
+from e4t.personalize import PersonalizeStep, personalize
+
+
+@dataclass(frozen=True)
+class Output:
+    """Pictures in the order of the prompts, ``num_images`` for each, and the seed each was drawn with."""
+
+    images: list[Image.Image]
+    seeds: list[int]
+
+
+@dataclass
+class Applied:
+    """A concept in place on the U-Net. The embeddings go to any stock pipeline as they are; the hook does the rest."""
+
+    stock: Any
+    prompt_embeds: Tensor  # [N, L, width]; rows that the hook recomputes
+    negative_prompt_embeds: Tensor  # [N, L, width]
+    words: list[Tensor] = field(default_factory=list)  # v* [N, D] of every call so far, when live
+
+
+class E4TPipeline:
+    """A domain on its base model. ``stock`` is the plain diffusers pipeline it draws with."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        trained: TrainedDomain | None = None,
+        *,
+        domain: Domain | None = None,
+        safety: dict[str, Any] | None = None,
+    ) -> None:
+        """``trained`` is a pre-trained domain; without one, ``domain`` says the class word to start from."""
+        self.backbone = backbone
+        self.trained = trained
+        if trained is not None:
+            self.model = E4TModel.from_domain(backbone, trained)
+        elif domain is not None:
+            scale = PretrainConfig().embedding_scale
+            self.model = E4TModel.without_domain(backbone, domain, embedding_scale=scale)
+        else:
+            raise ConfigError("a pipeline needs a trained domain, or at least a domain's class word")
+        self.stock = _stock_pipeline(backbone, safety or {})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        base: str | Path | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """Load a domain by folder or shipped name ("tiny-face"), with its base model or a copy of it, ``base``."""
+        trained = TrainedDomain.load(resolve(source))
+        location = resolve(base if base is not None else trained.base.name)
+        backbone = Backbone.from_pretrained(
+            location, image_encoder=trained.base.image_encoder, device=device, dtype=dtype
+        )
+        return cls(backbone, trained, safety=_load_safety(location))
+
+    @classmethod
+    def from_base(
+        cls,
+        base: str | Path,
+        *,
+        class_word: str,
+        image_encoder: str | Path | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """Any base model, without a pre-trained domain: personalizing starts from the class word and takes longer."""
+        location = resolve(base)
+        backbone = Backbone.from_pretrained(location, image_encoder=image_encoder, device=device, dtype=dtype)
+        return cls(backbone, domain=Domain.named(class_word), safety=_load_safety(location))
+
+    @property
+    def domain(self) -> Domain:
+        return self.model.domain
+
+    @property
+    def personalize_config(self) -> PersonalizeConfig:
+        """The settings measured for this domain."""
+        return self.trained.personalize_config if self.trained else PersonalizeConfig.without_domain()
+
+    @property
+    def generate_config(self) -> GenerateConfig:
+        return self.trained.generate_config if self.trained else GenerateConfig()
+
+    # Personalizing
+
+    def personalize(
+        self,
+        image: str | Path | Image.Image,
+        *,
+        mask: str | Path | Image.Image | None = None,
+        config: PersonalizeConfig | None = None,
+        keep_steps: bool = False,
+        **overrides: Any,
+    ) -> Concept:
+        """One image → a concept. Overrides are fields of `PersonalizeConfig` (``steps=15``, ``seed=1``)."""
+        kept: list[Concept] = []
+        for step in self.personalize_steps(image, mask=mask, config=config, keep_steps=keep_steps, **overrides):
+            if step.concept is not None:
+                kept.append(step.concept)
+        return kept[-1].with_history(tuple(kept)) if keep_steps else kept[-1]
+
+    def personalize_steps(
+        self,
+        image: str | Path | Image.Image,
+        *,
+        mask: str | Path | Image.Image | None = None,
+        config: PersonalizeConfig | None = None,
+        keep_steps: bool = False,
+        **overrides: Any,
+    ) -> Iterator[PersonalizeStep]:
+        """The same, yielding every step; the last one carries the concept."""
+        settings = (config or self.personalize_config).updated(overrides)
+        picture = load_image(image)
+        white = load_mask(mask) if mask is not None else None
+        yield from personalize(self.model, picture, config=settings, mask=white, keep_steps=keep_steps)
+
+    # Drawing
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        concept: Concept | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        config: GenerateConfig | None = None,
+        **overrides: Any,
+    ) -> Output:
+        """Draw prompts; "S*" in them is the concept, or the bare class word without one.
+
+        Overrides are fields of `GenerateConfig`: num_inference_steps, guidance_scale, seed, num_images, embedding,
+        strength, … Picture i is drawn with seed + i, whatever it is drawn together with.
+        """
+        settings = (config or self.generate_config).updated(overrides)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        count = len(prompts) * settings.num_images
+        seeds = [settings.seed + index for index in range(count)]
+        with ExitStack() as stack:
+            stack.enter_context(self._scheduler(settings.scheduler))
+            applied = stack.enter_context(
+                self.applied(
+                    concept,
+                    prompts,
+                    negative_prompt=negative_prompt,
+                    num_images=settings.num_images,
+                    embedding=settings.embedding,
+                    strength=settings.strength,
+                )
+            )
+            images = self.stock(
+                prompt_embeds=applied.prompt_embeds,
+                negative_prompt_embeds=applied.negative_prompt_embeds,
+                num_inference_steps=settings.num_inference_steps,
+                guidance_scale=settings.guidance_scale,
+                guidance_rescale=settings.guidance_rescale,
+                height=settings.height,
+                width=settings.width,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            ).images
+        return Output(images, seeds)
+
+    @contextmanager
+    def applied(
+        self,
+        concept: Concept | None,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images: int = 1,
+        embedding: str = "live",
+        strength: float = 1.0,
+        also: Sequence[nn.Module] = (),
+    ) -> Iterator[Applied]:
+        """The concept in place, for any stock pipeline on this U-Net: image-to-image, inpainting, ControlNet, …
+
+        Pass the embeddings of the `Applied` it yields, and draw ``num_images`` pictures per prompt in one call.
+        ``also`` are further modules that take prompt embeddings (a ControlNet). Afterwards the base is as it was.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        tokens = self.model.tokens(prompts, expected=concept is not None).repeat(num_images)
+        with ExitStack() as stack:
+            negative = self._negative_embeds(negative_prompt, len(prompts)).repeat_interleave(num_images, 0)
+            if concept is None:
+                yield Applied(self.stock, self._embeds(tokens, None), negative)
+                return
+            stack.enter_context(self.model.wearing(concept, strength=strength))
+            frozen = self.model.word(concept.tensors["frozen_offset"].to(self.backbone.device), strength=strength)
+            result = Applied(self.stock, self._embeds(tokens, frozen), negative)
+            if embedding == "live":
+                hook = _LiveEmbedding(self, concept, tokens, strength, result)
+                for module in (self.backbone.unet, *also):
+                    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+                    stack.callback(handle.remove)
+            yield result
+
+    @torch.no_grad()
+    def _embeds(self, tokens: Tokens, word: Tensor | None) -> Tensor:
+        return self.model.prompt_embeds(tokens, word)
+
+    def _negative_embeds(self, negative_prompt: str | Sequence[str] | None, count: int) -> Tensor:
+        """Encoded by the untuned text encoder; the placeholder means the class word there."""
+        texts = negative_prompt if negative_prompt is not None else ""
+        texts = [texts] * count if isinstance(texts, str) else list(texts)
+        if len(texts) != count:
+            raise ConfigError(f"{len(texts)} negative prompts were given for {count} prompts")
+        return self._embeds(self.model.tokens(texts, expected=False), None)
+
+    @contextmanager
+    def _scheduler(self, name: str | None) -> Iterator[None]:
+        if name is None:
+            yield
+            return
+        import diffusers
+
+        own = self.stock.scheduler
+        if not hasattr(diffusers, name):
+            raise ConfigError(f"diffusers has no scheduler {name!r}")
+        self.stock.scheduler = getattr(diffusers, name).from_config(own.config)
+        try:
+            yield
+        finally:
+            self.stock.scheduler = own
+
+
+class _LiveEmbedding:
+    """The hook: v* from the sample and timestep at hand, into the conditional rows."""
+
+    def __init__(
+        self, pipeline: E4TPipeline, concept: Concept, tokens: Tokens, strength: float, applied: Applied
+    ) -> None:
+        self.model = pipeline.model
+        self.tokens = tokens
+        self.strength = strength
+        self.applied = applied
+        self.image_half = concept.tensors["image_half"].to(pipeline.backbone.device)[None]
+
+    @torch.no_grad()
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        call = bound.arguments
+        prompts: Tensor = call["encoder_hidden_states"]
+        count = len(self.tokens)
+        if len(prompts) not in (count, 2 * count):
+            raise ConfigError(
+                f"the concept was applied for {count} pictures, but the U-Net is called with {len(prompts)} rows"
+            )
+        channels = self.model.backbone.vae.config.latent_channels  # inpainting models append mask and image
+        sample = call["sample"][-count:, :channels].float()
+        timesteps = torch.as_tensor(call["timestep"], device=sample.device).reshape(-1)[-count:].expand(count)
+        word = self.model.word(self.model.offset(sample, timesteps, self.image_half), strength=self.strength)
+        self.applied.words.append(word)
+        conditional = self.model.prompt_embeds(self.tokens, word).to(prompts.dtype)
+        call["encoder_hidden_states"] = torch.cat([prompts[:-count], conditional])
+        return bound.args, bound.kwargs
+
+
+def _stock_pipeline(backbone: Backbone, safety: dict[str, Any]) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    checker = safety.get("safety_checker")
+    stock = StableDiffusionPipeline(
+        vae=backbone.vae,
+        text_encoder=backbone.text_encoder,
+        tokenizer=backbone.tokenizer,
+        unet=backbone.unet,
+        scheduler=backbone.scheduler,
+        safety_checker=checker,
+        feature_extractor=safety.get("feature_extractor"),
+        requires_safety_checker=checker is not None,
+    )
+    stock.set_progress_bar_config(disable=True)
+    return stock
+
+
+def _load_safety(source: str) -> dict[str, Any]:
+    """The base model's own safety checker, where it has one: never switched off behind the user's back."""
+    from diffusers import StableDiffusionPipeline
+
+    try:
+        index = StableDiffusionPipeline.load_config(source)
+    except OSError as error:
+        raise CheckpointError(f"'{source}' has no model_index.json: {error}") from error
+    if not (index.get("safety_checker") or [None])[0]:
+        return {}
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPImageProcessor
+
+    return {
+        "safety_checker": StableDiffusionSafetyChecker.from_pretrained(source, subfolder="safety_checker"),
+        "feature_extractor": CLIPImageProcessor.from_pretrained(source, subfolder="feature_extractor"),
+    }

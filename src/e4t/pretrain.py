@@ -1,0 +1,183 @@
+"""Stage 1: train encoder and weight offsets on many pictures of a domain. To resume, run the same again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from e4t.backbone import Backbone, draw_noise
+from e4t.checkpoint import (
+    TrainedDomain,
+    TrainingState,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    prefixed,
+)
+from e4t.config import PretrainConfig
+from e4t.data import ImageData
+from e4t.domain import Domain
+from e4t.errors import CheckpointError, ConfigError
+from e4t.model import E4TModel
+from e4t.objective import Batch, E4TObjective
+from e4t.training import Step, draw_timesteps, generator_at, train
+
+_MAY_CHANGE = ("steps", "checkpoint_every", "save_dtype")  # without making a resumed training another one
+_FIRST_LOSSES = 5
+
+
+def pretrain(
+    domain: Domain,
+    data: str | Path,
+    *,
+    backbone: Backbone,
+    config: PretrainConfig,
+    output: str | Path,
+    personalize: Mapping[str, Any] | None = None,
+    generate: Mapping[str, Any] | None = None,
+) -> Iterator[Step]:
+    """Train a domain and write its folder to ``output``.
+
+    ``data`` is a folder of images or a .npy file (`ImageData`). ``personalize`` and ``generate`` are settings to record
+    for this domain. The state is kept beside, in ``<output>.training``: the same call goes on from there with the very
+    numbers an uninterrupted run would have had. Raises CheckpointError if it was begun with other settings.
+    """
+    output = Path(output)
+    state_folder = output.with_name(f"{output.name}.training")
+    model = new_model(backbone, domain, config)
+    optimizer = torch.optim.AdamW(_parameter_groups(model, config), weight_decay=config.weight_decay)
+    arguments = {"domain": domain.to_dict(), "data": Path(data).name, "config": config.to_dict()}
+    start, losses = _resume(state_folder, model, optimizer, arguments)
+    batch_at = batches(model, data, config)
+    objective = E4TObjective(model, regularisation=config.regularisation, reduction=config.regularisation_reduction)
+    if config.gradient_checkpointing:
+        backbone.unet.enable_gradient_checkpointing()
+        backbone.unet.train()  # diffusers checkpoints in training mode only; Stable Diffusion's U-Net has no dropout
+    try:
+        with model.offsets.injected():
+            for step in train(
+                objective,
+                batch_at,
+                optimizer,
+                steps=config.steps,
+                start=start,
+                accumulation=config.accumulation,
+                mixed_precision=config.mixed_precision,
+                max_grad_norm=config.max_grad_norm,
+                warmup_steps=config.warmup_steps,
+            ):
+                losses += [step.loss] if len(losses) < _FIRST_LOSSES else []
+                if step.number % config.checkpoint_every == 0 or step.number == config.steps:
+                    _state(step.number, {**arguments, "first_losses": losses}, model, optimizer).save(state_folder)
+                yield step
+    finally:
+        if config.gradient_checkpointing:
+            backbone.unet.disable_gradient_checkpointing()
+            backbone.unet.eval()
+    trained = TrainedDomain(
+        domain=domain,
+        base=model.base,
+        encoder=config.encoder,
+        offsets=config.offsets,
+        embedding_scale=config.embedding_scale,
+        tensors=model.domain_tensors(),
+        pretrain=config.to_dict(),
+        training={"data": Path(data).name, "first_losses": losses},
+        personalize=personalize or {},
+        generate=generate or {},
+    )
+    trained.save(output, dtype=config.save_dtype)
+
+
+def new_model(backbone: Backbone, domain: Domain, config: PretrainConfig) -> E4TModel:
+    """An untrained domain on a backbone; its initial weights follow from the seed."""
+    if not config.encoder.use_image and config.encoder.unet_blocks == "none":
+        raise ConfigError("the encoder has no input: use_image is off and unet_blocks is 'none'")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = E4TModel(
+            backbone,
+            domain,
+            encoder=config.encoder,
+            offsets=config.offsets,
+            embedding_scale=config.embedding_scale,
+        )
+    model.encoder.bias.requires_grad_(False)  # a concept's own, not a domain's
+    model.encoder.residual.requires_grad_(False)
+    return model
+
+
+def batches(model: E4TModel, data: str | Path, config: PretrainConfig) -> Callable[[int], Batch]:
+    """Batch i, from the seed and i alone."""
+    backbone = model.backbone
+    images = ImageData(
+        data,
+        resolution=config.resolution or backbone.resolution,
+        crop_scale=config.crop_scale,
+        flip=config.flip,
+        color_jitter=config.color_jitter,
+        seed=config.seed,
+    )
+    prompts = model.tokens(model.domain.prompts)
+    high = config.max_timestep or backbone.num_timesteps
+
+    def batch_at(index: int) -> Batch:
+        views = images.views(index, config.batch_size)
+        generator = generator_at(config.seed, index)
+        latents = backbone.encode(views.target, generator if config.sample_latents else None)
+        picks = torch.randint(len(prompts), (config.batch_size,), generator=generator)
+        return Batch(
+            latents=latents,
+            noise=draw_noise(latents.shape, generator, backbone.device),
+            timesteps=draw_timesteps(config.batch_size, config.min_timestep, high, generator).to(backbone.device),
+            tokens=prompts[picks.to(backbone.device)],
+            image_features=model.image_features(views.reference),
+        )
+
+    return batch_at
+
+
+def _parameter_groups(model: E4TModel, config: PretrainConfig) -> list[dict[str, Any]]:
+    offsets_rate = config.offsets_learning_rate
+    groups: list[tuple[list[nn.Parameter], float]] = [
+        (list(model.encoder.heads().values()), config.learning_rate),
+        (model.offsets.domain_parameters(), config.learning_rate if offsets_rate is None else offsets_rate),
+    ]
+    return [{"params": parameters, "lr": rate} for parameters, rate in groups if parameters]
+
+
+def _trained_tensors(model: E4TModel) -> dict[str, Tensor]:
+    return prefixed("encoder", model.encoder.heads()) | prefixed("offsets", dict(model.offsets.named_parameters()))
+
+
+def _state(step: int, arguments: dict[str, Any], model: E4TModel, optimizer: torch.optim.Optimizer) -> TrainingState:
+    tensors = _trained_tensors(model) | prefixed("optimizer", optimizer_tensors(optimizer))
+    return TrainingState(step, arguments, tensors)
+
+
+def _resume(
+    folder: Path, model: E4TModel, optimizer: torch.optim.Optimizer, arguments: dict[str, Any]
+) -> tuple[int, list[float]]:
+    """The step to go on from, 0 without a state, and the first losses so far."""
+    if not folder.exists():
+        return 0, []
+    state = TrainingState.load(folder)
+    begun = {name: state.arguments[name] for name in arguments}
+    if _comparable(begun) != _comparable(arguments):
+        raise CheckpointError(f"'{folder}' was begun with other settings; delete it or choose another output")
+    targets = model.encoder.heads() | dict(model.offsets.named_parameters())
+    for name, tensor in (state.group("encoder") | state.group("offsets")).items():
+        targets[name].data.copy_(tensor)
+    load_optimizer_tensors(optimizer, state.group("optimizer"))
+    return state.step, list(state.arguments["first_losses"])
+
+
+def _comparable(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    config = PretrainConfig.from_dict(arguments["config"])
+    defaults = PretrainConfig()
+    fixed = dataclasses.replace(config, **{name: getattr(defaults, name) for name in _MAY_CHANGE})
+    return {**arguments, "config": fixed, "domain": Domain.from_dict(arguments["domain"])}

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from e4t.backbone import Backbone, draw_noise
+from e4t.errors import CheckpointError, ConfigError
+
+
+def save(backbone: Backbone, folder) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    StableDiffusionPipeline(
+        backbone.vae,
+        backbone.text_encoder,
+        backbone.tokenizer,
+        backbone.unet,
+        backbone.scheduler,
+        None,
+        None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    backbone.image_encoder.save_pretrained(folder / "image_encoder")
+
+
+def test_features_are_cls_of_every_second_layer(tiny_backbone):
+    """Not patch tokens of the last layer, as an early re-implementation had it."""
+    seen = []
+    for layer in tiny_backbone.image_encoder.encoder.layers:
+        layer.register_forward_hook(lambda module, args, output: seen.append(output[:, 0]))
+    features = tiny_backbone.image_features(torch.rand(2, 3, 16, 16) * 2 - 1, layer_stride=2)
+    assert len(features) == 2
+    for feature, expected in zip(features, seen[1::2], strict=True):
+        torch.testing.assert_close(feature, expected)
+
+
+def test_image_pixels_are_normalised_and_resized(tiny_backbone):
+    grey = tiny_backbone.image_pixels(torch.zeros(1, 3, 40, 40))
+    assert grey.shape == (1, 3, 16, 16)
+    expected = (0.5 - torch.tensor(tiny_backbone.image_mean)) / torch.tensor(tiny_backbone.image_std)
+    torch.testing.assert_close(grey[0, :, 3, 3], expected)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_noise_and_target_agree_with_diffusers(make_backbone, kind):
+    from diffusers import DDPMScheduler
+
+    backbone = make_backbone(kind)
+    reference = DDPMScheduler.from_config(backbone.scheduler.config)
+    latents, noise, timesteps = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 999])
+    noisy = backbone.add_noise(latents, noise, timesteps)
+    torch.testing.assert_close(noisy, reference.add_noise(latents, noise, timesteps))
+    target = backbone.target(latents, noise, timesteps)
+    expected = noise if kind == "epsilon" else reference.get_velocity(latents, noise, timesteps)
+    torch.testing.assert_close(target, expected)
+    if kind == "v_prediction":
+        torch.testing.assert_close(noisy[2], noise[2])  # zero terminal SNR
+
+
+def test_unknown_prediction_type(tiny_backbone):
+    tiny_backbone.scheduler.register_to_config(prediction_type="sample")
+    with pytest.raises(ConfigError, match="sample"):
+        tiny_backbone.target(torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8), torch.tensor([0]))
+
+
+def test_encode_and_decode(tiny_backbone):
+    pixels = torch.rand(2, 3, 16, 16) * 2 - 1
+    mean = tiny_backbone.encode(pixels)
+    assert torch.equal(mean, tiny_backbone.encode(pixels))
+    draws = [tiny_backbone.encode(pixels, torch.Generator().manual_seed(0)) for _ in range(2)]
+    assert torch.equal(*draws)
+    assert not torch.equal(draws[0], mean)
+    decoded = tiny_backbone.decode(mean)
+    assert decoded.shape == pixels.shape
+    assert decoded.abs().max() <= 1
+
+
+def test_folder_round_trip(tiny_backbone, tmp_path):
+    save(tiny_backbone, tmp_path / "base")
+    loaded = Backbone.from_pretrained(tmp_path / "base")
+    assert loaded.fingerprint == tiny_backbone.fingerprint
+    assert loaded.image_encoder_name is None
+    pixels = torch.zeros(1, 3, 16, 16)
+    torch.testing.assert_close(loaded.image_features(pixels), tiny_backbone.image_features(pixels))
+    assert not any(p.requires_grad for module in loaded.modules() for p in module.parameters())
+    half = Backbone.from_pretrained(tmp_path / "base", dtype=torch.float16)
+    assert half.dtype == torch.float16
+    assert half.fingerprint == loaded.fingerprint
+
+
+def test_image_encoder_of_a_whole_clip_and_its_preprocessor(tiny_backbone, tmp_path):
+    from transformers import CLIPConfig, CLIPModel
+
+    save(tiny_backbone, tmp_path / "base")
+    config = CLIPConfig(
+        text_config=tiny_backbone.text_encoder.config.to_dict(),
+        vision_config=tiny_backbone.image_encoder.config.to_dict(),
+    )
+    CLIPModel(config).save_pretrained(tmp_path / "clip")
+    values = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(values))
+    loaded = Backbone.from_pretrained(tmp_path / "base", image_encoder=tmp_path / "clip")
+    assert loaded.image_encoder_name == str(tmp_path / "clip")
+    assert len(loaded.image_features(torch.zeros(1, 3, 16, 16), layer_stride=2)) == 2
+    pixels = torch.rand(1, 3, 16, 16) * 2 - 1
+    torch.testing.assert_close(loaded.image_pixels(pixels), pixels)
+
+
+def test_missing_folder(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="empty"):
+        Backbone.from_pretrained(tmp_path / "empty")
+
+
+def test_fingerprint_tells_weights_apart(make_backbone):
+    one, other = make_backbone(), make_backbone()
+    assert one.fingerprint == other.fingerprint
+    third = make_backbone()
+    third.unet.conv_in.weight.data.add_(1)
+    assert third.fingerprint != one.fingerprint
+
+
+def test_noise_is_the_same_anywhere():
+    one, other = (draw_noise((2, 3), torch.Generator().manual_seed(0)) for _ in range(2))
+    assert torch.equal(one, other)
+    assert F.mse_loss(one, torch.zeros_like(one)) > 0

@@ -1,0 +1,76 @@
+"""Captions: varied, deterministic, short enough, true to the picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from e4t.tiny import captions
+from e4t.tiny.accessories import ACCESSORIES
+from e4t.tiny.captions import NAMED, caption, name_of, names, training_caption, training_picture
+from e4t.tiny.scenes import SCENES
+from e4t.tiny.world import EXPRESSIONS, Picture, identity, stream, words
+
+
+def test_captions_are_deterministic_and_varied() -> None:
+    picture = training_picture(5)
+    assert training_caption(5, picture) == training_caption(5, training_picture(5))
+    assert len({training_caption(5, picture, variant=v) for v in range(12)}) > 3
+
+
+def test_captions_say_what_is_there() -> None:
+    for index in range(200):
+        picture = training_picture(index)
+        text = training_caption(index, picture)
+        assert text == " ".join(text.split()), "no double spaces"
+        assert "{" not in text
+        assert any(wording in text for wording in SCENES[picture.scene])
+        if picture.accessory:
+            assert any(wording in text for wording in ACCESSORIES[picture.accessory])
+
+
+def test_named_individuals_are_called_by_name_only() -> None:
+    subject = identity("train", 17)
+    name = str(name_of(subject))
+    for variant in range(20):
+        text = caption(Picture(subject), stream("test", variant))
+        assert name.split()[-1] in text
+        assert not any(word in text.removeprefix("a photo of ") for word in words(subject).values() if len(word) > 4)
+
+
+def test_nameless_individuals_are_described_by_their_own_words() -> None:
+    for index in range(30):
+        subject = identity("validation", index)
+        text = captions.describe("face", words(subject), stream("test", index))
+        assert text.split()[0] in ("a", "an")
+        assert "face" in text
+        for word in words(subject).values():
+            assert word in text
+
+
+def test_the_subject_can_be_replaced() -> None:
+    picture = Picture(identity("x", 0), scene="beach", style="watercolour", accessory="crown")
+    text = caption(picture, stream("test"), subject="S*")
+    assert "S*" in text
+    assert "face" not in text
+    artistic = Picture(identity("x", 0), art=identity("x", 0, "art"))
+    assert "S*" in caption(artistic, stream("test"), artist="S*")
+
+
+def test_every_expression_has_words() -> None:
+    assert set(captions.EXPRESSION_PHRASES) == set(EXPRESSIONS)
+    for expression, phrases in captions.EXPRESSION_PHRASES.items():
+        assert all(phrases) == (expression != "neutral")
+
+
+def test_names_are_many_and_unique() -> None:
+    surnames = [name.split()[-1] for kind in NAMED for name in names(kind)]
+    assert len(set(surnames)) == sum(NAMED.values())
+
+
+def test_every_caption_fits_the_text_encoder(tmp_path: Path) -> None:
+    architecture = pytest.importorskip("e4t.tiny.architecture")
+    texts = [training_caption(i, training_picture(i), variant=v) for i in range(600) for v in range(3)]
+    tokenizer = architecture.build_tokenizer(texts, tmp_path)
+    assert max(len(ids) for ids in tokenizer(texts)["input_ids"]) <= architecture.MAX_TOKENS

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from e4t.checkpoint import (
+    BaseModel,
+    Concept,
+    TrainedDomain,
+    TrainingState,
+    load_optimizer_tensors,
+    optimizer_tensors,
+)
+from e4t.config import EncoderConfig, OffsetsConfig
+from e4t.domain import Domain
+from e4t.errors import CheckpointError, MismatchError
+
+
+@pytest.fixture
+def trained():
+    return TrainedDomain(
+        domain=Domain.named("face"),
+        base=BaseModel("tiny", "abc"),
+        encoder=EncoderConfig(head="linear"),
+        offsets=OffsetsConfig(),
+        embedding_scale=0.3,
+        tensors={"encoder/x": torch.randn(3, 2), "offsets/y": torch.randn(4)},
+        personalize={"steps": 7},
+        generate={"guidance_scale": 3.0},
+    )
+
+
+@pytest.fixture
+def concept(trained):
+    tensors = {"residual": torch.randn(3), "deltas/a.left": torch.randn(3, 1)}
+    return Concept(trained.domain, trained.id, trained.base, 5, tensors, {"save_dtype": "float32"})
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_domain_round_trip(trained, tmp_path, dtype):
+    trained.save(tmp_path / "face", dtype=dtype)
+    loaded = TrainedDomain.load(tmp_path / "face")
+    assert files(tmp_path) == ["face"]
+    assert files(tmp_path / "face") == ["README.md", "config.json", "model.safetensors"]
+    assert (loaded.domain, loaded.base, loaded.encoder, loaded.id) == (
+        trained.domain, trained.base, trained.encoder, trained.id,
+    )  # fmt: skip
+    assert loaded.personalize_config.steps == 7
+    assert loaded.generate_config.guidance_scale == 3.0
+    for name, tensor in trained.tensors.items():
+        torch.testing.assert_close(loaded.tensors[name], tensor, rtol=1e-3, atol=1e-3)
+
+
+def test_concept_round_trip_and_overwriting(concept, tmp_path):
+    for _ in range(2):
+        concept.save(tmp_path / "anna")
+    loaded = Concept.load(tmp_path / "anna")
+    assert files(tmp_path) == ["anna"]
+    assert (loaded.domain, loaded.domain_id, loaded.steps) == (concept.domain, concept.domain_id, 5)
+    assert torch.equal(loaded.group("deltas")["a.left"], concept.tensors["deltas/a.left"])
+    assert concept.num_bytes == 4 * 6
+
+
+def test_mismatches_name_both(concept, trained):
+    with pytest.raises(MismatchError, match=r"'face'.*'cat'"):
+        concept.check(Domain.named("cat"), "other")
+    with pytest.raises(MismatchError, match=r"'tiny'.*'big'"):
+        trained.base.check("big", "def", owner="the domain 'face'")
+    trained.base.check("a copy", "abc", owner="the domain 'face'")
+
+
+def test_foreign_and_broken_folders(trained, concept, tmp_path):
+    with pytest.raises(CheckpointError, match="no concept folder"):
+        Concept.load(tmp_path / "nowhere")
+    folder = trained.save(tmp_path / "face")
+    with pytest.raises(CheckpointError, match="domain folder, not a concept"):
+        Concept.load(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "format_version": 99}))
+    with pytest.raises(CheckpointError, match="version 99"):
+        TrainedDomain.load(folder)
+    del config["base"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="base"):
+        TrainedDomain.load(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        TrainedDomain.load(folder)
+    folder = concept.save(tmp_path / "anna")
+    (folder / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Concept.load(folder)
+
+
+def test_foreign_folder_is_not_overwritten(concept, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "holiday.jpg").write_bytes(b"dear")
+    with pytest.raises(CheckpointError, match="photos"):
+        concept.save(tmp_path / "photos")
+    assert (tmp_path / "photos" / "holiday.jpg").read_bytes() == b"dear"
+    assert files(tmp_path) == ["photos"]
+
+
+def test_optimizer_round_trip(tmp_path):
+    def steps(parameter, optimizer, count):
+        for _ in range(count):
+            (parameter**2).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    straight, broken = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    steps(straight, torch.optim.AdamW([straight], lr=0.1), 4)
+    first = torch.optim.AdamW([broken], lr=0.1)
+    steps(broken, first, 2)
+    TrainingState(2, {}, optimizer_tensors(first)).save(tmp_path / "state")
+    second = torch.optim.AdamW([broken], lr=0.1)
+    load_optimizer_tensors(second, TrainingState.load(tmp_path / "state").tensors)
+    steps(broken, second, 2)
+    assert torch.equal(straight, broken)

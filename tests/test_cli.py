@@ -1,0 +1,260 @@
+"""The command line on a random model: every command from its arguments to its files, and every way to be refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import build_backbone
+from e4t import cli, demo
+from e4t.config import GenerateConfig, PersonalizeConfig, PretrainConfig
+from e4t.errors import ConfigError
+
+RNG = np.random.default_rng(0)
+
+
+def noise(path: Path, size: tuple[int, int] = (20, 24)) -> Path:
+    Image.fromarray(RNG.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Stable Diffusion as a diffusers folder."""
+    folder = tmp_path_factory.mktemp("models") / "base"
+    backbone = build_backbone()
+    for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "image_encoder"):
+        getattr(backbone, name).save_pretrained(folder / name)
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(4):
+        noise(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def domain(base: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("domains") / "face"
+    settings = folder.parent / "settings.json"
+    settings.write_text(json.dumps({"personalize": {"steps": 2, "batch_size": 2}, "generate": {"guidance_scale": 2.0}}))
+    command = ["pretrain", str(pictures), "--domain", "face", "--base", str(base), "--output_dir", str(folder)]
+    command += ["--config", str(settings), "--max_train_steps", "2", "--train_batch_size", "2", "--seed", "3"]
+    assert cli.main([*command, "--set", "encoder.normalize=true", "--device", "cpu"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def concept(domain: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("concepts") / "anna"
+    assert cli.main(["personalize", str(domain), str(pictures / "0.png"), "--output", str(folder)]) == 0
+    return folder
+
+
+def test_pretrain_records_what_it_was_told(domain: Path) -> None:
+    config = json.loads((domain / "config.json").read_text())
+    assert config["domain"]["class_word"] == "face"
+    assert (config["pretrain"]["steps"], config["pretrain"]["batch_size"], config["pretrain"]["seed"]) == (2, 2, 3)
+    assert config["encoder"]["normalize"] is True
+    assert config["personalize"] == {"steps": 2, "batch_size": 2}
+    assert config["generate"] == {"guidance_scale": 2.0}
+
+
+def test_personalize_uses_the_settings_of_the_domain(concept: Path) -> None:
+    config = json.loads((concept / "config.json").read_text())
+    assert (config["steps"], config["personalize"]["batch_size"]) == (2, 2)
+
+
+def test_personalize_with_other_settings_and_a_mask(
+    domain: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = tmp_path / "mask.png"
+    Image.new("L", (24, 20), 255).save(mask)
+    command = ["personalize", str(domain), str(pictures / "0.png"), "--output", str(tmp_path / "anna")]
+    command += ["--mask", str(mask), "--steps", "1", "--set", "tune=residual", "--set", "frozen_timesteps=2"]
+    assert cli.main(command) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path / 'anna'}\n"
+    assert "1/1  loss" in err
+    settings = json.loads((tmp_path / "anna" / "config.json").read_text())["personalize"]
+    assert (settings["steps"], settings["tune"], settings["frozen_timesteps"]) == (1, ["residual"], 2)
+
+
+def test_personalize_without_a_domain(base: Path, pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "rex"
+    command = ["personalize", "cat", str(pictures / "0.png"), "--base", str(base), "--output", str(folder)]
+    assert cli.main([*command, "--steps", "1", "--batch-size", "1"]) == 0
+    assert cli.main(["generate", str(folder), "a photo of S*", "--num-inference-steps", "1", "-o", str(tmp_path)]) == 0
+    assert (tmp_path / "a-photo-of-s-0.png").is_file()
+
+
+def test_generate_prints_its_pictures(concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", str(concept), "a photo of S* at the beach", "--num_images", "2", "--seed", "5"]
+    command += ["--output", str(tmp_path), "--negative-prompt", "blue", "--num-inference-steps", "2"]
+    assert cli.main(command) == 0
+    printed = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert [path.name for path in printed] == [f"a-photo-of-s-at-the-beach-{seed}.png" for seed in (5, 6)]
+    with Image.open(printed[1]) as image:
+        assert image.size == (16, 16)
+        assert image.info["seed"] == "6"
+        assert image.info["prompt"] == "a photo of S* at the beach"
+
+
+def test_generate_is_repeatable_and_the_seed_counts(concept: Path, tmp_path: Path) -> None:
+    def drawn(seed: int, folder: str) -> bytes:
+        command = ["generate", str(concept), "S*", "--num-inference-steps", "1", "--seed", str(seed)]
+        assert cli.main([*command, "--output", str(tmp_path / folder)]) == 0
+        return Image.open(tmp_path / folder / f"s-{seed}.png").tobytes()
+
+    assert drawn(0, "a") == drawn(0, "b")
+    assert drawn(0, "a") != drawn(1, "a")
+
+
+def test_a_moved_domain_is_asked_for(
+    concept: Path, domain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    moved = tmp_path / "deeper" / "anna"
+    shutil.copytree(concept, moved)
+    command = ["generate", str(moved), "S*", "--num-inference-steps", "1", "--output", str(tmp_path)]
+    assert cli.main(command) == 2
+    assert "--domain" in capsys.readouterr().err
+    assert cli.main([*command, "--domain", str(domain)]) == 0
+
+
+def test_demo_writes_page_grid_and_concepts(
+    domain: Path,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The random model's tokenizer spells most words out and has room for few.
+    monkeypatch.setattr(demo, "SUBJECT_PROMPTS", ("a photo of S*", "S* at the beach", "a blue S*", "<b>S*", "the S*"))
+    images = [str(pictures / f"{index}.png") for index in (0, 1)]
+    command = ["demo", "--domain", str(domain), "--output", str(tmp_path), "--num-inference-steps", "1", "--image"]
+    assert cli.main([*command, *images]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path / 'index.html'}\n"
+    assert "2 tuning steps" in err
+    assert {path.name for path in tmp_path.iterdir()} == {"index.html", "grid.png", "0", "1"}
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 2 + 2 * 3 * len(demo.SUBJECT_PROMPTS)
+    assert not re.search(r"(src|href)=\"(?!data:)", page)  # it fetches nothing
+    assert "prefers-color-scheme: dark" in page
+    assert "&lt;b&gt;" in page
+
+
+def test_info(concept: Path, domain: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder, words in ((concept, "concept face S*"), (domain, "domain face pretrain.steps"), (base, "base DDIM")):
+        assert cli.main(["info", str(folder)]) == 0
+        out = capsys.readouterr().out
+        assert all(word in out for word in words.split())
+    assert cli.main(["info"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("info nowhere", "neither a concept"),
+        ("generate nowhere S*", "no concept folder"),
+        ("personalize nowhere PICTURE --output x", "no domain folder"),
+        ("personalize nowhere nothing.png --output x", "there is no picture"),
+        ("demo --image nothing.png", "there is no picture"),
+        ("demo --steps -1", "0 or more"),
+        ("evaluate nowhere --count 0", "1 or more"),
+        ("evaluate nowhere --steps 0 -1", "0 or more"),
+        ("generate nowhere S* --num-images 0", "1 or more"),
+        ("pretrain nowhere --domain face --base nowhere --output x", "nowhere"),
+        ("pretrain nowhere --domain face --base x --output x --steps 0", "1 or more"),
+        ("pretrain nowhere --domain face --base x --output x --set steps", "has no value"),
+        ("pretrain nowhere --domain face --base x --output x --set stepz=3", "unknown setting"),
+        ("pretrain nowhere --domain face --base x --output x --config nothing.json", "no settings file"),
+        ("personalize nowhere PICTURE --output x --device nonsense", "cannot be used"),
+    ],
+)
+def test_what_the_user_can_put_right_is_one_sentence(
+    command: str, says: str, pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert cli.main(command.replace("PICTURE", str(pictures / "0.png")).split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert says in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["", "paint", "demo --nonsense", "personalize tiny-face"])
+def test_wrong_usage_exits_with_2(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(command.split())
+    assert caught.value.code == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_settings_have_the_type_of_what_they_replace() -> None:
+    config = cli.overridden(PretrainConfig(), ["crop_scale=[0.5, 1.0]", "resolution=64", "encoder.head=linear"], {})
+    assert (config.crop_scale, config.resolution, config.encoder.head) == ((0.5, 1.0), 64, "linear")
+    assert cli.overridden(PersonalizeConfig(), ["tune=residual, deltas"], {}).tune == ("residual", "deltas")
+    assert cli.overridden(GenerateConfig(), ["guidance_scale=3"], {"seed": 0, "height": None}).guidance_scale == 3
+    for pair in ("steps=many", "steps=1.5", "steps=true", "flip=3", "encoder=3", "seed.x=1", "encoder.head=round"):
+        with pytest.raises(ConfigError):
+            cli.overridden(PretrainConfig(), [pair], {})
+
+
+def test_options_beat_settings_and_zero_counts() -> None:
+    config = cli.overridden(PretrainConfig(), ["seed=4", "steps=9"], {"seed": 0, "steps": None})
+    assert (config.seed, config.steps) == (0, 9)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"), [("a photo of S*", "a-photo-of-s"), ("../../x", "x"), ("**", "picture"), ("x" * 300, "x" * 60)]
+)
+def test_prompts_make_safe_file_names(prompt: str, name: str) -> None:
+    assert cli.slug(prompt) == name
+
+
+def test_demo_prompts_are_made_of_what_the_world_can_draw() -> None:
+    pytest.importorskip("cv2")
+    pytest.importorskip("resvg_py")
+    from e4t.tiny.accessories import ACCESSORIES
+    from e4t.tiny.scenes import SCENES
+    from e4t.tiny.styles import STYLES
+    from e4t.tiny.transforms import TRANSFORMS
+
+    before = [phrase for phrases in STYLES.values() for phrase in phrases]
+    after = [phrase for table in (SCENES, ACCESSORIES) for phrases in table.values() for phrase in phrases if phrase]
+    around = [phrase for phrases in TRANSFORMS.values() for phrase in phrases]
+    seen = set()
+    for prompt in demo.SUBJECT_PROMPTS:
+        head, _, tail = prompt.partition("S*")
+        assert head.strip() in before or any(phrase.startswith(f"{head}{{}}") for phrase in around), prompt
+        assert not tail or any(phrase in tail for phrase in after), prompt
+        seen |= {head} | {phrase for phrase in after if phrase in tail}
+    assert len(demo.SUBJECT_PROMPTS) >= 8
+    assert len(seen) >= 8
+
+
+def test_readable_bytes() -> None:
+    assert [demo.readable_bytes(n) for n in (900, 12_345, 2_500_000)] == ["0.9 kB", "12 kB", "2.5 MB"]

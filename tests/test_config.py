@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from e4t.config import EncoderConfig, GenerateConfig, PersonalizeConfig, PretrainConfig
+from e4t.errors import ConfigError
+
+
+@pytest.mark.parametrize("config", [PretrainConfig.paper("art"), PersonalizeConfig.paper(), GenerateConfig.paper()])
+def test_json_round_trip(config):
+    assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_paper_values():
+    pretrain, personalize, generate = PretrainConfig.paper("cat"), PersonalizeConfig.paper(), GenerateConfig.paper()
+    assert (pretrain.steps, pretrain.batch_size, pretrain.learning_rate) == (60_000, 16, 1.6e-5)
+    assert (pretrain.embedding_scale, pretrain.regularisation, personalize.regularisation) == (0.1, 0.01, 0.1)
+    assert (pretrain.encoder.layer_stride, pretrain.encoder.head, pretrain.offsets.form) == (2, "paper", "paper")
+    assert set(personalize.tune) == {"encoder", "deltas", "unet", "text_encoder"}
+    assert (generate.num_inference_steps, generate.guidance_scale) == (50, 7.5)
+
+
+def test_defaults_of_personalizing():
+    config = PersonalizeConfig()
+    assert (config.steps, config.batch_size) == (5, 16)
+
+
+def test_partial_sections_override_defaults():
+    config = PretrainConfig.from_dict({"steps": 3, "encoder": {"head": "linear"}})
+    assert (config.steps, config.encoder) == (3, EncoderConfig(head="linear"))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: PretrainConfig.from_dict({"stepz": 3}),
+        lambda: PersonalizeConfig(tune=("everything",)),
+        lambda: GenerateConfig(embedding="cold"),
+        lambda: EncoderConfig(head="hydra"),
+    ],
+)
+def test_wrong_settings_are_named(make):
+    with pytest.raises(ConfigError, match=r"stepz|everything|cold|hydra"):
+        make()
+
+
+def test_rates():
+    config = PersonalizeConfig(learning_rate=1.0, unet_learning_rate=0.0, residual_learning_rate=3.0)
+    assert [config.rate(part) for part in ("deltas", "unet", "bias")] == [1.0, 0.0, 3.0]

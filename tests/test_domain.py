@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from e4t.domain import BUILT_IN, Domain
+from e4t.errors import ConfigError
+
+
+def test_built_in_and_new_domains():
+    assert set(BUILT_IN) == {"face", "cat", "art"}
+    assert Domain.named("cat") is BUILT_IN["cat"]
+    assert Domain.named("dog").class_word == "dog"
+
+
+def test_prompts_hold_the_placeholder():
+    assert all("S*" in prompt for domain in BUILT_IN.values() for prompt in domain.prompts)
+
+
+def test_round_trip():
+    domain = Domain("dog", "dog", placeholder="<it>", templates=("{} here",))
+    assert Domain.from_dict(json.loads(json.dumps(domain.to_dict()))) == domain
+    assert domain.prompts == ("<it> here",)
+
+
+@pytest.mark.parametrize("values", [{"placeholder": " "}, {"templates": ()}, {"templates": ("a photo",)}])
+def test_refused(values):
+    with pytest.raises(ConfigError):
+        Domain("dog", "dog", **values)

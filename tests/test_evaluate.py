@@ -1,0 +1,163 @@
+"""The evaluation with stand-ins: a pipeline that draws the truth or strangers, and a judge that knows every drawing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from e4t.errors import ConfigError
+from e4t.evaluation import evaluate as evaluation
+from e4t.evaluation.evaluate import (
+    CLASS_WORD,
+    DRAWINGS,
+    PROMPTS,
+    SCORES,
+    Evaluation,
+    evaluate,
+    input_picture,
+    prompt_text,
+    prompted,
+)
+from e4t.evaluation.truth import Layout, Readings, Truth
+from e4t.tiny.world import Drawing, Identity, Picture, draw, identity
+
+COUNT = 6
+
+
+class World:
+    """Stands in for drawing: a picture's number, written into a blank image, so that the judge can look it up."""
+
+    def __init__(self) -> None:
+        self.pictures: list[Picture] = []
+
+    def draw(self, picture: Picture, size: int) -> Drawing:
+        self.pictures.append(picture)
+        rgb = np.zeros((size, size, 3), np.uint8)
+        rgb.flat[:4] = np.frombuffer(np.uint32(len(self.pictures) - 1).tobytes(), np.uint8)
+        return Drawing(rgb, np.ones((size, size), np.float32))
+
+
+class Oracle:
+    """A judge that is always right."""
+
+    number, kind = 1, "face"
+    layout = Layout.of("face")
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def read(self, rgb: np.ndarray) -> Readings:
+        numbers = [int(np.frombuffer(image.tobytes()[:4], np.uint32)[0]) for image in rgb]
+        truth = Truth.of([self.world.pictures[number] for number in numbers], "face")
+        return Readings(truth.identity, truth.classes)
+
+
+class Pipeline:
+    """Draws the individual it was shown after one step or more, and strangers before that."""
+
+    domain = SimpleNamespace(name="face", class_word="face", placeholder="S*")
+    personalize_config = SimpleNamespace(steps=5)
+    generate_config = SimpleNamespace(guidance_scale=3.0)
+    backbone = SimpleNamespace(encode=lambda pixels: pixels, decode=lambda pixels: pixels)
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.seeds: list[int] = []
+
+    def personalize_steps(self, image: Image.Image, **settings: Any) -> Iterator[Any]:
+        assert settings["mask"] is None or settings["mask"].size == image.size
+        shown = Oracle(self.world).world.pictures[int(np.frombuffer(np.asarray(image).tobytes()[:4], np.uint32)[0])]
+        for number in range(settings["steps"] + 1):
+            yield SimpleNamespace(number=number, concept=(number, shown.subject))
+
+    def __call__(self, texts: list[str], *, concept: Any, seed: int, num_inference_steps: int) -> Any:
+        self.seeds.append(seed)
+        steps, subject = concept or (0, None)
+        images = []
+        for place, text in enumerate(texts):
+            attributes = next(a for a in PROMPTS if prompt_text(identity("x", 0), a, "S*") == text)
+            stranger = identity("strangers", seed + place)
+            picture = prompted(subject if steps else stranger, attributes, key=seed)
+            images.append(Image.fromarray(self.world.draw(picture, 128).rgb))
+        return SimpleNamespace(images=images)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World()
+    monkeypatch.setattr(evaluation, "draw", world.draw)
+    return world
+
+
+@pytest.fixture
+def done(world: World) -> Evaluation:
+    return evaluate(Pipeline(world), "unseen", COUNT, steps=(0, 1, 5), judge=Oracle(world))  # type: ignore[arg-type]
+
+
+def test_truth_scores_full_and_strangers_nothing(done: Evaluation) -> None:
+    methods = done.report["methods"]
+    assert list(methods) == [DRAWINGS, CLASS_WORD, "0 steps", "1 step", "5 steps"]
+    for method in (DRAWINGS, "1 step", "5 steps"):
+        assert {name: methods[method][name]["value"] for name in SCORES} == dict.fromkeys(SCORES, 1)
+    for method in (CLASS_WORD, "0 steps"):
+        assert methods[method]["identity"]["value"] < 0
+        assert methods[method]["rank_1_of_50"]["value"] < 0.2
+        assert methods[method]["rank_1_of_20_twins"]["value"] < 0.3
+        assert methods[method]["prompt_accuracy"]["value"] == 1
+
+
+def test_differences_are_between_neighbours(done: Evaluation) -> None:
+    differences = done.report["differences"]
+    assert list(differences) == ["0 steps − class word", "1 step − 0 steps", "5 steps − 1 step"]
+    assert differences["1 step − 0 steps"]["joint_success"]["low"] > 0.5
+    assert differences["5 steps − 1 step"]["joint_success"]["value"] == 0
+
+
+def test_report_is_complete_and_written(done: Evaluation, tmp_path: Path) -> None:
+    paths = done.write(tmp_path / "deep" / "report.json")
+    assert [path.suffix for path in paths] == [".json", ".md", ".png"]
+    report = json.loads(paths[0].read_text())
+    assert report == done.report
+    assert len(report["by_prompt"]) == len(report["prompts"]) == len(PROMPTS) >= 8
+    table = paths[1].read_text()
+    assert table.count("\n| ") >= 2 + len(PROMPTS)
+    sheet = Image.open(paths[2])
+    assert sheet.height > COUNT * 128
+    assert sheet.width > 7 * 128
+
+
+def test_contact_sheet_is_by_the_fixed_rule(world: World) -> None:
+    pipe = Pipeline(world)
+    evaluate(pipe, "unseen", 3, steps=(5,), judge=Oracle(world))  # type: ignore[arg-type]
+    assert pipe.seeds == [0, 0, 0, 1000, 1000, 0, 2000, 2000, 0]
+
+
+def test_training_individuals_are_refused(world: World) -> None:
+    with pytest.raises(ConfigError, match="trained on"):
+        evaluate(Pipeline(world), "train", 3, judge=Oracle(world))  # type: ignore[arg-type]
+
+
+def test_prompts_name_what_exists() -> None:
+    subject = identity("x", 0)
+    texts = [prompt_text(subject, attributes, "S*") for attributes in PROMPTS]
+    assert len(set(texts)) == len(PROMPTS)
+    assert all(text.count("S*") == 1 for text in texts)
+    asked = {name for attributes in PROMPTS for name in attributes}
+    assert {"scene", "style", "accessory", "transform"} <= asked
+    for attributes in PROMPTS:
+        draw(prompted(subject, attributes), 32)
+
+
+def test_input_is_a_plain_photo_with_its_mask() -> None:
+    subject: Identity = identity("x", 0)
+    photo, mask = input_picture(subject)
+    assert photo.size == mask.size == (128, 128)
+    assert (photo.mode, mask.mode) == ("RGB", "L")
+    np.testing.assert_array_equal(np.asarray(photo), np.asarray(input_picture(subject)[0]))

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from e4t.objective import Batch, E4TObjective, masked_mean
+
+
+def make_batch(model, size=2, **changes):
+    generator = torch.Generator().manual_seed(0)
+    values = {
+        "latents": torch.randn(size, 4, 8, 8, generator=generator),
+        "noise": torch.randn(size, 4, 8, 8, generator=generator),
+        "timesteps": torch.tensor([100, 700])[:size],
+        "tokens": model.tokens(["a photo of S*"] * size),
+        "image_features": model.image_features(torch.rand(size, 3, 16, 16, generator=generator) * 2 - 1),
+    }
+    return Batch(**{**values, **changes})
+
+
+def repeated(batch):
+    return Batch(
+        batch.latents.repeat(2, 1, 1, 1),
+        batch.noise.repeat(2, 1, 1, 1),
+        batch.timesteps.repeat(2),
+        batch.tokens[[0, 1, 0, 1]],
+        [f.repeat(2, 1) for f in batch.image_features],
+    )
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_gradients_reach_all_that_is_trained_and_nothing_else(make_backbone, make_model, kind):
+    model = make_model(make_backbone(kind))
+    with model.offsets.injected():
+        E4TObjective(model, regularisation=0.01, reduction="sum")(make_batch(model)).total.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+    for module in model.backbone.modules():
+        assert all(p.grad is None for p in module.parameters())
+
+
+def test_regulariser_is_of_the_offset_alone_and_a_batch_mean(tiny_model):
+    """Penalising class + offset, or summing over the batch, lets the word collapse."""
+    objective = E4TObjective(tiny_model, regularisation=0.5, reduction="sum")
+    batch = make_batch(tiny_model)
+    with torch.no_grad():
+        loss, doubled = objective(batch), objective(repeated(batch))
+        noisy = tiny_model.backbone.add_noise(batch.latents, batch.noise, batch.timesteps)
+        offset = tiny_model.offset(noisy, batch.timesteps, tiny_model.encoder.image_half(batch.image_features))
+        averaged = E4TObjective(tiny_model, regularisation=0.5, reduction="mean")(batch)
+    torch.testing.assert_close(loss.regularizer, 0.5 * (offset**2).sum(dim=1).mean())
+    torch.testing.assert_close(averaged.regularizer, 0.5 * (offset**2).mean())
+    for one, other in zip(vars(loss).values(), vars(doubled).values(), strict=True):
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(loss.total, loss.diffusion + loss.regularizer)
+    ratio = 0.1 * offset.norm(dim=1).mean() / tiny_model.class_embedding.norm()
+    torch.testing.assert_close(loss.embedding_ratio, ratio)
+
+
+def test_a_zero_offset_costs_nothing(make_backbone, make_model):
+    model = make_model(make_backbone(), head="linear")
+    loss = E4TObjective(model, regularisation=1.0, reduction="sum")(make_batch(model))
+    assert loss.regularizer == 0
+    assert loss.embedding_ratio == 0
+
+
+def test_every_image_gets_its_own_word_at_every_noise_level(tiny_model):
+    pixels = torch.rand(2, 3, 16, 16) * 2 - 1
+    half = tiny_model.encoder.image_half(tiny_model.image_features(pixels))
+    noisy = torch.randn(1, 4, 8, 8).expand(2, -1, -1, -1)
+    same_time = tiny_model.offset(noisy, torch.tensor([5, 5]), half)
+    other_time = tiny_model.offset(noisy, torch.tensor([900, 900]), half)
+    assert not torch.allclose(same_time[0], same_time[1])
+    assert not torch.allclose(same_time, other_time)
+
+
+def test_mask():
+    error = torch.ones(2, 3, 4, 4)
+    error[..., 2:] = 100
+    mask = torch.zeros(1, 1, 4, 4)
+    assert masked_mean(error, mask) == error.mean()
+    mask[..., :2] = 0.5
+    assert masked_mean(error, mask) == 1
+    assert masked_mean(error, None) == error.mean()
+
+
+def test_masked_loss(tiny_model):
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., :4] = 1
+    objective = E4TObjective(tiny_model, regularisation=0.0, reduction="sum")
+    plain = objective(make_batch(tiny_model))
+    masked = objective(make_batch(tiny_model, mask=mask))
+    assert plain.diffusion != masked.diffusion

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from e4t.config import OffsetsConfig
+from e4t.errors import OffsetsError
+from e4t.models.offsets import LowRank, PaperForm, TunedWeights, WeightOffset, WeightOffsets
+
+
+def randomize(module: nn.Module, scale: float = 0.1) -> None:
+    for parameter in module.parameters():
+        parameter.data.add_(scale * torch.randn_like(parameter))
+
+
+def run(unet: nn.Module) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    sample, prompt = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 5, 32, generator=generator)
+    with torch.no_grad():
+        return unet(sample, torch.tensor(3), encoder_hidden_states=prompt).sample
+
+
+def four_linears(form: PaperForm) -> torch.Tensor:
+    """Δ literally as in the paper's figure."""
+    outer = form.to_column(form.v0)[:, None] * form.to_row(form.v0)[None, :]
+    return form.row_wise(form.column_wise(outer.T).T)
+
+
+def test_paper_form_has_values_and_gradients_of_four_linears():
+    form = PaperForm(6, 5)
+    randomize(form)
+    weight = torch.randn(6, 5)
+    gradients = []
+    for delta in (four_linears(form), form()):
+        form.zero_grad()
+        (delta * weight).sum().backward()
+        gradients.append([p.grad.clone() for p in form.parameters()])
+    torch.testing.assert_close(form(), four_linears(form))
+    for plain, fast in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, fast)
+    assert torch.linalg.matrix_rank(form().detach()) <= 3
+
+
+@pytest.mark.parametrize("form", [PaperForm(6, 5), LowRank(6, 5, 3)])
+def test_delta_starts_at_zero_and_learns(form):
+    assert not form().any()
+    (form() * torch.randn(6, 5)).sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in form.parameters())
+
+
+@pytest.mark.parametrize("form", ["paper", "lowrank"])
+def test_new_offsets_do_not_change_the_model(tiny_backbone, form):
+    before = run(tiny_backbone.unet)
+    with WeightOffsets(tiny_backbone.unet, OffsetsConfig(form=form)).injected():
+        assert torch.equal(run(tiny_backbone.unet), before)
+
+
+def test_inject_eject_twice_restores_exactly(tiny_backbone):
+    unet = tiny_backbone.unet
+    offsets = WeightOffsets(unet, OffsetsConfig())
+    randomize(offsets)
+    before, state, parameters = run(unet), set(unet.state_dict()), {id(p) for p in unet.parameters()}
+    for _ in range(2):
+        with offsets.injected():
+            changed = run(unet)
+            assert not torch.equal(changed, before)
+        assert torch.equal(run(unet), before)
+        with offsets.fused():
+            torch.testing.assert_close(run(unet), changed)
+        assert torch.equal(run(unet), before)
+    assert set(unet.state_dict()) == state
+    assert {id(p) for p in unet.parameters()} == parameters
+
+
+def test_base_weights_by_reference(tiny_backbone):
+    unet = tiny_backbone.unet
+    offsets = WeightOffsets(unet, OffsetsConfig())
+    randomize(offsets)
+    linear = next(iter(offsets.items()))[0]
+    base, before = linear.weight, run(unet)
+    for state in (offsets.injected, offsets.fused):
+        with state():
+            live = run(unet)
+            with offsets.base_weights():
+                assert linear.weight is base
+                with offsets.base_weights():
+                    pass
+                assert torch.equal(run(unet), before)
+            assert torch.equal(run(unet), live)
+
+
+def test_which_projections(tiny_backbone):
+    unet = tiny_backbone.unet
+    every = WeightOffsets(unet, OffsetsConfig(projections=("to_q", "to_k", "to_v", "to_out")))
+    cross = WeightOffsets(unet, OffsetsConfig(projections=("to_k",), attentions=("cross",)))
+    attentions = sum(path.endswith(("attn1", "attn2")) for path, _ in unet.named_modules())
+    assert len(list(every.items())) == 4 * attentions
+    assert len(list(cross.items())) == attentions // 2
+    assert all(linear.in_features == 32 for linear, _ in cross.items())
+
+
+def test_composition_with_a_concept_and_strength():
+    offset = WeightOffset(6, 5, form="lowrank", rank=3)
+    offset.add_concept(0)
+    randomize(offset)
+    weight = torch.randn(6, 5)
+    offset.strength = 0.5
+    torch.testing.assert_close(offset(weight), weight * (1 + offset.domain()) + 0.5 * offset.concept())
+
+
+def test_half_precision_weights_are_composed_in_float32(tiny_backbone):
+    """A change of 0.1 % is lost in bfloat16 arithmetic; a fuse into float16 must really change the weights."""
+    unet = tiny_backbone.unet.half()
+    offsets = WeightOffsets(unet, OffsetsConfig(form="lowrank"))
+    for _, offset in offsets.items():
+        offset.domain.left.data.fill_(0.1)
+        offset.domain.right.data.fill_(0.01 / 3)
+    before = {id(linear): linear.weight.clone() for linear, _ in offsets.items()}
+    with offsets.fused():
+        changed = total = 0
+        for linear, _ in offsets.items():
+            expected = (before[id(linear)].float() * 1.001).half()
+            assert torch.equal(linear.weight, expected)
+            changed += int((linear.weight != before[id(linear)]).sum())
+            total += linear.weight.numel()
+    assert changed > 0.8 * total
+    assert all(p.dtype == torch.float32 for p in offsets.parameters())
+
+
+def test_fusing_into_bfloat16_is_refused(tiny_backbone):
+    offsets = WeightOffsets(tiny_backbone.unet.bfloat16(), OffsetsConfig())
+    with pytest.raises(OffsetsError, match="bfloat16"):
+        offsets.fuse()
+
+
+def test_wrong_order_is_refused(tiny_backbone):
+    first, second = (WeightOffsets(tiny_backbone.unet, OffsetsConfig()) for _ in range(2))
+    with first.injected():
+        with pytest.raises(OffsetsError, match="injected"):
+            first.fuse()
+        with pytest.raises(OffsetsError, match="another"):
+            second.inject()
+    first.eject()  # twice is harmless
+
+
+def test_offsets_own_only_their_parameters(tiny_backbone):
+    offsets = WeightOffsets(tiny_backbone.unet, OffsetsConfig())
+    base = {id(p) for p in tiny_backbone.unet.parameters()}
+    assert not base & {id(p) for p in offsets.parameters()}
+
+
+def test_domain_state_reduces_the_paper_form_exactly(tiny_backbone):
+    trained = WeightOffsets(tiny_backbone.unet, OffsetsConfig())
+    randomize(trained)
+    loaded = WeightOffsets(tiny_backbone.unet, OffsetsConfig())
+    loaded.load_domain_state(trained.domain_state())
+    for (_, one), (_, other) in zip(trained.items(), loaded.items(), strict=True):
+        assert torch.equal(one.domain(), other.domain())
+    assert sum(t.numel() for t in trained.domain_state().values()) < sum(p.numel() for p in trained.parameters()) / 3
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_concept_state_round_trip(tiny_backbone, rank):
+    offsets = WeightOffsets(tiny_backbone.unet, OffsetsConfig(form="none"))
+    before = run(tiny_backbone.unet)
+    offsets.add_concept(rank)
+    with offsets.injected():
+        assert torch.equal(run(tiny_backbone.unet), before)
+    randomize(offsets)
+    with offsets.injected():
+        expected = run(tiny_backbone.unet)
+    other = WeightOffsets(tiny_backbone.unet, OffsetsConfig(form="none"))
+    other.load_concept_state(offsets.concept_state())
+    with other.injected():
+        assert torch.equal(run(tiny_backbone.unet), expected)
+    other.drop_concept()
+    assert not list(other.parameters())
+
+
+def test_copy_after_ejecting_is_independent(tiny_backbone):
+    offsets = WeightOffsets(tiny_backbone.unet, OffsetsConfig())
+    randomize(offsets)
+    with offsets.injected():
+        pass
+    before, clone = run(tiny_backbone.unet), copy.deepcopy(tiny_backbone.unet)
+    with offsets.injected():
+        assert torch.equal(run(clone), before)
+    assert torch.equal(run(tiny_backbone.unet), before)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(tiny_backbone):
+    unet = tiny_backbone.unet
+    offsets = WeightOffsets(unet, OffsetsConfig())
+    randomize(offsets)
+    results = []
+    with offsets.injected():
+        for checkpointing in (False, True):
+            if checkpointing:
+                unet.enable_gradient_checkpointing()
+                unet.train()
+            offsets.zero_grad()
+            sample, prompt = torch.ones(1, 4, 8, 8), torch.ones(1, 5, 32)
+            unet(sample, torch.tensor(3), encoder_hidden_states=prompt).sample.square().mean().backward()
+            results.append([p.grad.clone() for p in offsets.parameters()])
+    for plain, checkpointed in zip(*results, strict=True):
+        torch.testing.assert_close(plain, checkpointed)
+
+
+def test_tuned_weights_swap_and_restore(tiny_backbone):
+    unet = tiny_backbone.unet
+    before, originals = run(unet), list(unet.parameters())
+    tuned = TunedWeights(unet)
+    for parameter in tuned.start():
+        parameter.data.add_(0.01)
+    changed = run(unet)
+    assert not torch.equal(changed, before)
+    with tuned.base_weights():
+        assert torch.equal(run(unet), before)
+    assert torch.equal(run(unet), changed)
+    difference = tuned.difference()
+    tuned.restore()
+    assert all(one is other for one, other in zip(unet.parameters(), originals, strict=True))
+    again = TunedWeights(unet)
+    again.apply(difference)
+    torch.testing.assert_close(run(unet), changed)
+    again.restore()
+    assert torch.equal(run(unet), before)

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import e4t
+
+
+def test_import_loads_no_torch():
+    code = "import sys, e4t, e4t.config, e4t.domain; print('torch' in sys.modules)"
+    source = str(Path(e4t.__file__).parents[1])
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": source},
+    )
+    assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("name", e4t.__all__)
+def test_public_names_exist(name):
+    assert getattr(e4t, name) is not None
+    assert name in dir(e4t)
+
+
+def test_unknown_name():
+    with pytest.raises(AttributeError, match="nothing"):
+        e4t.nothing  # noqa: B018

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+from e4t import personalize as module
+from e4t.checkpoint import Concept
+from e4t.config import TUNABLE, PersonalizeConfig
+from e4t.domain import Domain
+from e4t.model import E4TModel
+from e4t.personalize import personalize, prepare
+
+
+def last(model, picture, config, **options):
+    *_, step = personalize(model, picture, config=config, **options)
+    return step.concept
+
+
+def everything(model):
+    modules = [model, *model.backbone.modules()]
+    return [p.detach().clone() for m in modules for p in m.parameters()]
+
+
+@pytest.mark.parametrize("part", TUNABLE)
+def test_each_part_can_be_tuned_alone_and_is_put_back(tiny_model, picture, quick_personalize, part):
+    before = everything(tiny_model)
+    concept = last(tiny_model, picture, quick_personalize.updated({"tune": (part,)}))
+    after = everything(tiny_model)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    changed = {name.split("/")[0] for name, tensor in concept.tensors.items() if tensor.any()}
+    assert changed - {"image_half", "frozen_offset"} == {part}
+
+
+@pytest.mark.parametrize("tune", [("residual", "deltas"), ("encoder", "deltas", "unet", "text_encoder", "bias")])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_saved_concept_gives_the_tuned_model_again(tiny_model, picture, quick_personalize, tmp_path, tune, rank):
+    config = quick_personalize.updated({"tune": tune, "delta_rank": rank})
+    noisy, t = torch.ones(1, 4, 8, 8), torch.tensor([30])
+
+    @torch.no_grad()
+    def predict(image_half):
+        word = tiny_model.word(tiny_model.offset(noisy, t, image_half))
+        return tiny_model.denoise(noisy, t, tiny_model.prompt_embeds(tiny_model.tokens(["a photo of S*"]), word))
+
+    features = prepare(tiny_model, picture, None).image_features
+    for step in personalize(tiny_model, picture, config=config):
+        tuned = predict(tiny_model.encoder.image_half(features))
+    step.concept.save(tmp_path / "anna")
+    concept = Concept.load(tmp_path / "anna")
+    with tiny_model.wearing(concept):
+        torch.testing.assert_close(predict(concept.tensors["image_half"][None]), tuned, rtol=1e-4, atol=1e-5)
+
+
+def test_it_learns_the_image(tiny_model, picture):
+    config = PersonalizeConfig(steps=12, batch_size=8, tune=("deltas",), learning_rate=1e-2)
+    losses = [s.training.diffusion for s in personalize(tiny_model, picture, config=config) if s.training]
+    assert sum(losses[-3:]) < sum(losses[:3])
+
+
+def test_steps_and_history(tiny_model, picture, quick_personalize):
+    steps = list(personalize(tiny_model, picture, config=quick_personalize, keep_steps=True))
+    assert [step.number for step in steps] == [0, 1, 2]
+    assert [step.concept.steps for step in steps] == [0, 1, 2]
+    assert not steps[0].concept.tensors["residual"].any()
+    assert not torch.equal(steps[1].concept.tensors["residual"], steps[2].concept.tensors["residual"])
+    plain = list(personalize(tiny_model, picture, config=quick_personalize))
+    assert [step.concept is None for step in plain] == [True, True, False]
+    none = list(personalize(tiny_model, picture, config=quick_personalize.updated({"steps": 0})))
+    assert [step.concept.steps for step in none] == [0]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_seeds_are_honoured(tiny_model, picture, quick_personalize, seed):
+    config = quick_personalize.updated({"seed": seed, "delta_rank": 2})
+    torch.manual_seed(1)
+    one = last(tiny_model, picture, config)
+    torch.manual_seed(2)
+    other = last(tiny_model, picture, config)
+    third = last(tiny_model, picture, config.updated({"seed": 7}))
+    assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+    assert not torch.equal(one.tensors["residual"], third.tensors["residual"])
+
+
+def test_batch_is_one_image_with_independent_noise_and_constants_computed_once(
+    tiny_model, picture, quick_personalize, monkeypatch
+):
+    calls = []
+    backbone = tiny_model.backbone
+    for name in ("encode", "image_features"):
+        real = getattr(backbone, name)
+        monkeypatch.setattr(
+            backbone, name, lambda *args, real=real, name=name, **kw: calls.append(name) or real(*args, **kw)
+        )
+    last(tiny_model, picture, quick_personalize)
+    assert sorted(calls) == ["encode", "image_features"]
+    batch_at = module._batches(tiny_model, prepare(tiny_model, picture, None), quick_personalize)
+    batch, other = batch_at(0), batch_at(1)
+    assert torch.equal(batch.latents[0], batch.latents[1])
+    assert not torch.equal(batch.noise[0], batch.noise[1])
+    assert batch.timesteps[0] != batch.timesteps[1]
+    assert torch.equal(batch.latents, other.latents)  # no random crop, no mirroring
+    assert not torch.equal(batch.noise, other.noise)
+
+
+def test_mask(tiny_model, picture, quick_personalize):
+    mask = Image.new("L", picture.size)
+    mask.paste(255, (0, 0, picture.width, picture.height // 2))
+    small = prepare(tiny_model, picture, mask).mask
+    assert small.shape == (1, 1, 8, 8)
+    assert small[..., 0, :].min() == 1
+    assert small[..., -1, :].max() == 0
+    masked = last(tiny_model, picture, quick_personalize, mask=mask)
+    plain = last(tiny_model, picture, quick_personalize)
+    ignored = last(tiny_model, picture, quick_personalize.updated({"mask_loss": False}), mask=mask)
+    assert not torch.equal(masked.tensors["residual"], plain.tensors["residual"])
+    assert torch.equal(ignored.tensors["residual"], plain.tensors["residual"])
+
+
+def test_without_a_domain(tiny_backbone, picture, quick_personalize):
+    model = E4TModel.without_domain(tiny_backbone, Domain.named("cat"), embedding_scale=0.1)
+    concept = last(model, picture, quick_personalize)
+    assert concept.domain_id is None
+    assert concept.tensors["residual"].any()
+
+
+def test_stopping_early_puts_everything_back(tiny_model, picture, quick_personalize):
+    before = everything(tiny_model)
+    steps = personalize(tiny_model, picture, config=quick_personalize.updated({"tune": ["unet", "deltas"]}))
+    next(steps)
+    next(steps)
+    steps.close()
+    assert all(torch.equal(a, b) for a, b in zip(before, everything(tiny_model), strict=True))
+    assert tiny_model.offsets.state == "ejected"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"mixed_precision": "bf16"}, {"gradient_checkpointing": True}, {"stratified_timesteps": True}]
+)
+def test_options(tiny_model, picture, quick_personalize, changes):
+    assert last(tiny_model, picture, quick_personalize.updated(changes)).tensors["residual"].any()
+    assert not tiny_model.backbone.unet.training
+
+
+def test_a_concept_is_small(tiny_model, picture):
+    concept = last(tiny_model, picture, PersonalizeConfig(steps=1, batch_size=1, tune=("residual", "bias")))
+    assert concept.num_bytes == 4 * 32 * 2

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from e4t.checkpoint import Concept, TrainedDomain
+from e4t.config import PersonalizeConfig
+from e4t.domain import Domain
+from e4t.errors import ConfigError
+from e4t.pipeline import E4TPipeline
+from test_backbone import save
+
+# diffusers' schedulers turn tensors into arrays in a way NumPy 2 deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+SCHEDULERS = ["DDIMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler"]
+
+
+@pytest.fixture
+def pipe(tiny_model):
+    model = tiny_model
+    trained = TrainedDomain(
+        model.domain,
+        model.base,
+        model.encoder.config,
+        model.offsets.config,
+        2.0,
+        model.domain_tensors(),
+        personalize={"steps": 2, "batch_size": 2, "learning_rate": 1e-2, "frozen_timesteps": 2},
+        generate={"num_inference_steps": 3},
+    )
+    return E4TPipeline(model.backbone, trained)
+
+
+@pytest.fixture
+def concept(pipe, picture):
+    return pipe.personalize(picture)
+
+
+def arrays(output):
+    return [np.asarray(image, dtype=float) for image in output.images]
+
+
+def test_one_image_to_pictures(pipe, picture, tmp_path):
+    concept = pipe.personalize(picture)
+    concept.save(tmp_path / "anna")
+    drawn = pipe("a photo of S* at the beach", concept=concept, num_images=2)
+    again = pipe("a photo of S* at the beach", concept=Concept.load(tmp_path / "anna"), num_images=2)
+    assert len(drawn.images) == 2
+    assert drawn.seeds == [0, 1]
+    assert drawn.images[0].size == (16, 16)
+    for one, other in zip(arrays(drawn), arrays(again), strict=True):
+        assert np.abs(one - other).max() <= 2  # a concept is saved in float16
+
+
+def test_settings_come_from_the_domain(pipe, picture):
+    assert pipe.personalize(picture).steps == 2
+    assert pipe.personalize(picture, steps=1).steps == 1
+    assert [c.steps for c in pipe.personalize(picture, keep_steps=True).history] == [0, 1, 2]
+    assert pipe.generate_config.num_inference_steps == 3
+
+
+def test_pictures_do_not_depend_on_the_batch(pipe, concept):
+    together = arrays(pipe(["a photo of S*", "S* at the beach"], concept=concept, num_images=2, seed=3))
+    for index, prompt in enumerate(["a photo of S*"] * 2 + ["S* at the beach"] * 2):
+        alone = arrays(pipe(prompt, concept=concept, seed=3 + index))[0]
+        assert np.abs(together[index] - alone).max() <= 1
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_the_word_follows_the_very_sample_and_timestep(pipe, concept, scheduler, guidance_scale):
+    """Euler's scaled input, Heun's two calls, no unconditional rows at guidance 1."""
+    import diffusers
+
+    calls = []
+    model = pipe.model
+    pipe.stock.scheduler = getattr(diffusers, scheduler).from_config(pipe.stock.scheduler.config)
+    with pipe.applied(concept, "a photo of S*", negative_prompt="blue") as applied:
+        handle = pipe.backbone.unet.register_forward_pre_hook(
+            lambda module, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
+        )
+        applied.stock(
+            prompt_embeds=applied.prompt_embeds,
+            negative_prompt_embeds=applied.negative_prompt_embeds,
+            num_inference_steps=3,
+            guidance_scale=guidance_scale,
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+        )
+        handle.remove()
+        tokens = model.tokens(["a photo of S*"])
+        assert len(calls) == len(applied.words) >= 3
+        for args, _ in calls:
+            sample, timestep, embeds = args[0], args[1], args[2]
+            assert len(sample) == len(embeds) == (1 if guidance_scale == 1 else 2)
+            with torch.no_grad():
+                offset = model.offset(sample[-1:], timestep.reshape(1), concept.tensors["image_half"][None])
+                expected = model.prompt_embeds(tokens, model.word(offset))
+            torch.testing.assert_close(embeds[-1:], expected)
+            if guidance_scale > 1:
+                assert torch.equal(embeds[:1], applied.negative_prompt_embeds)
+    assert not torch.equal(applied.words[0], applied.words[-1])
+
+
+def test_frozen_embedding_is_one_word(pipe, concept):
+    frozen = arrays(pipe("S*", concept=concept, embedding="frozen"))[0]
+    live = arrays(pipe("S*", concept=concept, embedding="live"))[0]
+    assert np.isfinite(frozen).all()
+    assert not np.array_equal(frozen, live)
+
+
+def test_without_a_concept_it_is_the_stock_pipeline(pipe):
+    drawn = arrays(pipe("a photo of S*", negative_prompt="blue", seed=5, guidance_scale=3.0))[0]
+    stock = pipe.stock(
+        "a photo of face",
+        negative_prompt="blue",
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(5),
+    ).images[0]
+    assert np.abs(drawn - np.asarray(stock, dtype=float)).max() <= 1
+
+
+def test_negative_prompt_seed_and_strength_matter(pipe, concept):
+    def draw(**options):
+        return arrays(pipe("a photo of S*", concept=concept, **options))[0]
+
+    plain = draw(seed=0)
+    assert np.array_equal(plain, draw(seed=0))
+    for options in ({"negative_prompt": "blue cat"}, {"seed": 1}, {"strength": 0.0}, {"guidance_rescale": 0.7}):
+        assert not np.array_equal(plain, draw(**options)), options
+
+
+def test_strength_zero_is_the_class_word(pipe, concept):
+    with pipe.applied(concept, "S*", strength=0.0) as none:
+        word = none.prompt_embeds
+    torch.testing.assert_close(word, pipe.model.prompt_embeds(pipe.model.tokens(["S*"])))
+
+
+def test_everything_is_put_back_also_after_an_error(pipe, concept):
+    unet = pipe.backbone.unet
+    parameters = [id(p) for p in unet.parameters()]
+    scheduler = pipe.stock.scheduler
+    with pytest.raises(ConfigError, match="2 pictures"), pipe.applied(concept, "S*", num_images=2) as applied:
+        applied.stock(prompt_embeds=applied.prompt_embeds[:1], num_inference_steps=2, guidance_scale=1.0)
+    pipe("S*", concept=concept, scheduler="EulerDiscreteScheduler")
+    assert [id(p) for p in unet.parameters()] == parameters
+    assert not unet._forward_pre_hooks
+    assert pipe.stock.scheduler is scheduler
+
+
+def test_image_to_image_and_inpainting(pipe, concept, picture):
+    from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
+    from PIL import Image
+
+    image = picture.resize((16, 16))
+    for kind, extra in [
+        (StableDiffusionImg2ImgPipeline, {}),
+        (StableDiffusionInpaintPipeline, {"mask_image": Image.new("L", (16, 16), 255), "height": 16, "width": 16}),
+    ]:
+        with pipe.applied(concept, "S* at the beach") as applied:
+            other = kind(**pipe.stock.components, requires_safety_checker=False)
+            drawn = other(
+                image=image,
+                prompt_embeds=applied.prompt_embeds,
+                negative_prompt_embeds=applied.negative_prompt_embeds,
+                num_inference_steps=4,
+                strength=0.5,
+                generator=torch.Generator().manual_seed(0),
+                **extra,
+            )
+        assert applied.words
+        assert drawn.images[0].size == (16, 16)
+
+
+def test_inpainting_models_show_their_first_channels(pipe, concept):
+    """Nine channels: latents, mask, masked image. Only the latents are the noisy sample."""
+    hooked = torch.nn.Module()
+    seen = []
+    hooked.forward = lambda sample, timestep, encoder_hidden_states: seen.append(encoder_hidden_states)
+    with pipe.applied(concept, "S*", also=[hooked]) as applied:
+        sample = torch.randn(1, 9, 8, 8)
+        hooked(sample, 5, encoder_hidden_states=torch.zeros(1, 32, 32))
+        expected = pipe.model.offset(sample[:, :4], torch.tensor([5]), concept.tensors["image_half"][None])
+    torch.testing.assert_close(applied.words[0], pipe.model.word(expected))
+    assert seen[0].any()
+
+
+def test_from_folders(pipe, picture, tmp_path):
+    save(pipe.backbone, tmp_path / "base")
+    pipe.trained.save(tmp_path / "face")
+    loaded = E4TPipeline.from_pretrained(tmp_path / "face", base=tmp_path / "base", device="cpu")
+    one, other = (p.personalize(picture, steps=1) for p in (pipe, loaded))
+    torch.testing.assert_close(dict(one.tensors), dict(other.tensors))
+
+
+def test_from_a_bare_base(pipe, picture, tmp_path):
+    save(pipe.backbone, tmp_path / "base")
+    bare = E4TPipeline.from_base(tmp_path / "base", class_word="cat", device="cpu")
+    assert bare.personalize_config == PersonalizeConfig.without_domain()
+    concept = bare.personalize(picture, steps=1, batch_size=1)
+    assert len(bare("S*", concept=concept, num_inference_steps=2).images) == 1
+
+
+def test_wrong_calls(pipe, tiny_backbone):
+    with pytest.raises(ConfigError, match="domain"):
+        E4TPipeline(tiny_backbone)
+    with pytest.raises(ConfigError, match="2 negative prompts"):
+        pipe("S*", negative_prompt=["a", "b"])
+    with pytest.raises(ConfigError, match="no scheduler"):
+        pipe("S*", scheduler="MagicScheduler")
+    assert E4TPipeline(tiny_backbone, domain=Domain.named("cat")).domain.name == "cat"
+
+
+def test_prompt_without_placeholder_warns(pipe, concept):
+    with pytest.warns(UserWarning, match="will not appear"):
+        pipe("a photo", concept=concept)

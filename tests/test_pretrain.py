@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from e4t.checkpoint import TrainedDomain
+from e4t.config import EncoderConfig, PretrainConfig
+from e4t.domain import Domain
+from e4t.errors import CheckpointError, ConfigError
+from e4t.model import E4TModel
+from e4t.pretrain import batches, new_model, pretrain
+
+FACE = Domain.named("face")
+
+
+def run(backbone, folder, config, output, stop=None):
+    losses = []
+    for step in pretrain(FACE, folder, backbone=backbone, config=config, output=output):
+        losses.append(step.loss)
+        if step.number == stop:
+            break
+    return losses
+
+
+def test_writes_a_domain_that_loads(make_backbone, image_folder, quick_pretrain, tmp_path):
+    backbone = make_backbone("v_prediction")
+    before = [p.clone() for p in backbone.unet.parameters()]
+    losses = run(backbone, image_folder, quick_pretrain, tmp_path / "face")
+    trained = TrainedDomain.load(tmp_path / "face")
+    assert PretrainConfig.from_dict(trained.pretrain) == quick_pretrain
+    assert trained.training["first_losses"] == losses
+    model = E4TModel.from_domain(backbone, trained)
+    assert any(delta.any() for name, delta in model.offsets.domain_state().items() if name.endswith("right"))
+    assert all(torch.equal(a, b) for a, b in zip(before, backbone.unet.parameters(), strict=True))
+    assert model.offsets.state == "ejected"
+
+
+def test_resuming_is_exact(make_backbone, image_folder, quick_pretrain, tmp_path):
+    straight = run(make_backbone(), image_folder, quick_pretrain, tmp_path / "one")
+    first = run(make_backbone(), image_folder, quick_pretrain, tmp_path / "two", stop=3)  # the state is of step 2
+    rest = run(make_backbone(), image_folder, quick_pretrain, tmp_path / "two")
+    assert first == straight[:3]
+    assert rest == straight[2:]
+    one, two = TrainedDomain.load(tmp_path / "one"), TrainedDomain.load(tmp_path / "two")
+    assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
+    assert one.training == two.training
+
+
+def test_a_finished_training_can_be_prolonged(tiny_backbone, image_folder, quick_pretrain, tmp_path):
+    run(tiny_backbone, image_folder, quick_pretrain, tmp_path / "face")
+    assert run(tiny_backbone, image_folder, quick_pretrain, tmp_path / "face") == []
+    longer = dataclasses.replace(quick_pretrain, steps=5)
+    assert len(run(tiny_backbone, image_folder, longer, tmp_path / "face")) == 1
+
+
+def test_other_settings_are_refused(tiny_backbone, image_folder, quick_pretrain, tmp_path):
+    run(tiny_backbone, image_folder, quick_pretrain, tmp_path / "face", stop=2)
+    other = dataclasses.replace(quick_pretrain, learning_rate=1.0)
+    with pytest.raises(CheckpointError, match="other settings"):
+        run(tiny_backbone, image_folder, other, tmp_path / "face")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mixed_precision": "bf16"},
+        {"gradient_checkpointing": True},
+        {"offsets": {"form": "lowrank"}, "encoder": {"head": "linear"}},
+        {"offsets": {"form": "none"}, "save_dtype": "float16"},
+        {"accumulation": 2, "color_jitter": 0.1, "warmup_steps": 2, "max_grad_norm": 1.0},
+    ],
+)
+def test_options(tiny_backbone, image_folder, quick_pretrain, tmp_path, changes):
+    assert len(run(tiny_backbone, image_folder, quick_pretrain.updated(changes), tmp_path / "face")) == 4
+    E4TModel.from_domain(tiny_backbone, TrainedDomain.load(tmp_path / "face"))
+    assert not tiny_backbone.unet.training
+
+
+def test_initial_weights_and_batches_follow_from_the_seed(tiny_backbone, image_folder, quick_pretrain):
+    def first_batch(seed):
+        config = dataclasses.replace(quick_pretrain, seed=seed)
+        model = new_model(tiny_backbone, FACE, config)
+        batch = batches(model, image_folder, config)(0)
+        return model.encoder.unet_linears[0].weight, batch.noise, batch.latents
+
+    torch.manual_seed(5)
+    one = first_batch(0)
+    torch.manual_seed(6)
+    assert all(torch.equal(a, b) for a, b in zip(one, first_batch(0), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(one, first_batch(1), strict=True))
+
+
+def test_an_encoder_without_inputs_is_refused(tiny_backbone):
+    with pytest.raises(ConfigError, match="no input"):
+        new_model(tiny_backbone, FACE, PretrainConfig(encoder=EncoderConfig.blind()))

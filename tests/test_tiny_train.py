@@ -1,0 +1,186 @@
+"""Every stage of the tiny model's training for a few steps from nothing, resuming, and the exported folder."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing.dummy
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from e4t.tiny import architecture, pictures, train
+from e4t.tiny.train import TinyConfig, Trained, train_tiny
+
+STAGES = ("vae", "base", "clip")
+
+
+def config_of(work: Path) -> TinyConfig:
+    return TinyConfig(
+        work,
+        pictures=6,
+        vae_steps=4,
+        base_steps=4,
+        clip_steps=4,
+        vae_batch=2,
+        base_batch=2,
+        clip_batch=2,
+        warmup=2,
+        checkpoint_every=2,
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_shards() -> object:
+    """Three pictures a shard, drawn in threads of this process so that they see it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "SHARD", 3)
+        patch.setattr(pictures, "multiprocessing", SimpleNamespace(get_context=lambda _: multiprocessing.dummy))
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TinyConfig:
+    config = config_of(tmp_path_factory.mktemp("tiny"))
+    train_tiny(config)
+    return config
+
+
+def test_shards_hold_the_stream_in_order(trained: TinyConfig) -> None:
+    from e4t.tiny.captions import training_picture
+    from e4t.tiny.world import draw
+
+    rgb, indices = pictures.load_shards(trained.work / "pictures")
+    assert rgb.shape == (6, 128, 128, 3)
+    assert indices.tolist() == list(range(6))
+    np.testing.assert_array_equal(rgb[4], draw(training_picture(4), 128).rgb)
+
+
+def test_every_stage_leaves_its_checkpoint(trained: TinyConfig) -> None:
+    for stage in STAGES:
+        state = load_file(trained.work / f"{stage}.safetensors")
+        assert all(torch.isfinite(tensor).all() for tensor in state.values())
+        assert train._read_step(trained.work / f"{stage}.safetensors") == 4
+    latents = load_file(trained.work / "latents.safetensors")["latents"]
+    assert latents.shape == (6, architecture.LATENT_CHANNELS, 16, 16)
+    assert 0.5 < latents.float().std() < 2
+
+
+def test_the_same_command_again_changes_nothing(trained: TinyConfig) -> None:
+    before = {stage: load_file(trained.work / f"{stage}.safetensors") for stage in STAGES}
+    train_tiny(trained)
+    for stage in STAGES:
+        after = load_file(trained.work / f"{stage}.safetensors")
+        for key, tensor in before[stage].items():
+            torch.testing.assert_close(after[key], tensor, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_resuming_is_the_same_as_going_on(trained: TinyConfig, stage: str, tmp_path: Path) -> None:
+    """Stop the stage in the middle, as Ctrl-C would, and run the same command again."""
+    resumed = replace(trained, work=tmp_path / "work", stages=(stage,))
+    resumed.work.mkdir()
+    earlier = [f"{s}.safetensors" for s in STAGES[: STAGES.index(stage)]]
+    for name in [*earlier, "pictures", "tokenizer", "latents.safetensors", "tokens.safetensors", "scaling_factor.json"]:
+        (resumed.work / name).symlink_to(trained.work / name)
+    with pytest.MonkeyPatch.context() as patch:
+        save = Trained.save
+
+        def save_and_stop(state: Trained, path: Path) -> None:
+            save(state, path)
+            raise KeyboardInterrupt
+
+        patch.setattr(Trained, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_tiny(resumed)
+    assert train._read_step(resumed.work / f"{stage}.safetensors") == 2
+    train_tiny(resumed)
+    expected = load_file(trained.work / f"{stage}.safetensors")
+    for key, tensor in load_file(resumed.work / f"{stage}.safetensors").items():
+        torch.testing.assert_close(tensor, expected[key], rtol=0, atol=0, msg=key)
+
+
+def test_more_steps_continue_a_finished_stage(trained: TinyConfig, tmp_path: Path) -> None:
+    longer = replace(trained, work=tmp_path / "work", stages=("base",), base_steps=5)
+    longer.work.mkdir()
+    for name in ["pictures", "tokenizer", "latents.safetensors", "tokens.safetensors", "scaling_factor.json"]:
+        (longer.work / name).symlink_to(trained.work / name)
+    (longer.work / "base.safetensors").write_bytes((trained.work / "base.safetensors").read_bytes())
+    train_tiny(longer)
+    assert train._read_step(longer.work / "base.safetensors") == 5
+
+
+def test_losses_are_logged(trained: TinyConfig) -> None:
+    if (trained.work / "log.jsonl").exists():
+        for line in (trained.work / "log.jsonl").read_text().splitlines():
+            assert {"stage", "time"} <= set(json.loads(line))
+
+
+def test_small_updates_are_not_lost() -> None:
+    layer = torch.nn.Linear(4, 4)
+    state = Trained({"layer": layer}, 1e-4, warmup=1, ema_decay=0.9)
+    before = {key: master.clone() for key, master in state.masters.items()}
+    for _ in range(3):
+        state.update(layer(torch.ones(1, 4).bfloat16()).float().square().sum())
+    assert layer.weight.dtype == torch.bfloat16
+    for key, master in state.masters.items():
+        assert ((master - before[key]).abs() > 0).all()
+
+
+# The exported folder
+
+
+def test_stock_diffusers_loads_and_samples(trained: TinyConfig) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(trained.work / "tiny")
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe("a watercolour of a face", num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[0]
+    assert image.size == (128, 128)
+    assert pipe.scheduler.config.prediction_type == "v_prediction"
+    assert 0.1 < pipe.vae.config.scaling_factor < 100
+
+
+def test_text_encoder_is_the_text_tower_bit_for_bit(trained: TinyConfig) -> None:
+    from transformers import CLIPModel, CLIPTextModel
+
+    folder = trained.work / "tiny"
+    clip = CLIPModel.from_pretrained(folder / "image_encoder", dtype=torch.float16)
+    text = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float16)
+    ids = torch.arange(10)[None]
+    tower = {key.removeprefix("text_model."): t for key, t in clip.text_model.state_dict().items()}
+    own = {key.removeprefix("text_model."): t for key, t in text.state_dict().items()}
+    assert tower.keys() == own.keys()
+    for key, tensor in own.items():
+        torch.testing.assert_close(tower[key], tensor, rtol=0, atol=0, msg=key)
+    with torch.no_grad():
+        states = [model.float()(input_ids=ids).last_hidden_state for model in (clip.text_model, text)]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+def test_exported_weights_are_the_averages(trained: TinyConfig) -> None:
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(trained.work / "tiny" / "unet")
+    state = load_file(trained.work / "base.safetensors")
+    for key, tensor in unet.state_dict().items():
+        torch.testing.assert_close(tensor.half(), state[f"ema/unet.{key}"].half(), rtol=0, atol=0)
+
+
+def test_vision_tower_is_deep_enough(trained: TinyConfig) -> None:
+    from transformers import CLIPVisionModel
+
+    vision = CLIPVisionModel.from_pretrained(trained.work / "tiny" / "image_encoder")
+    states = vision(torch.zeros(1, 3, 128, 128), output_hidden_states=True).hidden_states
+    assert len(states) >= 9
+
+
+def test_tokens_of_unknown_words_exist(trained: TinyConfig) -> None:
+    tokenizer = train.tokenizer_of(trained)
+    ids = train.tokenise(tokenizer, ["a Zebra's ß in xylophone 42!"])
+    assert ids.shape == (1, architecture.MAX_TOKENS)
+    assert ids.max() < len(tokenizer)

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from e4t.objective import E4TObjective
+from e4t.training import draw_timesteps, generator_at, train
+from test_objective import make_batch
+
+
+def run(model, **options):
+    objective = E4TObjective(model, regularisation=0.01, reduction="sum")
+    batch = make_batch(model)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3)
+    with model.offsets.injected():
+        return list(train(objective, lambda index: batch, optimizer, **options))
+
+
+def test_it_learns_one_batch(tiny_model):
+    steps = run(tiny_model, steps=12)
+    assert [step.number for step in steps] == list(range(1, 13))
+    assert steps[-1].loss < steps[0].loss
+    assert steps[0].loss == pytest.approx(steps[0].diffusion + steps[0].regularizer, rel=1e-5)
+
+
+def test_accumulation_of_equal_batches_is_one_batch(make_backbone, make_model):
+    losses = [
+        [step.loss for step in run(make_model(make_backbone()), steps=3, accumulation=accumulation)]
+        for accumulation in (1, 2)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_bf16_autocast_keeps_what_is_trained_in_float32(tiny_model):
+    steps = run(tiny_model, steps=2, mixed_precision="bf16")
+    assert all(torch.isfinite(torch.tensor(step.loss)) for step in steps)
+    assert all(p.dtype == torch.float32 for p in tiny_model.parameters())
+
+
+def test_warmup_and_clipping(tiny_model):
+    before = [p.detach().clone() for p in tiny_model.parameters()]
+    run(tiny_model, steps=1, warmup_steps=10**9, max_grad_norm=1.0)
+    for one, other in zip(before, tiny_model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_generators():
+    def draw(*arguments):
+        return torch.rand(3, generator=generator_at(*arguments)).tolist()
+
+    assert draw(0, 1) == draw(0, 1)
+    assert len({tuple(draw(*a)) for a in [(0, 0), (0, 1), (1, 0), (1, 1), (0, -1)]}) == 5
+
+
+def test_timesteps():
+    drawn = draw_timesteps(1000, 10, 20, torch.Generator().manual_seed(0))
+    assert set(drawn.tolist()) == set(range(10, 20))
+    spread = draw_timesteps(10, 0, 1000, torch.Generator().manual_seed(0), stratified=True)
+    assert (spread // 100).tolist() == list(range(10))
