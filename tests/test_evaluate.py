@@ -128,9 +128,9 @@ def test_report_is_complete_and_written(done: Evaluation, tmp_path: Path) -> Non
     assert len(report["by_prompt"]) == len(report["prompts"]) == len(PROMPTS) >= 8
     table = paths[1].read_text()
     assert table.count("\n| ") >= 2 + len(PROMPTS)
-    sheet = Image.open(paths[2])
-    assert sheet.height > COUNT * 128
-    assert sheet.width > 7 * 128
+    with Image.open(paths[2]) as sheet:
+        assert sheet.height > COUNT * 128
+        assert sheet.width > 7 * 128
 
 
 def test_contact_sheet_is_by_the_fixed_rule(world: World) -> None:

@@ -144,6 +144,8 @@ def test_wrong_order_is_refused(tiny_backbone):
         with pytest.raises(OffsetsError, match="another"):
             second.inject()
     first.eject()  # twice is harmless
+    with first.fused(), pytest.raises(OffsetsError, match="another"):
+        second.fuse()
 
 
 def test_offsets_own_only_their_parameters(tiny_backbone):
@@ -228,3 +230,16 @@ def test_tuned_weights_swap_and_restore(tiny_backbone):
     torch.testing.assert_close(run(unet), changed)
     again.restore()
     assert torch.equal(run(unet), before)
+
+
+def test_fused_projections_and_foreign_layers_are_refused(tiny_backbone):
+    unet = tiny_backbone.unet
+    unet.fuse_qkv_projections()
+    with pytest.raises(OffsetsError, match="unfuse"):
+        WeightOffsets(unet, OffsetsConfig())
+    unet.unfuse_qkv_projections()
+    attention = next(module for path, module in unet.named_modules() if path.endswith("attn1"))
+    attention.fused_projections = False
+    attention.to_q = nn.Sequential(attention.to_q)
+    with pytest.raises(OffsetsError, match="plain linear"):
+        WeightOffsets(unet, OffsetsConfig())

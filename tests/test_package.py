@@ -13,13 +13,9 @@ import e4t
 def test_import_loads_no_torch():
     code = "import sys, e4t, e4t.config, e4t.domain; print('torch' in sys.modules)"
     source = str(Path(e4t.__file__).parents[1])
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": source},
-    )
+    environment = {**os.environ, "PYTHONPATH": source}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert result.stdout.strip() == "False"
 
 

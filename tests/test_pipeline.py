@@ -217,3 +217,16 @@ def test_wrong_calls(pipe, tiny_backbone):
 def test_prompt_without_placeholder_warns(pipe, concept):
     with pytest.warns(UserWarning, match="will not appear"):
         pipe("a photo", concept=concept)
+
+
+def test_shipped_names_are_portable(monkeypatch, tmp_path):
+    from e4t import backbone
+
+    (tmp_path / "shipped" / "base").mkdir(parents=True)
+    (tmp_path / "here" / "base").mkdir(parents=True)
+    monkeypatch.setattr(backbone, "_SHIPPED", tmp_path / "shipped")
+    monkeypatch.chdir(tmp_path / "here")
+    assert backbone._portable(str(tmp_path / "shipped" / "base")) == "base"
+    assert backbone.resolve("base") == "base"
+    assert backbone.resolve("base", shipped_first=True) == str(tmp_path / "shipped" / "base")
+    assert backbone.resolve("owner/model") == "owner/model"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from e4t.errors import ConfigError
 from e4t.objective import E4TObjective
 from e4t.training import draw_timesteps, generator_at, train
 from test_objective import make_batch
@@ -57,3 +58,13 @@ def test_timesteps():
     assert set(drawn.tolist()) == set(range(10, 20))
     spread = draw_timesteps(10, 0, 1000, torch.Generator().manual_seed(0), stratified=True)
     assert (spread // 100).tolist() == list(range(10))
+
+
+def test_half_precision_weights_need_mixed_precision(make_backbone, make_model):
+    backbone = make_backbone()
+    for module in backbone.modules():
+        module.bfloat16()
+    model = make_model(backbone)
+    with pytest.raises(ConfigError, match="mixed_precision"):
+        run(model, steps=1)
+    assert len(run(model, steps=1, mixed_precision="bf16")) == 1

@@ -207,10 +207,13 @@ class Backbone:
         return [states[:, 0].float() for states in hidden[layer_stride::layer_stride]]  # hidden[0] precedes layer 1
 
 
-def resolve(source: str | Path) -> str:
-    """Where to load from: a folder or hub id as it is, a shipped name ("tiny-face") as its folder in the package."""
+def resolve(source: str | Path, *, shipped_first: bool = False) -> str:
+    """Where to load from: a folder or hub id as it is, a shipped name ("tiny-face") as its folder in the package.
+
+    A folder of that name in the working directory comes first, except where a name was recorded by `Backbone.name`.
+    """
     shipped = _SHIPPED / str(source)
-    return str(shipped) if not Path(source).is_dir() and shipped.is_dir() else str(source)
+    return str(shipped) if shipped.is_dir() and (shipped_first or not Path(source).is_dir()) else str(source)
 
 
 def _portable(name: str) -> str:

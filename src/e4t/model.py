@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -145,15 +144,11 @@ class E4TModel(nn.Module):
 
     def tunable(self, part: str) -> TunedWeights:
         """Weights of "unet" (but those with offsets), "text_encoder" or "encoder" (its heads) to be tuned whole."""
-        own: set[int] = set()
-        module: Any = {"text_encoder": self.backbone.text_encoder, "encoder": self.encoder}.get(
-            part, self.backbone.unet
-        )
-        if part == "unet":
-            own = {id(linear.weight) for linear, _ in self.offsets.items()}
         if part == "encoder":
-            own = {id(self.encoder.bias), id(self.encoder.residual)}
-        return TunedWeights(module, skip=own)
+            return TunedWeights(self.encoder, skip=(self.encoder.bias, self.encoder.residual))
+        if part == "unet":
+            return TunedWeights(self.backbone.unet, skip=[linear.weight for linear, _ in self.offsets.items()])
+        return TunedWeights(self.backbone.text_encoder)
 
     def put_on(self, concept: Concept, *, strength: float = 1.0) -> None:
         """Put a concept's vectors and weights in place, fused. Raises MismatchError for a concept of another domain."""

@@ -170,8 +170,10 @@ class _Tuning:
             "frozen_offset": self._mean_offset(image_half).cpu(),
         }
         tensors |= prefixed("deltas", model.offsets.concept_state())
+        image_side = {f"image_linears.{name}" for name, _ in encoder.image_linears.named_parameters()}  # in image_half
         for part, tuned in model.tuned.items():
-            tensors |= {f"{part}/{name}": value.cpu() for name, value in tuned.difference().items()}
+            difference = tuned.difference()
+            tensors |= prefixed(part, {name: d for name, d in difference.items() if name not in image_side})
         return Concept(
             domain=model.domain,
             domain_id=model.domain_id,

@@ -81,7 +81,7 @@ class E4TPipeline:
     ) -> Self:
         """Load a domain by folder or shipped name ("tiny-face"), with its base model or a copy of it, ``base``."""
         trained = TrainedDomain.load(resolve(source))
-        location = resolve(base if base is not None else trained.base.name)
+        location = resolve(base) if base is not None else resolve(trained.base.name, shipped_first=True)
         backbone = Backbone.from_pretrained(
             location, image_encoder=trained.base.image_encoder, device=device, dtype=dtype
         )

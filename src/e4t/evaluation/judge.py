@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from e4t.errors import CheckpointError
+from e4t.errors import CheckpointError, DataError
 from e4t.evaluation.truth import CLASSES, Layout, Readings, Truth, shows
 from e4t.tiny.captions import training_picture
 from e4t.tiny.pictures import load_shards
@@ -318,6 +318,8 @@ def train_judge(
     layout = Layout.of(config.kind)
     pictures = [training_picture(int(index)) for index in indices]
     rows = torch.tensor([row for row, picture in enumerate(pictures) if shows(picture, config.kind)])
+    if not len(rows):
+        raise DataError(f"none of the {len(pictures)} drawn pictures shows a {config.kind}")
     targets = _Targets.of(Truth.of([pictures[row] for row in rows.tolist()], config.kind), layout)
     network = JudgeNetwork(config.judge, layout).to(config.device).train()
     trained = Trained({"judge": network}, config.learning_rate, config.warmup, config.ema)

@@ -31,7 +31,14 @@ CLASSES: dict[str, tuple[str, ...]] = {
 }
 """What else a judge reads, and the possible answers."""
 
-HIDDEN_BY: dict[str, tuple[str, ...]] = {}
+_UNDER_A_HAT = ("hair_volume", "fringe", "parting")
+
+HIDDEN_BY: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("red hat", "top hat", "wizard hat", "santa hat"), _UNDER_A_HAT),
+    "sunglasses": ("eye_colour", "eye_size", "eye_tilt"),
+    "headphones": ("ear_size",),
+    "sleeping": ("eye_colour", "eye_tilt"),
+}
 """Accessory or expression to the beginnings of the names of the parameters that it hides."""
 
 

@@ -7,8 +7,9 @@ tensors are never written to: they stay reachable by reference, for `base_weight
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from torch.nn.utils import parametrize
 
 from e4t.config import OffsetsConfig
 from e4t.errors import OffsetsError
+
+_FUSED: WeakSet[nn.Linear] = WeakSet()
+"""Layers whose weights are composed ones at the moment, by whichever object."""
 
 
 class PaperForm(nn.Module):
@@ -130,7 +134,7 @@ class WeightOffsets(nn.Module):
                 for path, linear in self._linears.items()
             }
         )
-        self._base: dict[str, nn.Parameter] = {}
+        self._base: dict[str, Tensor] = {}
         self.state = "ejected"
 
     def items(self) -> Iterator[tuple[nn.Linear, WeightOffset]]:
@@ -162,6 +166,7 @@ class WeightOffsets(nn.Module):
             with torch.no_grad():
                 fused: Tensor = offset.to(linear.weight.device)(linear.weight)
             linear.weight = nn.Parameter(fused, requires_grad=False)
+            _FUSED.add(linear)
         self.state = "fused"
 
     def eject(self) -> None:
@@ -172,6 +177,7 @@ class WeightOffsets(nn.Module):
         elif self.state == "fused":
             for path, linear in self._linears.items():
                 linear.weight = self._base.pop(path)
+                _FUSED.discard(linear)
         self.state = "ejected"
 
     @contextmanager
@@ -271,20 +277,22 @@ class WeightOffsets(nn.Module):
     def _require(self, state: str, verb: str) -> None:
         if self.state != state:
             raise OffsetsError(f"cannot {verb} weight offsets that are {self.state}; eject them first")
-        if any(parametrize.is_parametrized(linear) for linear in self._linears.values()):
+        if any(linear in _FUSED or parametrize.is_parametrized(linear) for linear in self._linears.values()):
             raise OffsetsError(f"cannot {verb}: the U-Net carries the offsets of another object; eject those first")
 
 
 class TunedWeights:
     """All parameters of a module made tunable, with the base ones kept beside them and swapped by reference.
 
-    Serves the paper's whole-model tuning. ``skip`` holds ids of parameters to leave alone. Tuned copies are float32.
+    Serves the paper's whole-model tuning. ``skip`` holds parameters to leave alone. Tuned copies are float32.
     """
 
-    def __init__(self, module: nn.Module, *, skip: set[int] | None = None) -> None:
-        skip = skip or set()
+    def __init__(self, module: nn.Module, *, skip: Sequence[Tensor] = ()) -> None:
+        left_out = {id(parameter) for parameter in skip}
         self._places = [
-            (name, owner, leaf) for name, owner, leaf, parameter in _named_places(module) if id(parameter) not in skip
+            (name, owner, leaf)
+            for name, owner, leaf, parameter in _named_places(module)
+            if id(parameter) not in left_out
         ]
         self._base = [owner._parameters[leaf] for _, owner, leaf in self._places]
         self._live: list[nn.Parameter] = []
@@ -347,6 +355,8 @@ def _attention_linears(unet: nn.Module, config: OffsetsConfig) -> dict[str, nn.L
         kind = names.get(path.rsplit(".", 1)[-1])
         if kind not in config.attentions:
             continue
+        if getattr(module, "fused_projections", False):
+            raise OffsetsError(f"{path} has fused q, k and v; call unfuse_qkv_projections() first")
         for projection in config.projections:
             leaf = f"{projection}.0" if projection == "to_out" else projection
             linear = module.get_submodule(leaf)

@@ -297,7 +297,7 @@ def _marble(subject: Array, scene: Array, rng: np.random.Generator) -> tuple[Arr
     thin = np.abs(np.sin((x * 0.5 - y * 0.8 + 1.3 * bend) * np.float32(0.06) + 1))
     vein = 0.85 * _step(-wave, -0.16, 0) + 0.5 * _step(-thin, -0.08, 0)
     vein = vein * np.clip(0.7 + 0.5 * _noise(size, 20, rng), 0, 1)
-    white = 0.86 + 0.02 * _noise(size, 10, rng) + 0.3 * relief - 0.42 * (1 - tone) ** 1.6 + 0.06
+    white = 0.86 + 0.02 * _noise(size, 10, rng) + 0.3 * relief - 0.42 * (1 - tone).clip(0) ** 1.6 + 0.06
     white = white * (1 - 0.22 * vein) * (1 - 0.35 * _lines(np.repeat(luma, 3, 2), alpha, 0.7))
     stone = np.clip(white, 0, 1)[..., None] * np.array([1.0, 0.99, 0.965], np.float32)
     shine = np.clip(_blur(relief, 1) - 0.35, 0, 1)[..., None] * np.float32(0.5)

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# The tiny model from nothing: the drawn world, VAE, base, CLIP, judges, and the face domain by the public command.
+# Every step resumes: run the same command again. WORK keeps checkpoints and a log (log.jsonl).
+#
+#   WORK=work/tiny bash runs/tiny.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+WORK=${WORK:-work/tiny}
+PYTHON=${PYTHON:-.venv/bin/python}
+WEIGHTS=src/e4t/tiny/weights
+
+"$PYTHON" -m e4t.tiny.train "$WORK"
+"$PYTHON" -m e4t.tiny.gates --model "$WORK/tiny" --output "$WORK/gates.json"
+for judge in 1 2; do
+  "$PYTHON" -m e4t.evaluation.judge "$WORK" --judge "$judge"
+done
+
+mkdir -p "$WEIGHTS"
+rm -rf "$WEIGHTS/base"
+cp -r "$WORK/tiny" "$WEIGHTS/base"
+
+"$PYTHON" -m e4t.tiny.album "$WORK/faces" --namespace train --count 4000
+"$PYTHON" -m e4t.tiny.album src/e4t/tiny/examples --namespace demo --count 4 --truth
+bash runs/tiny-face.sh

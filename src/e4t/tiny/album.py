@@ -1,0 +1,72 @@
+"""Pictures of individuals as people would bring them: one each, as files.
+
+    python -m e4t.tiny.album faces --namespace train --count 4000           # a folder to pre-train a domain on
+    python -m e4t.tiny.album examples --namespace demo --count 4 --truth    # with mask and the drawn identity
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from e4t.tiny.canvas import Light
+from e4t.tiny.scenes import SCENES
+from e4t.tiny.world import WORLD_VERSION, Picture, draw, identity, random_light, random_pose, stream
+
+
+@dataclass(frozen=True)
+class AlbumConfig:
+    """Whose pictures, how many and where to."""
+
+    folder: Path
+    namespace: str
+    count: int
+    kind: str = "face"
+    size: int = 128
+    truth: bool = False  # also write each picture's mask and identity, into the sub-folder truth
+
+
+def snapshot(namespace: str, index: int, kind: str = "face") -> Picture:
+    """A plain picture of one individual, as somebody would bring it: no style, no accessory, any pose and light."""
+    rng = stream("snapshot", kind, namespace, index)
+    scenes = list(SCENES)
+    return Picture(
+        subject=identity(namespace, index, kind),
+        scene="studio" if rng.random() < 0.6 else scenes[int(rng.random() * len(scenes))],
+        expression="neutral" if rng.random() < 0.6 else "smiling",
+        pose=random_pose(rng),
+        light=random_light(rng) if rng.random() < 0.7 else Light(),
+        seed=int(rng.random() * 2**31),
+    )
+
+
+def write_album(config: AlbumConfig) -> None:
+    """Draw the album; a picture that exists is kept."""
+    config.folder.mkdir(parents=True, exist_ok=True)
+    for index in range(config.count):
+        path = config.folder / f"{config.kind}-{index:05d}.png"
+        if path.exists():
+            continue
+        picture = snapshot(config.namespace, index, config.kind)
+        drawing = draw(picture, config.size)
+        if config.truth:
+            _write_truth(path, picture, drawing.mask)
+        cv2.imwrite(str(path), drawing.rgb[..., ::-1])
+
+
+def _write_truth(path: Path, picture: Picture, mask: np.ndarray) -> None:
+    folder = path.parent / "truth"
+    folder.mkdir(exist_ok=True)
+    cv2.imwrite(str(folder / path.name), (mask * 255).astype(np.uint8))
+    truth = {"world": WORLD_VERSION, "key": picture.subject.key, "params": dict(picture.subject.params)}
+    (folder / path.name).with_suffix(".json").write_text(json.dumps(truth, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    write_album(tyro.cli(AlbumConfig, config=(tyro.conf.PositionalRequiredArgs,)))

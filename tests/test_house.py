@@ -1,0 +1,184 @@
+"""What the repository promises about itself: layers, the map of files, quick help, clean words, pinned versions."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def e4t(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "COLUMNS": "100"}
+    return subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "e4t.cli", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+
+
+def test_layers_point_down() -> None:
+    linter = Path(sys.executable).with_name("lint-imports")
+    if not linter.exists():
+        pytest.skip("import-linter is not installed")
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    command = [str(linter), "--no-cache"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+def test_every_file_of_the_map_exists_and_every_source_is_in_it() -> None:
+    section = README.split("\n## Map\n")[1].split("\n## ")[0]
+    mapped = set(re.findall(r"`(src/[^`]+)`", section))
+    assert {path for path in mapped if not (ROOT / path).is_file()} == set()
+    present = {path.relative_to(ROOT).as_posix() for path in SOURCES if path.name != "__init__.py"}
+    assert present - mapped == set()
+
+
+def test_every_link_of_the_documents_leads_somewhere() -> None:
+    for document in ROOT.glob("*.md"):
+        for link in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+            assert link.startswith("https://") or (ROOT / link).exists(), (document.name, link)
+
+
+def test_python_in_the_readme_is_python() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        ast.parse(block)
+
+
+def test_commands_in_the_readme_exist() -> None:
+    from e4t.cli import Commands
+
+    known = {command.__origin__.__name__.lower() for command in Commands.__args__}
+    used = set(re.findall(r"^e4t (\w+)", README, re.MULTILINE))
+    assert used <= known
+    assert len(used) >= 5
+
+
+@pytest.mark.parametrize("command", ["", "demo", "pretrain", "personalize", "generate", "evaluate", "info"])
+def test_help_is_quick_and_loads_nothing_heavy(command: str) -> None:
+    best = 9.0
+    for _ in range(5):  # the machine may be busy with something else
+        began = time.perf_counter()
+        result = e4t(*command.split(), "--help")
+        best = min(best, time.perf_counter() - began)
+        if best < 0.5:
+            break
+    assert result.returncode == 0
+    assert "usage: e4t" in result.stdout
+    loaded = set(re.findall(r"\| +([\w.]+)$", result.stderr, re.MULTILINE))
+    assert "e4t.config" in loaded  # the list is what it should be
+    assert not loaded & {"torch", "diffusers", "transformers", "numpy", "PIL", "cv2"}
+    assert best < 0.5
+
+
+def test_import_of_the_package_is_light() -> None:
+    code = "import sys, e4t; print(*{'torch', 'diffusers', 'transformers', 'numpy', 'PIL'} & set(sys.modules))"
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert result.stdout.strip() == ""
+
+
+def test_pins_are_exact_and_true_of_this_installation() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    names = [re.split("==| ;", pin)[0] for pin in pins]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+( ; python_version (<|>=) \"3\.\d+\")?", pin) for pin in pins)
+    assert names == sorted(names)
+    wanted = [re.match(r"[\w-]+", line).group() for line in re.findall(r'"([\w-]+(?:>=)[^"]*)"', PYPROJECT)]  # type: ignore[union-attr]
+    normal = {re.sub("[-_.]+", "-", name).lower() for name in wanted} - {"setuptools"}
+    assert normal <= set(names)
+    assert not {"torchvision", "open-clip-torch", "matplotlib"} & set(names)
+
+
+def test_what_is_installed_is_allowed() -> None:
+    from packaging.requirements import Requirement
+
+    for line in re.findall(r'"([\w-]+>=[\w.]+)"', PYPROJECT):
+        requirement = Requirement(line)
+        try:
+            version = distribution(requirement.name).version
+        except PackageNotFoundError:
+            continue
+        assert requirement.specifier.contains(version, prereleases=True), line
+
+
+def test_licence_is_whole() -> None:
+    licence = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    for part in ("Version 2.0, January 2004", "9. Accepting Warranty", "END OF TERMS AND CONDITIONS", "APPENDIX"):
+        assert part in licence
+    assert 'license = "Apache-2.0"' in PYPROJECT
+
+
+def test_no_pickle_no_copied_models_no_miscellany() -> None:
+    for path in SOURCES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        assert not imported & {"pickle", "dill", "joblib", "torchvision", "open_clip"}, path
+        assert path.stem not in ("utils", "common", "helpers", "misc"), path
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in ("load", "save")
+            ):
+                owner = node.func.value
+                assert not (isinstance(owner, ast.Name) and owner.id == "torch"), f"{path}: torch.{node.func.attr}"
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    for path in SOURCES:
+        source = path.read_text(encoding="utf-8")
+        assert not source.strip() or ast.get_docstring(ast.parse(source)), path
+
+
+# Spelled in parts, so that this file passes its own test.
+FORBIDDEN = [
+    "TO" + "DO",
+    "FIX" + "ME",
+    "X" * 3 + r"\b",
+    "/" + "home/",
+    "/" + "root/",
+    "/" + "work/",
+    "/" + "tmp/",
+    "pypi" + r"\.org",
+    "files\\.python" + "hosted",
+    "lorem" + " ipsum",
+    r"\b" + "chat" + "gpt",
+    r"\b" + "cla" + "ude",
+    r"\bas an " + "ai\\b",
+    r"\biss" + r"ue #?\d",
+    r"\bsub-?" + r"agents?\b",
+]
+TEXTS = [*SOURCES, *(ROOT / "tests").rglob("*.py"), *ROOT.glob("*.md"), *ROOT.glob("*.t*"), ROOT / "Makefile"]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_forbidden_words(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    found = [word for word in FORBIDDEN if re.search(word, text, re.IGNORECASE if word[0] == "\\" else 0)]
+    assert found == []
+    assert not re.search(r"[ \t]$", text, re.MULTILINE), "blanks at the end of a line"
+    assert text.endswith("\n") or not text
+
+
+def test_lines_of_the_documents_fit() -> None:
+    for path in ROOT.glob("*.md"):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            assert len(line) <= 120, f"{path.name}:{number}"
