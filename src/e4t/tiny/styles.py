@@ -18,7 +18,16 @@ from e4t.tiny.canvas import Parameter, Params, lerp
 Array = npt.NDArray[np.float32]
 
 STYLES: dict[str, tuple[str, ...]] = {
-    "photo": ("a photo of", "a picture of", "a portrait of"),
+    "photo": (
+        "a photo of",
+        "a picture of",
+        "a portrait of",
+        "a close-up photo of",
+        "a cropped photo of",
+        "a good photo of",
+        "a bright photo of",
+        "a rendition of",
+    ),
     "pencil sketch": ("a pencil sketch of", "a pencil drawing of", "a graphite sketch of"),
     "watercolour": ("a watercolour of", "a watercolor painting of", "a soft watercolour of"),
     "pixel art": ("pixel art of", "a pixel art sprite of", "an 8-bit picture of"),
