@@ -144,6 +144,18 @@ def test_training_individuals_are_refused(world: World) -> None:
         evaluate(Pipeline(world), "train", 3, judge=Oracle(world))  # type: ignore[arg-type]
 
 
+def test_a_blind_judge_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = Oracle(world)
+    monkeypatch.setattr(evaluation, "readable_parameters", lambda judge, pipe: np.ones(len(judge.layout.names), bool))
+    monkeypatch.setattr(judge, "read", lambda rgb: _inverted(Oracle(world).read(rgb)))
+    with pytest.raises(ConfigError, match="blind"):
+        evaluate(Pipeline(world), "unseen", 3, steps=(1,), judge=judge)  # type: ignore[arg-type]
+
+
+def _inverted(readings: Readings) -> Readings:
+    return Readings(1 - readings.identity, readings.classes)
+
+
 def test_prompts_name_what_exists() -> None:
     subject = identity("x", 0)
     texts = [prompt_text(subject, attributes, "S*") for attributes in PROMPTS]

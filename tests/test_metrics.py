@@ -137,3 +137,8 @@ def test_identity_statistic_equals_the_score_over_its_ceiling() -> None:
     missed, spread = metrics.identity_errors(read, true, weight)
     statistic = metrics.score_statistic(missed.reshape(6, 4), spread.reshape(6, 4), ceiling=0.5)
     assert statistic(np.arange(6)) == pytest.approx(metrics.identity_score(read, true, weight) / 0.5)
+
+
+def test_nothing_is_divided_by_a_ceiling_of_a_blind_judge() -> None:
+    for ceiling in (-0.8, 0.0, 0.05):
+        assert np.isnan(metrics.score_statistic(np.full((3, 2), 2.0), np.ones((3, 2)), ceiling)(np.arange(3)))

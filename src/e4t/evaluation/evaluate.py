@@ -317,16 +317,20 @@ def summarise(tables: dict[str, Table], *, prompts: int, draws: int = 2000) -> d
     }
 
 
-def _prompt_values(tables: dict[str, Table], prompt: int) -> dict[str, dict[str, float]]:
-    """Values under one prompt; identity over the ceiling of that very prompt, and so of its style."""
+def _prompt_values(tables: dict[str, Table], prompt: int) -> dict[str, dict[str, float | None]]:
+    """Values under one prompt; identity over the ceiling of that very prompt, and so of its style; None: judge blind."""
     ceiling = tables[DRAWINGS].part(prompt).identity
     everyone = np.arange(len(tables[DRAWINGS].missed))
     values = {
-        method: {name: round(s(everyone), 4) for name, s in table.part(prompt).statistics(ceiling).items()}
+        method: {name: _number(s(everyone)) for name, s in table.part(prompt).statistics(ceiling).items()}
         for method, table in tables.items()
     }
     values[DRAWINGS]["identity"] = round(ceiling, 4)
     return values
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else round(value, 4)
 
 
 # All of it
@@ -372,6 +376,8 @@ def evaluate(
     examination = Examination(judge.layout, subjects, prompts, counted, namespace)
     pictures = make_pictures(drawer, subjects, sorted(steps), use_mask=use_mask, progress=progress)
     tables = {m: score(examination, judge.read(pictures.stacked(m))) for m in pictures.by_method}
+    if tables[DRAWINGS].identity < metrics.LEAST_CEILING:
+        raise ConfigError(f"the judge is blind here: identity of the drawings is {tables[DRAWINGS].identity:.2f}")
     report = {
         "domain": pipe.domain.name,
         "namespace": namespace,

@@ -18,6 +18,10 @@ READABLE = 0.7
 """Least share of a parameter's variance that a judge must explain on drawings for the parameter to count."""
 
 
+LEAST_CEILING = 0.1
+"""Below it a ceiling says that the judge is blind here, and nothing is divided by it."""
+
+
 @dataclass(frozen=True)
 class Interval:
     """A value and its 95 % interval."""
@@ -130,7 +134,12 @@ def mean_statistic(values: np.ndarray) -> Callable[[np.ndarray], float]:
 
 
 def score_statistic(missed: np.ndarray, spread: np.ndarray, ceiling: float = 1.0) -> Callable[[np.ndarray], float]:
-    """The identity score over its ceiling from `identity_errors` as ``[concepts, ...]``, for `bootstrap`."""
+    """The identity score over its ceiling from `identity_errors` as ``[concepts, ...]``, for `bootstrap`.
+
+    NaN under a ceiling below `LEAST_CEILING`: dividing by a negative one would turn bad into good.
+    """
+    if ceiling < LEAST_CEILING:
+        return lambda sample: float("nan")
     top, bottom = (part.reshape(len(part), -1).sum(-1) for part in (missed, spread))
     return lambda sample: float((1 - top[sample].sum() / bottom[sample].sum()) / ceiling)
 

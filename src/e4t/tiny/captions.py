@@ -18,7 +18,7 @@ from e4t.tiny.world import EXPRESSIONS, Identity, Picture, identity, random_ligh
 NAMED = {"face": 2000, "cat": 300, "art": 300}
 """How many training individuals of each kind have a name: the first ones of the namespace "train"."""
 
-TRAINING_KINDS: tuple[str, ...] = ("face",)
+TRAINING_KINDS: tuple[str, ...] = ("face", "cat")
 """Whose portraits the training stream holds; art styles are among its styles in any case."""
 
 EXPRESSION_PHRASES: dict[str, tuple[str, ...]] = {
@@ -141,7 +141,7 @@ def caption(picture: Picture, rng: random.Random, *, subject: str | None = None,
 def training_picture(index: int, *, namespace: str = "train", kinds: tuple[str, ...] = TRAINING_KINDS) -> Picture:
     """Picture ``index`` of the endless training stream: individuals, scenes, styles and the rest freely combined."""
     rng = stream("picture", namespace, index)
-    kind = kinds[0] if len(kinds) == 1 or rng.random() < 0.65 else kinds[1]
+    kind = kinds[0] if len(kinds) == 1 or rng.random() < 0.7 else kinds[1]
     style, art, transform = "photo", None, None
     roll = rng.random()
     if roll < 0.10:
