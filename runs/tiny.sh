@@ -16,9 +16,8 @@ for judge in 1 2; do
 done
 
 mkdir -p "$WEIGHTS"
-rm -rf "$WEIGHTS/base"
-cp -r "$WORK/tiny" "$WEIGHTS/base"
+rm -rf "$WEIGHTS/tiny"
+cp -r "$WORK/tiny" "$WEIGHTS/tiny"
 
-"$PYTHON" -m e4t.tiny.album "$WORK/faces" --namespace train --count 4000
 "$PYTHON" -m e4t.tiny.album src/e4t/tiny/examples --namespace demo --count 4 --truth
 bash runs/tiny-face.sh

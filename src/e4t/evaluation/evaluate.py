@@ -318,7 +318,7 @@ def summarise(tables: dict[str, Table], *, prompts: int, draws: int = 2000) -> d
 
 
 def _prompt_values(tables: dict[str, Table], prompt: int) -> dict[str, dict[str, float | None]]:
-    """Values under one prompt; identity over the ceiling of that very prompt, and so of its style; None: judge blind."""
+    """Values under one prompt, identity over that very prompt's ceiling; None where the judge is blind under it."""
     ceiling = tables[DRAWINGS].part(prompt).identity
     everyone = np.arange(len(tables[DRAWINGS].missed))
     values = {

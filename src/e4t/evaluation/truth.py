@@ -35,9 +35,9 @@ _UNDER_A_HAT = ("hair_volume", "fringe", "parting")
 
 HIDDEN_BY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("red hat", "top hat", "wizard hat", "santa hat"), _UNDER_A_HAT),
-    "sunglasses": ("eye_colour", "eye_size", "eye_tilt"),
+    "sunglasses": ("eye_colour", "eye_shade", "eye_size", "eye_tilt", "eye_roundness"),
     "headphones": ("ear_size",),
-    "sleeping": ("eye_colour", "eye_tilt"),
+    "sleeping": ("eye_colour", "eye_shade", "eye_tilt", "eye_roundness"),
 }
 """Accessory or expression to the beginnings of the names of the parameters that it hides."""
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from e4t.tiny.canvas import Anchors, Figure, Light, Parameter, Params, Pose, hsl, lerp, lighten, mix
 
 _FURS = ("black", "grey", "white", "orange", "cream", "brown", "silver", "blue-grey")
 _PATTERNS = ("plain", "tabby", "tuxedo", "calico", "pointed", "spotted")
 _TWO_TONE = ("pattern", (3, 4, 5))
-_PATTERNED = ("pattern", (1, 2, 3, 4, 5))
+_NOT_TUXEDO = ("pattern", (0, 1, 3, 4, 5))  # whose chest and muzzle are white in any case
 
 CAT_PARAMETERS: tuple[Parameter, ...] = (
     Parameter("fur_colour", options=_FURS),
@@ -43,12 +43,12 @@ CAT_PARAMETERS: tuple[Parameter, ...] = (
     Parameter("ear_angle"),
     Parameter("ear_tufts", words=("", "", "tufted ears")),
     Parameter("muzzle_size"),
-    Parameter("muzzle_lightness"),
+    Parameter("muzzle_lightness", requires=_NOT_TUXEDO),
     Parameter("nose_colour", options=("a pink nose", "a brown nose", "a black nose")),
     Parameter("nose_size"),
     Parameter("blaze", words=("", "", "a white blaze")),
-    Parameter("bib", words=("", "", "a white bib")),
-    Parameter("chin_patch"),
+    Parameter("bib", words=("", "", "a white bib"), requires=_NOT_TUXEDO),
+    Parameter("chin_patch", requires=_NOT_TUXEDO),
     Parameter("fur_length", words=("short fur", "", "long fur")),
     Parameter("whisker_length"),
     Parameter("tail_lean"),
@@ -91,7 +91,7 @@ _COATS = {  # hue, saturation, darkest and lightest lightness
     "cream": (0.105, 0.62, 0.76, 0.85),
     "brown": (0.065, 0.38, 0.27, 0.40),
     "silver": (0.60, 0.10, 0.68, 0.80),
-    "blue-grey": (0.60, 0.24, 0.40, 0.54),
+    "blue-grey": (0.60, 0.15, 0.42, 0.55),
     "golden": (0.105, 0.62, 0.52, 0.66),
     "red": (0.045, 0.60, 0.36, 0.48),
     "chocolate": (0.045, 0.42, 0.20, 0.29),
@@ -100,14 +100,14 @@ _EYES = {
     "green": (0.27, 0.36, 0.62, 0.50),
     "yellow": (0.125, 0.155, 0.92, 0.56),
     "blue": (0.54, 0.60, 0.72, 0.60),
-    "copper": (0.045, 0.075, 0.85, 0.47),
+    "copper": (0.055, 0.085, 0.78, 0.44),
     "brown": (0.05, 0.075, 0.60, 0.32),
     "amber": (0.09, 0.115, 0.80, 0.48),
 }
 _WHITE = "#fbf7f0"
 _INK = "#241c20"
 _SPOTS = ((-15, -9), (-8, -15), (1, -12), (9, -16), (15, -8), (-18, 2), (18, 3), (-13, 9), (14, 10), (-3, -18), (5, -7))
-_BODY_SPOTS = ((-17, 30), (14, 32), (-22, 42), (20, 44), (-11, 40), (25, 56), (-25, 58), (8, 46), (16, 62), (-15, 66))
+_BODY_SPOTS = ((-13, 29), (12, 31), (-16, 40), (16, 42), (-7, 36), (18, 54), (-18, 56), (6, 46), (10, 62), (-9, 66))
 
 Point = tuple[float, float]
 Curve = tuple[Point, Point]
@@ -170,12 +170,12 @@ class _Mood:
 
 _MOODS = {
     "neutral": _Mood(),
-    "smiling": _Mood(0.8, 0.8, mouth=1.0, cheek=0.3, open=0.3, tongue=True, ears=-2),
+    "smiling": _Mood(0.92, 0.92, mouth=1.0, cheek=0.26, open=0.45, tongue=True, ears=-2),
     "laughing": _Mood(0, 0, closed="up", mouth=1.0, open=1.0, tongue=True, fangs=True, ears=5, brow=0.6),
-    "sad": _Mood(0.72, 0.72, slant=-1.0, mouth=-1.0, pupil=1.6, ears=20, brow=0.5),
+    "sad": _Mood(0.76, 0.76, slant=-1.1, mouth=-1.2, pupil=1.8, ears=24, brow=0.6),
     "angry": _Mood(0.66, 0.66, slant=1.0, mouth=-0.8, open=0.5, fangs=True, pupil=0.6, ears=28, brow=-0.5),
-    "surprised": _Mood(1.15, 1.15, mouth=0.0, open=0.75, pupil=2.3, ears=-8, brow=1.5),
-    "winking": _Mood(0.95, 0, closed="up", mouth=0.9, tongue=True, open=0.22),
+    "surprised": _Mood(1.2, 1.2, mouth=0.0, open=0.8, pupil=2.3, ears=-8, brow=1.5),
+    "winking": _Mood(0.95, 0, closed="up", mouth=1.0, tongue=True, open=0.35),
     "sleeping": _Mood(0, 0, mouth=0.35, ears=8),
 }
 
@@ -189,7 +189,7 @@ def draw_cat(p: Params, *, expression: str, pose: Pose, light: Light) -> Figure:
     marks = _CAT_MARKS[pattern](p, h, coat) + _blaze(h, p["blaze"]) if pattern != "tuxedo" else _tuxedo(p, h, coat)
     head = [
         ears,
-        _skull(h, coat, marks, light),
+        _skull(h, coat, marks, light, clipped=pattern in ("tuxedo", "calico", "spotted")),
         _strands(h, coat),
         _muzzle(h, coat, p["muzzle_lightness"] if pattern != "tuxedo" else 1.0, p["chin_patch"]),
         _mouth(h, mood, coat, dog=False),
@@ -198,8 +198,9 @@ def draw_cat(p: Params, *, expression: str, pose: Pose, light: Light) -> Figure:
         _brows(h, coat, mood),
         _whiskers(h, coat, p["whisker_length"], mood),
     ]
-    body = _body(h, coat, _cat_body_marks(p, h, coat, pattern), 1.0 if pattern == "tuxedo" else p["bib"], light)
-    rise = _ear_length(p) * 0.85
+    chest = 1.0 if pattern == "tuxedo" else p["bib"]
+    body = _body(h, coat, _cat_body_marks(p, h, coat, pattern), chest, light, clipped=pattern == "calico")
+    rise = _ear_length(p) - 2.5
     return Figure(_tail(p, h, coat, pattern), body, "".join(head), _anchors(h, rise))
 
 
@@ -209,16 +210,17 @@ def draw_dog(p: Params, *, expression: str, pose: Pose, light: Light) -> Figure:
     h, coat = _dog_head(p, pose), _dog_coat(p)
     kind = int(p["ears"])
     ears = "".join(_dog_ear(p, h, coat, mood, side, kind) for side in (-1, 1))
+    lids = replace(coat, base=mix(coat.base, coat.mark, 0.75)) if int(p["pattern"]) == 1 else coat
     head = [
         ears if kind == 1 else "",
-        _skull(h, coat, _dog_marks(p, h, coat) + _blaze(h, p["blaze"]), light),
+        _skull(h, coat, _dog_marks(p, h, coat) + _blaze(h, p["blaze"]), light, clipped=int(p["pattern"]) > 1),
         _strands(h, coat),
         ears if kind != 1 else "",
         _muzzle(h, coat, p["muzzle_lightness"], 0.0, _dog_muzzle_colour(p, coat)),
         _mouth(h, mood, coat, dog=True),
         _dog_nose(h),
         _brow_spots(h, coat, p["brow_spots"]),
-        *(_eye(h, coat, mood, side, _iris(p, ("brown", "amber", "blue")), slit=False) for side in (-1, 1)),
+        *(_eye(h, lids, mood, side, _iris(p, ("brown", "amber", "blue")), slit=False) for side in (-1, 1)),
         _brows(h, coat, mood),
     ]
     marks = _spots(h, coat, p, _BODY_SPOTS) if int(p["pattern"]) == 3 else ""
@@ -230,8 +232,8 @@ def _cat_head(p: Params, pose: Pose) -> _Head:
     eye = lerp(4.3, 6.6, p["eye_size"])
     fy = 48 + 3 * pose.pitch
     return _Head(
-        "c-", 50 - 0.8 * pose.yaw, 48, 50 + 4.6 * pose.yaw, fy, half, lerp(16.5, 20, p["head_height"]),
-        lerp(17.5, 21, p["head_height"]), lerp(0.6, 6.5, p["cheek_fluff"]), p["fur_length"], eye,
+        "c-", 50 - 0.8 * pose.yaw, 48, 50 + 4.6 * pose.yaw, fy, half, lerp(15.5, 20.5, p["head_height"]),
+        lerp(17, 21.5, p["head_height"]), lerp(0.6, 6.5, p["cheek_fluff"]), p["fur_length"], eye,
         eye * lerp(0.62, 1.02, p["eye_roundness"]), max(lerp(7.2, 11.2, p["eye_distance"]), eye + 2.2), fy - 0.5,
         lerp(-3, 17, p["eye_tilt"]), lerp(6.4, 10.2, p["muzzle_size"]), lerp(1.7, 3.1, p["nose_size"]),
     )  # fmt: skip
@@ -283,7 +285,10 @@ def _cat_coat(p: Params) -> _Coat:
         base = mix(fur, "#f6ead6", 0.72)
     elif pattern == "calico":
         mark = "#2b2629" if not dark else _WHITE
-        second = warm if abs(_luma(warm) - _luma(base)) > 0.12 or dark else lighten(warm, -0.45)
+        if _FURS[int(p["fur_colour"])] in ("orange", "brown"):
+            second = mix(_WHITE, warm, 0.15)
+        elif not dark and abs(_luma(warm) - _luma(base)) < 0.14:
+            second = lighten(warm, -0.4)
     elif pattern == "spotted":
         mark = mix(mark, warm, 0.35) if not dark else mix(fur, warm, 0.55)
     elif pattern == "tuxedo":
@@ -298,7 +303,7 @@ def _dog_coat(p: Params) -> _Coat:
     base = _coat_colour(options[int(p["fur_colour"])], p["fur_shade"])
     hue, value = lerp(0.03, 0.11, p["second_hue"]), p["second_lightness"]
     pale = _luma(base) < 0.35
-    mark = hsl(hue, 0.5, lerp(0.55, 0.85, value)) if pale else hsl(hue, 0.32, lerp(0.13, 0.32, value))
+    mark = hsl(hue, 0.5, lerp(0.55, 0.85, value)) if pale else hsl(hue, 0.32, lerp(0.18, 0.36, value))
     return _Coat(base, mark, mark, mix(base, "#fff6ea", 0.5), _outline_colour(base), "#d99a92", 0.92)
 
 
@@ -306,11 +311,16 @@ def _f(value: float) -> str:
     return f"{value:.2f}"
 
 
-def _path(d: str, fill: str, extra: str = "") -> str:
+def _path(d: str, fill: str, extra: str = "", alpha: float = 1.0) -> str:
+    """A filled path. ``fill-opacity`` rather than ``opacity``, which would cost a layer of its own."""
+    if alpha < 1:
+        extra += f' fill-opacity="{alpha:.2f}"'
     return f'<path d="{d}" fill="{fill}" {extra}/>'
 
 
-def _line(d: str, stroke: str, width: float, extra: str = "") -> str:
+def _line(d: str, stroke: str, width: float, extra: str = "", alpha: float = 1.0) -> str:
+    if alpha < 1:
+        extra += f' stroke-opacity="{alpha:.2f}"'
     return (
         f'<path d="{d}" fill="none" stroke="{stroke}" stroke-width="{width:.2f}" stroke-linecap="round"'
         f' stroke-linejoin="round" {extra}/>'
@@ -377,20 +387,24 @@ def _skull_half(h: _Head) -> list[Curve]:
     ]
 
 
-def _skull(h: _Head, coat: _Coat, marks: str, light: Light) -> str:
+def _skull(h: _Head, coat: _Coat, marks: str, light: Light, *, clipped: bool) -> str:
+    """The head with its markings, which are clipped only where they reach over the edge: a clip is expensive."""
     d = _mirrored((0, -h.top), _skull_half(h), h.cx, h.cy)
-    clip, shade = f"{h.prefix}head", f"{h.prefix}shade"
+    shade = f"{h.prefix}shade"
     x1, x2 = (0, 1) if light.side < 0 else (1, 0)
     depth = 0.14 + 0.22 * abs(light.side)
     return (
-        f'<defs><clipPath id="{clip}"><path d="{d}"/></clipPath>'
         f'<linearGradient id="{shade}" x1="{x1}" y1="0.1" x2="{x2}" y2="0.45"><stop offset="0" stop-color="#fff4dc"'
         f' stop-opacity="0.20"/><stop offset="0.45" stop-color="#20143a" stop-opacity="0"/>'
-        f'<stop offset="1" stop-color="#20143a" stop-opacity="{depth:.2f}"/></linearGradient></defs>'
+        f'<stop offset="1" stop-color="#20143a" stop-opacity="{depth:.2f}"/></linearGradient>'
         + _path(d, coat.base)
-        + f'<g clip-path="url(#{clip})">{marks}</g>'
+        + (_clipped(f"{h.prefix}head", d, marks) if clipped else marks)
         + _path(d, f"url(#{shade})", f'stroke="{coat.line}" stroke-width="0.8" stroke-linejoin="round"')
     )
+
+
+def _clipped(name: str, d: str, inside: str) -> str:
+    return f'<clipPath id="{name}"><path d="{d}"/></clipPath><g clip-path="url(#{name})">{inside}</g>'
 
 
 def _strands(h: _Head, coat: _Coat) -> str:
@@ -401,23 +415,23 @@ def _strands(h: _Head, coat: _Coat) -> str:
         for i in range(4):
             y = h.cy + lerp(-2, 13, i / 3)
             x = h.cx + side * (h.half * (0.86 - 0.05 * i) - (i % 2) * 2)
-            d += _blade(x, y, 90 - side * (62 - 9 * i), size, 0.35, -side * 0.5)
+            d += _blade(x, y, 90 - side * (62 - 9 * i), size, 0.5, -side * 0.5)
         for i in range(3):
             x = h.cx + side * (2.5 + i * 3.6)
-            d += _blade(x, h.cy - h.top + 2.6 + 0.6 * i, 90 - side * (12 + 14 * i), size * 0.9, 0.3)
+            d += _blade(x, h.cy - h.top + 2.6 + 0.6 * i, 90 - side * (12 + 14 * i), size * 0.9, 0.45)
     colour = lighten(coat.base, 0.22) if _luma(coat.base) < 0.3 else coat.line
-    return _path(d, colour, 'opacity="0.45"')
+    return _path(d, colour, alpha=0.5)
 
 
 def _ear_length(p: Params) -> float:
-    return lerp(9.0, 19.0, p["ear_size"])
+    return lerp(8.0, 16.0, p["ear_size"])
 
 
 def _cat_ear(p: Params, h: _Head, coat: _Coat, mood: _Mood, side: int, pattern: str) -> str:
     """One ear, drawn around the middle of its base and turned outwards."""
-    length, width = _ear_length(p), lerp(6.0, 9.4, p["ear_width"])
-    x, y = h.cx + side * h.half * 0.60 + 0.15 * (h.fx - 50), h.cy - h.top * 0.66
-    angle = side * (lerp(2, 30, p["ear_angle"]) + mood.ears)
+    length, width = _ear_length(p), min(lerp(6.0, 10.0, p["ear_width"]), h.half * 0.43)
+    x, y = h.cx + side * h.half * 0.55 + 0.15 * (h.fx - 50), h.cy - h.top * 0.66
+    angle = side * (lerp(4, 30, p["ear_angle"]) + mood.ears)
     reach = length + h.top * 0.2
     outer = (
         f"M{_f(-width)},3Q{_f(-width * 0.8)},{_f(-reach * 0.62)} 0,{_f(-reach)}"
@@ -437,8 +451,8 @@ def _cat_ear(p: Params, h: _Head, coat: _Coat, mood: _Mood, side: int, pattern: 
         for i in range(4)
     )
     tip = ""
-    if p["ear_tufts"] > 0.6:
-        grow = lerp(2.5, 6.5, (p["ear_tufts"] - 0.6) / 0.4)
+    if p["ear_tufts"] >= 2 / 3:
+        grow = lerp(2.5, 6.5, p["ear_tufts"] * 3 - 2)
         tip = "".join(_blade(0, -reach + 1.5, -90 + side * a, grow, 0.6) for a in (-14, 2, 20))
         tip = _path(tip, _outline_colour(fill))
     # outer and inner ears are mirror images, so one is flipped; the flip comes before the turn
@@ -449,7 +463,7 @@ def _cat_ear(p: Params, h: _Head, coat: _Coat, mood: _Mood, side: int, pattern: 
         + _path(outer, fill, f'stroke="{_outline_colour(fill)}" stroke-width="0.8" stroke-linejoin="round"')
         + _path(inner, inside)
         + "</g>"
-        + _path(tufts, mix(coat.light, _WHITE, 0.3), 'opacity="0.85"')
+        + _path(tufts, mix(coat.light, _WHITE, 0.3), alpha=0.85)
         + "</g>"
     )
 
@@ -463,7 +477,8 @@ def _dog_ear(p: Params, h: _Head, coat: _Coat, mood: _Mood, side: int, kind: int
     edge = f'stroke="{_outline_colour(fill)}" stroke-width="0.8" stroke-linejoin="round"'
     if kind == 1:
         n = lerp(13, 21, size)
-        outer = f"M{_f(-width)},5Q{_f(-width * 0.8)},{_f(-n * 0.6)} 1,{_f(-n)}Q{_f(width)},{_f(-n * 0.5)} {_f(width)},6Z"
+        outer = f"M{_f(-width)},5Q{_f(-width * 0.8)},{_f(-n * 0.6)} 1,{_f(-n)}"
+        outer += f"Q{_f(width)},{_f(-n * 0.5)} {_f(width)},6Z"
         inner = _blade(0, 3, -88, n * 0.85, width * 0.85)
         shape = _path(outer, fill, edge) + _path(inner, mix(coat.ear, fill, 0.4))
         turn = lerp(6, 20, p["ear_width"]) + mood.ears
@@ -475,7 +490,7 @@ def _dog_ear(p: Params, h: _Head, coat: _Coat, mood: _Mood, side: int, kind: int
             f"C{_f(-width * 0.7)},{_f(n * 0.5)} 0,{_f(n * 0.3)} {_f(-width * 0.6)},-3Z"
         )
         fold = f"M{_f(width * 0.35)},{_f(n * 0.2)}Q{_f(width * 0.75)},{_f(n * 0.5)} {_f(width * 0.45)},{_f(n * 0.82)}"
-        shape = _path(d, fill, edge) + _line(fold, _outline_colour(fill), 0.6, 'opacity="0.5"')
+        shape = _path(d, fill, edge) + _line(fold, _outline_colour(fill), 0.6, alpha=0.5)
         turn = -0.5 * mood.ears
     else:
         n = lerp(9, 16, size)
@@ -501,17 +516,20 @@ def _tabby(p: Params, h: _Head, coat: _Coat) -> str:
     d = "".join(
         _blade(
             h.fx * 0.7 + h.cx * 0.3 + s * i * (h.half * 0.46 / count) * 1.3,
-            top - 1.5, 90 - s * i * 5, h.top * (0.62 - 0.06 * i), width, s * 0.8,
+            top + 0.5 + 5.5 * (i / count) ** 2, 90 - s * i * 5, h.top * (0.62 - 0.06 * i), width, s * 0.8,
         )
         for s in (-1, 1) for i in range(count) if i or s > 0
     )  # fmt: skip
     for s in (-1, 1):
-        edge = h.cx + s * (h.half + 4)
+        edge = h.cx + s * h.half * 0.985
         for i in range(count):
             y = h.cy + lerp(-5, 12, i / (count - 1))
-            d += _blade(edge, y, 90 + s * (98 - 9 * i), h.half * lerp(0.5, 0.62, i / count), width, s * 1.4)
-        d += _blade(h.fx + s * (h.eye_dx + h.eye * 0.8), h.eye_y - 0.5, 90 - s * 78, h.half, width * 0.8, s * 1.5)
-    return _path(d, coat.mark, f'opacity="{coat.strength:.2f}"')
+            d += _blade(edge, y, 90 + s * (98 - 9 * i), h.half * lerp(0.32, 0.46, i / count), width, s * 1.2)
+        squeeze = _far(h, s)
+        corner = (h.eye_dx + h.eye * 0.8) * squeeze
+        reach = min(max(h.half + s * (h.cx - h.fx) - corner, 1.5), 9)
+        d += _blade(h.fx + s * corner, h.eye_y - 0.3, 90 - s * 78, reach, width * 0.8, s)
+    return _path(d, coat.mark, alpha=coat.strength)
 
 
 def _tuxedo(p: Params, h: _Head, coat: _Coat) -> str:
@@ -539,13 +557,18 @@ def _calico(p: Params, h: _Head, coat: _Coat) -> str:
 
 
 def _pointed(p: Params, h: _Head, coat: _Coat) -> str:
-    """A dark mask that fades outwards in three steps."""
-    size = lerp(0.55, 1.0, p["patch_size"])
-    out = ""
-    for i, grow in enumerate((1.0, 0.84, 0.66)):
-        d = _blob(h.fx, h.fy + 5 - i, h.half * size * grow, h.chin * 0.9 * size * grow + 2, 0.2)
-        out += _path(d, coat.mark, f'opacity="{(0.38 + 0.12 * i) * coat.strength:.2f}"')
-    return out
+    """A dark mask that fades outwards."""
+    size, full = lerp(0.62, 1.1, p["patch_size"]), coat.strength
+    stops = "".join(
+        f'<stop offset="{at}" stop-color="{coat.mark}" stop-opacity="{full * share:.2f}"/>'
+        for at, share in ((0, 1.0), (0.5, 0.85), (1, 0))
+    )
+    d, y = _mirrored((0, -h.top), _skull_half(h), h.cx, h.cy), h.fy + 4
+    turn = f"translate({_f(h.fx)} {_f(y)}) scale({_f(h.half * size)} {_f(h.chin * size)})"
+    return (
+        f'<radialGradient id="c-mask" gradientUnits="userSpaceOnUse" cx="0" cy="0" r="1" gradientTransform="{turn}">'
+        f"{stops}</radialGradient>" + _path(d, "url(#c-mask)")
+    )
 
 
 def _spots(h: _Head, coat: _Coat, p: Params, table: Sequence[Point]) -> str:
@@ -558,7 +581,7 @@ def _spots(h: _Head, coat: _Coat, p: Params, table: Sequence[Point]) -> str:
         )
         for i, (x, y) in enumerate(table)
     )  # fmt: skip
-    return _path(d, coat.mark, f'opacity="{coat.strength:.2f}"')
+    return _path(d, coat.mark, alpha=coat.strength)
 
 
 def _spotted(p: Params, h: _Head, coat: _Coat) -> str:
@@ -579,7 +602,7 @@ def _dog_marks(p: Params, h: _Head, coat: _Coat) -> str:
     pattern = int(p["pattern"])
     grow, shift = lerp(0.8, 1.4, p["patch_size"]), lerp(-3, 4, p["patch_shift"])
     if pattern == 1:
-        return _path(_blob(h.fx, h.fy + 6, h.half * 0.82, h.chin * 0.85, 0.2), coat.mark, 'opacity="0.75"')
+        return _path(_blob(h.fx, h.fy + 6, h.half * 0.82, h.chin * 0.85, 0.2), coat.mark, alpha=0.75)
     if pattern == 2:
         return _path(_blob(h.fx + 11 + shift, h.cy - 6, 9.5 * grow, 12 * grow, p["patch_shift"]), coat.mark)
     if pattern == 3:
@@ -591,7 +614,7 @@ def _dog_marks(p: Params, h: _Head, coat: _Coat) -> str:
 
 
 def _dog_muzzle_colour(p: Params, coat: _Coat) -> str | None:
-    return lighten(coat.mark, -0.1) if int(p["pattern"]) == 1 else None
+    return lighten(coat.mark, 0.12) if int(p["pattern"]) == 1 else None
 
 
 def _brow_spots(h: _Head, coat: _Coat, amount: float) -> str:
@@ -600,7 +623,7 @@ def _brow_spots(h: _Head, coat: _Coat, amount: float) -> str:
     d = "".join(
         _blob(h.fx + s * h.eye_dx * 0.9, h.eye_y - h.eye * 1.75, lerp(1.4, 2.6, amount), 1.6, 0.3) for s in (-1, 1)
     )
-    return _path(d, mix("#d99a52", coat.light, 0.4), 'opacity="0.9"')
+    return _path(d, mix("#d99a52", coat.light, 0.4), alpha=0.9)
 
 
 def _blaze(h: _Head, amount: float) -> str:
@@ -617,25 +640,31 @@ def _blaze(h: _Head, amount: float) -> str:
 
 
 def _nose_y(h: _Head) -> float:
-    return h.fy + (6.4 if h.prefix == "c-" else 5.6)
+    return h.fy + (6.4 if h.prefix == "c-" else 4.6)
 
 
 def _muzzle(h: _Head, coat: _Coat, lightness: float, chin: float, colour: str | None = None) -> str:
     """Two cushions and a chin, in one path."""
     m, x, y = h.muzzle, h.fx, _nose_y(h)
-    chin_y = y + m * (0.98 if h.prefix == "c-" else 1.12)
+    low_y = min(y + m * (1.12 if h.prefix == "c-" else 1.05), h.cy + h.chin - 0.6)
     fill = colour or mix(coat.base, _WHITE, lerp(0.12, 0.95, lightness))
     low = _WHITE if chin > 0.6 else fill
     rise = 0.35 if h.prefix == "c-" else 0.75
+    right, left = (min(m, (h.half * 0.96 + s * (h.cx - x)) / 1.13) for s in (1, -1))
     d = (
-        f"M{_f(x)},{_f(y - m * rise)}C{_f(x + m * 0.5)},{_f(y - m * rise)} {_f(x + m * 1.25)},{_f(y - m * 0.1)}"
-        f" {_f(x + m * 1.1)},{_f(y + m * 0.42)}C{_f(x + m * 1.0)},{_f(y + m * 0.9)} {_f(x + m * 0.3)},{_f(y + m * 0.85)}"
-        f" {_f(x)},{_f(y + m * 0.6)}C{_f(x - m * 0.3)},{_f(y + m * 0.85)} {_f(x - m * 1.0)},{_f(y + m * 0.9)}"
-        f" {_f(x - m * 1.1)},{_f(y + m * 0.42)}C{_f(x - m * 1.25)},{_f(y - m * 0.1)} {_f(x - m * 0.5)},"
+        f"M{_f(x)},{_f(y - m * rise)}C{_f(x + m * 0.5)},{_f(y - m * rise)} {_f(x + right * 1.25)},{_f(y - m * 0.1)}"
+        f" {_f(x + right * 1.1)},{_f(y + m * 0.42)}C{_f(x + right)},{_f(y + m * 0.9)} {_f(x + m * 0.3)},"
+        f"{_f(y + m * 0.85)}"
+        f" {_f(x)},{_f(y + m * 0.6)}C{_f(x - m * 0.3)},{_f(y + m * 0.85)} {_f(x - left)},{_f(y + m * 0.9)}"
+        f" {_f(x - left * 1.1)},{_f(y + m * 0.42)}C{_f(x - left * 1.25)},{_f(y - m * 0.1)} {_f(x - m * 0.5)},"
         f"{_f(y - m * rise)} {_f(x)},{_f(y - m * rise)}Z"
     )
-    jaw = _blob(x, chin_y - m * 0.22, m * 0.52, m * 0.36, 0.1)
-    return _path(jaw, lighten(low, -0.08), f'stroke="{coat.line}" stroke-width="0.35" stroke-opacity="0.5"') + _path(d, fill)
+    jaw = (
+        f"M{_f(x - m * 0.55)},{_f(y + m * 0.5)}C{_f(x - m * 0.5)},{_f(low_y + m * 0.1)} {_f(x + m * 0.5)},"
+        f"{_f(low_y + m * 0.1)} {_f(x + m * 0.55)},{_f(y + m * 0.5)}Z"
+    )
+    edge = f'stroke="{coat.line}" stroke-width="0.5" stroke-opacity="0.55"'
+    return _path(jaw, lighten(low, -0.08), edge) + _path(d, fill)
 
 
 def _mouth(h: _Head, mood: _Mood, coat: _Coat, *, dog: bool) -> str:
@@ -643,32 +672,30 @@ def _mouth(h: _Head, mood: _Mood, coat: _Coat, *, dog: bool) -> str:
     m, x = h.muzzle, h.fx
     y = _nose_y(h) + h.nose * 0.55
     cleft = y + m * (0.26 if not dog else 0.34)
-    wide, lift = m * lerp(0.62, 0.98, abs(mood.mouth)), m * 0.34 * mood.mouth
+    wide, lift = m * lerp(0.6, 1.02, min(abs(mood.mouth), 1)), m * 0.34 * mood.mouth
     left, right = f"{_f(x - wide)},{_f(cleft - lift)}", f"{_f(x + wide)},{_f(cleft - lift)}"
     sag = m * 0.42 * (1 if mood.mouth >= 0 else -0.3)
-    lips = f"M{left}Q{_f(x - wide * 0.55)},{_f(cleft + sag)} {_f(x)},{_f(cleft)}Q{_f(x + wide * 0.55)},{_f(cleft + sag)} {right}"
+    lips = f"M{left}Q{_f(x - wide * 0.55)},{_f(cleft + sag)} {_f(x)},{_f(cleft)}"
+    lips += f"Q{_f(x + wide * 0.55)},{_f(cleft + sag)} {right}"
     ink = lighten(coat.line, -0.35) if _luma(coat.line) > 0.12 else "#0d0a0c"
     out = ""
     if mood.open:
         round_mouth = abs(mood.mouth) < 0.1
         gape, half = m * 1.15 * mood.open, (m * 0.42 if round_mouth else wide * 0.72)
         top = cleft + (0.2 if round_mouth else 0.0)
+        low = top + gape * 1.2
         out += _path(
             f"M{_f(x - half)},{_f(top + 0.4)}Q{_f(x - half * 0.4)},{_f(top + sag * 0.5)} {_f(x)},{_f(top)}"
             f"Q{_f(x + half * 0.4)},{_f(top + sag * 0.5)} {_f(x + half)},{_f(top + 0.4)}"
-            f"C{_f(x + half)},{_f(top + gape * 1.2)} {_f(x - half)},{_f(top + gape * 1.2)} {_f(x - half)},{_f(top + 0.4)}Z",
+            f"C{_f(x + half)},{_f(low)} {_f(x - half)},{_f(low)} {_f(x - half)},{_f(top + 0.4)}Z",
             "#6b1f2a", f'stroke="{ink}" stroke-width="0.6"',
         )  # fmt: skip
-        if mood.tongue or round_mouth:
-            n = gape * (1.0 if not dog else 1.35)
+        if mood.tongue:
+            n = gape * (1.0 if not dog else 1.12)
             out += _path(_blob(x, top + n * 0.68, half * 0.55, n * 0.34 + 0.5, 0.1), "#ee8290")
         if mood.fangs:
-            out += _path(
-                "".join(
-                    f"M{_f(x + s * half * 0.62 - 0.9)},{_f(top + 0.5)}l0.9,{_f(2.4 + 0.5 * mood.open)}l0.9,"
-                    f"{_f(-2.4 - 0.5 * mood.open)}Z" for s in (-1, 1)
-                ), "#fffdf4",
-            )  # fmt: skip
+            fangs = (_blade(x + s * half * 0.42, top - 0.3, 90, 3.0 + 0.8 * mood.open, 1.5) for s in (-1, 1))
+            out += _path("".join(fangs), "#fffdf4")
     return out + _line(f"M{_f(x)},{_f(y)}L{_f(x)},{_f(cleft)}" + lips, ink, 0.85)
 
 
@@ -682,7 +709,7 @@ def _cat_nose(h: _Head, kind: int) -> str:
     )
     shine = _blade(x - n * 0.7, y - n * 0.38, 0, n * 0.8, n * 0.16)
     edge = f'stroke="{lighten(fill, -0.45)}" stroke-width="0.5"'
-    return _path(d, fill, edge) + _path(shine, "#ffffff", 'opacity="0.55"')
+    return _path(d, fill, edge) + _path(shine, "#ffffff", alpha=0.55)
 
 
 def _dog_nose(h: _Head) -> str:
@@ -693,7 +720,8 @@ def _dog_nose(h: _Head) -> str:
         f"Q{_f(x - n * 0.35)},{_f(y + n * 0.45)} {_f(x - n * 0.9)},{_f(y + n * 0.25)}"
         f"C{_f(x - n * 1.35)},{_f(y - n * 0.2)} {_f(x - n)},{_f(y - n * 0.85)} {_f(x)},{_f(y - n * 0.75)}Z"
     )
-    return _path(d, "#2a2226") + _path(_blob(x - n * 0.25, y - n * 0.4, n * 0.5, n * 0.17, 0.2), "#ffffff", 'opacity="0.5"')
+    shine = _blob(x - n * 0.25, y - n * 0.4, n * 0.5, n * 0.17, 0.2)
+    return _path(d, "#2a2226") + _path(shine, "#ffffff", alpha=0.5)
 
 
 def _iris(p: Params, names: tuple[str, ...]) -> str:
@@ -705,33 +733,41 @@ def _eye(h: _Head, coat: _Coat, mood: _Mood, side: int, iris: str, *, slit: bool
     """One eye in its own frame: x grows outwards, the tilt lifts the outer corner."""
     opening = mood.left if side < 0 else mood.right
     s, ink = h.eye, "#14100f"
-    x = h.fx + side * h.eye_dx
-    frame = f'<g transform="translate({_f(x)} {_f(h.eye_y)}) scale({side} 1) rotate({-h.tilt:.1f})">'
+    squeeze = _far(h, side)
+    x = h.fx + side * h.eye_dx * squeeze
+    frame = f'<g transform="translate({_f(x)} {_f(h.eye_y)}) scale({side * squeeze:.3f} 1) rotate({-h.tilt:.1f})">'
     if not opening:
         bend = s * (0.75 if mood.closed == "down" else -0.85)
         lash = f"M{_f(-s)},{_f(-bend * 0.4)}Q0,{_f(bend)} {_f(s)},{_f(-bend * 0.4)}"
         pale = mix(coat.base, _WHITE, 0.5)
-        return frame + _line(lash, pale, 2.6, 'opacity="0.7"') + _line(lash, ink, 1.25) + "</g>"
+        return frame + _line(lash, pale, 2.6, alpha=0.7) + _line(lash, ink, 1.25) + "</g>"
     t = h.eye_height * min(opening / 0.88, 1.25) * 1.3
     b = h.eye_height * 1.22
     shape = f"M{_f(-s)},{_f(s * 0.12)}C{_f(-s * 0.55)},{_f(-t)} {_f(s * 0.6)},{_f(-t)} {_f(s)},0"
     shape += f"C{_f(s * 0.6)},{_f(b)} {_f(-s * 0.5)},{_f(b)} {_f(-s)},{_f(s * 0.12)}Z"
     rx = s * (0.2 if slit else 0.5) * mood.pupil ** (1.0 if slit else 0.25)
     ry = h.eye_height * (0.82 if slit else 0.72)
-    glow = f"M{_f(-s * 0.7)},{_f(b * 0.32)}Q0,{_f(b * 1.05)} {_f(s * 0.7)},{_f(b * 0.3)}Q0,{_f(b * 0.62)} {_f(-s * 0.7)},{_f(b * 0.32)}Z"
+    glow = f"M{_f(-s * 0.7)},{_f(b * 0.32)}Q0,{_f(b * 1.05)} {_f(s * 0.7)},{_f(b * 0.3)}"
+    glow += f"Q0,{_f(b * 0.62)} {_f(-s * 0.7)},{_f(b * 0.32)}Z"
+    spark = -0.34 if opening > 0.86 else 0.12
     halo = mix(coat.base, _WHITE, 0.55) if _luma(coat.base) < 0.55 else lighten(coat.base, -0.12)
+    spot = f"{_f(s * 0.2)}"
     out = [
         frame,
         _path(shape, iris, f'stroke="{halo}" stroke-width="2.6" stroke-opacity="0.5"'),
         _path(shape, iris, f'stroke="{ink}" stroke-width="1.15" stroke-linejoin="round"'),
-        _path(glow, lighten(iris, 0.5), 'opacity="0.7"'),
-        f'<ellipse cx="0" cy="0" rx="{_f(min(rx, s * 0.6))}" ry="{_f(ry)}" fill="{ink}"/>',
+        _path(glow, lighten(iris, 0.5), alpha=0.7),
+        f'<ellipse rx="{_f(min(rx, s * 0.6))}" ry="{_f(ry)}" fill="{ink}" transform="rotate({h.tilt:.1f})"/>',
         _lids(h, coat, mood, opening, t, b),
-        f'<ellipse cx="{_f(-side * s * 0.26)}" cy="{_f(-h.eye_height * 0.34)}" rx="{_f(s * 0.2)}" ry="{_f(s * 0.2)}"'
-        ' fill="#ffffff"/>',
-        "</g>",
+        f'<circle cx="{_f(-side * s * 0.28)}" cy="{_f(h.eye_height * spark)}" r="{spot}" fill="#ffffff"/></g>',
     ]
     return "".join(out)
+
+
+def _far(h: _Head, side: int) -> float:
+    """How much the eye on the side that is turned away is foreshortened, so that it stays on the head."""
+    room = h.half * 0.95 + side * (h.cx - h.fx)
+    return min(max(room / (h.eye_dx + h.eye), 0.7), 1.0)
 
 
 def _lids(h: _Head, coat: _Coat, mood: _Mood, opening: float, t: float, b: float) -> str:
@@ -742,7 +778,8 @@ def _lids(h: _Head, coat: _Coat, mood: _Mood, opening: float, t: float, b: float
         drop = -t * 0.72 + (0.9 - opening) * t * 2.1
         inner, outer = drop + mood.slant * t * 0.42, drop - mood.slant * t * 0.42
         lid = f"M{_f(-s)},{_f(inner)}Q0,{_f((inner + outer) / 2 - t * 0.16)} {_f(s)},{_f(outer)}"
-        over = f"L{_f(s)},{_f(-t * 0.45)}Q{_f(s * 0.6)},{_f(-t)} 0,{_f(-t)}Q{_f(-s * 0.6)},{_f(-t)} {_f(-s)},{_f(-t * 0.35)}Z"
+        over = f"L{_f(s)},{_f(-t * 0.45)}Q{_f(s * 0.6)},{_f(-t)} 0,{_f(-t)}"
+        over += f"Q{_f(-s * 0.6)},{_f(-t)} {_f(-s)},{_f(-t * 0.35)}Z"
         out += _path(lid + over, lighten(coat.base, -0.1)) + _line(lid, ink, 1.2)
     if mood.cheek:
         rise = b * (0.95 - mood.cheek * 1.5)
@@ -760,9 +797,10 @@ def _brows(h: _Head, coat: _Coat, mood: _Mood) -> str:
     for s in (-1, 1):
         y = h.eye_y - h.eye_height * 1.25 - 1.6 - mood.brow * 1.2
         inner, outer = y + 2.2 * mood.slant, y - 1.6 * mood.slant
-        x = h.fx + s * h.eye_dx
-        d += f"M{_f(x - s * h.eye * 0.7)},{_f(inner)}Q{_f(x)},{_f((inner + outer) / 2 - 1.2)} {_f(x + s * h.eye * 0.8)},{_f(outer)}"
-    return _line(d, colour, 1.3, 'opacity="0.85"')
+        x = h.fx + s * h.eye_dx * _far(h, s)
+        d += f"M{_f(x - s * h.eye * 0.7)},{_f(inner)}Q{_f(x)},{_f((inner + outer) / 2 - 1.2)} "
+        d += f"{_f(x + s * h.eye * 0.8)},{_f(outer)}"
+    return _line(d, colour, 1.3, alpha=0.85)
 
 
 def _whiskers(h: _Head, coat: _Coat, length: float, mood: _Mood) -> str:
@@ -775,7 +813,7 @@ def _whiskers(h: _Head, coat: _Coat, length: float, mood: _Mood) -> str:
             d += f"M{_f(x0)},{_f(y0)}Q{_f((x0 + x1) / 2)},{_f(min(y0, y1) - 1.5)} {_f(x1)},{_f(y1)}"
             dots += f"M{_f(x0 - s * 1.2)},{_f(y0)}h0.01"
     colour = "#fffdf8" if _luma(coat.base) < 0.62 else "#6d5b58"
-    return _line(dots, coat.line, 0.75, 'opacity="0.6"') + _line(d, colour, 0.5, 'opacity="0.9"')
+    return _line(dots, coat.line, 0.75, alpha=0.6) + _line(d, colour, 0.5, alpha=0.9)
 
 
 def _body_half(h: _Head) -> list[Curve]:
@@ -791,15 +829,15 @@ def _body_half(h: _Head) -> list[Curve]:
     ]
 
 
-def _body(h: _Head, coat: _Coat, marks: str, bib: float, light: Light) -> str:
+def _body(h: _Head, coat: _Coat, marks: str, bib: float, light: Light, *, clipped: bool = False) -> str:
     """Neck, shoulders and chest with bib, marks and the shade that the head throws."""
     d = _mirrored((0, h.chin - 8), _body_half(h), h.cx, h.cy)
-    clip = f"{h.prefix}body"
     side = -1 if light.side < 0 else 1
-    w, y = h.half, h.cy + h.chin
-    depth = 0.10 + 0.14 * abs(light.side)
-    flank = f"M{_f(h.cx - side * 6)},{_f(y - 8)}Q{_f(h.cx - side * 16)},{_f(y + 22)} {_f(h.cx - side * 14)},150H{_f(50 - side * 70)}V{_f(y - 8)}Z"
-    throat = f"M{_f(h.cx - w * 1.1)},{_f(y - 9)}H{_f(h.cx + w * 1.1)}Q{_f(h.cx - side * 5)},{_f(y + 11)} {_f(h.cx - w * 1.1)},{_f(y - 9)}Z"
+    w, y, shade = h.half * 0.68, h.cy + h.chin, f"{h.prefix}flank"
+    x1, x2 = (0, 1) if side < 0 else (1, 0)
+    depth = 0.14 + 0.22 * abs(light.side)
+    throat = f"M{_f(h.cx - w)},{_f(y - 5)}H{_f(h.cx + w)}L{_f(h.cx + w)},{_f(y - 2)}"
+    throat += f"Q{_f(h.cx - side * 5)},{_f(y + 11)} {_f(h.cx - w)},{_f(y - 2)}Z"
     size = lerp(2.2, 5.0, h.fur)
     fur = "".join(
         _blade(h.cx + s * (3 + 4.2 * i), y + 9 + 5 * ((i * 2 + j) % 4) + 9 * j, 90 - s * 12, size, 0.45, -s * 0.6)
@@ -807,12 +845,14 @@ def _body(h: _Head, coat: _Coat, marks: str, bib: float, light: Light) -> str:
     )  # fmt: skip
     tone = lighten(coat.base, 0.25) if _luma(coat.base) < 0.3 else coat.line
     return (
-        f'<defs><clipPath id="{clip}"><path d="{d}"/></clipPath></defs>'
-        + _path(d, coat.base, f'stroke="{coat.line}" stroke-width="0.8" stroke-linejoin="round"')
-        + f'<g clip-path="url(#{clip})">{marks}{_bib(h, bib)}'
-        + _path(fur, tone, 'opacity="0.4"')
-        + _path(flank + throat, "#20143a", f'opacity="{depth:.2f}"')
-        + "</g>"
+        f'<linearGradient id="{shade}" x1="{x1}" x2="{x2}"><stop offset="0.5" stop-color="#20143a" stop-opacity="0"/>'
+        f'<stop offset="0.85" stop-color="#20143a" stop-opacity="{depth:.2f}"/></linearGradient>'
+        + _path(d, coat.base)
+        + (_clipped(f"{h.prefix}body", d, marks) if clipped else marks)
+        + _bib(h, bib)
+        + _path(fur, tone, alpha=0.4)
+        + _path(throat, "#20143a", alpha=0.2)
+        + _path(d, f"url(#{shade})", f'stroke="{coat.line}" stroke-width="0.8" stroke-linejoin="round"')
     )
 
 
@@ -838,10 +878,13 @@ def _cat_body_marks(p: Params, h: _Head, coat: _Coat, pattern: str) -> str:
     if pattern == "tabby":
         width = lerp(0.8, 2.1, p["stripe_width"]) * 1.3
         d = "".join(
-            _blade(h.cx + s * (h.half + 16), y + 4 + 8 * i, 90 + s * 96, h.half * 0.95, width, s * 2)
+            _blade(
+                h.cx + s * (h.half * 0.72 + (1.5, 3.5, 6.5, 8.5, 10, 11)[i]), y + 5.5 + 6.5 * i, 90 + s * 100,
+                h.half * (0.42 + 0.05 * i), width, s * 1.6,
+            )
             for s in (-1, 1) for i in range(6)
         )  # fmt: skip
-        return _path(d, coat.mark, f'opacity="{coat.strength:.2f}"')
+        return _path(d, coat.mark, alpha=coat.strength)
     if pattern == "calico":
         grow = lerp(0.75, 1.35, p["patch_size"])
         return _path(_blob(h.cx - 18, y + 18, 11 * grow, 13 * grow, 0.7), coat.mark) + _path(
@@ -854,11 +897,14 @@ def _tail(p: Params, h: _Head, coat: _Coat, pattern: str) -> str:
     """The tail that comes up behind one shoulder."""
     side = -1 if p["tail_lean"] < 0.5 else 1
     lean = abs(p["tail_lean"] - 0.5) * 2
-    x, tip = h.cx + side * (h.half + 6), h.cx + side * lerp(27, 36, lean)
-    d = f"M{_f(x)},112C{_f(x + side * 14)},96 {_f(tip + side * 6)},82 {_f(tip)},{_f(lerp(72, 56, lean))}"
+    x, tip, top = h.cx + side * 14, h.cx + side * (h.half + 9), lerp(76, 66, lean)
+    curl = side * lerp(6, -5, lean)
+    d = f"M{_f(x)},112C{_f(x + side * 12)},94 {_f(tip + side * 7)},86 {_f(tip)},{_f(top + 8)}"
+    d += f"Q{_f(tip - side * 2.5)},{_f(top)} {_f(tip + curl)},{_f(top - 3)}"
     width = lerp(5.0, 9.5, h.fur)
     fill = coat.mark if pattern == "pointed" else coat.base
     out = _line(d, _outline_colour(fill), width + 1.5) + _line(d, fill, width)
     if pattern == "tabby":
-        out += _line(d, coat.mark, width, f'style="stroke-dasharray:2.4 5;stroke-linecap:butt" opacity="{coat.strength:.2f}"')
+        rings = 'style="stroke-dasharray:2.4 5;stroke-linecap:butt"'
+        out += _line(d, coat.mark, width, rings, coat.strength)
     return out

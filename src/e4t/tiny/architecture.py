@@ -28,9 +28,8 @@ def build_tokenizer(captions: Iterable[str], folder: Path) -> CLIPTokenizer:
 
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
     bpe.normalizer = normalizers.Lowercase()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(_PATTERN), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    split = pre_tokenizers.Split(Regex(_PATTERN), "removed", invert=True)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     trainer = trainers.BpeTrainer(
         vocab_size=20000,
         min_frequency=1,
@@ -130,4 +129,5 @@ def build_scheduler() -> DDIMScheduler:
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,
+        steps_offset=1,  # as Stable Diffusion's own; trailing spacing does not use it
     )

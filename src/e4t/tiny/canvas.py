@@ -124,9 +124,10 @@ def rasterise(fragment: str, size: int) -> np.ndarray:
     """Draw an SVG fragment. Returns ``[size, size, 4]`` float32 RGBA in [0, 1], straight (not premultiplied) alpha."""
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100">{fragment}</svg>'
     png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
-    bgra = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+    bgra = np.asarray(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED))
     if bgra.ndim == 2:
         bgra = cv2.cvtColor(bgra, cv2.COLOR_GRAY2BGRA)
     elif bgra.shape[2] == 3:
         bgra = cv2.cvtColor(bgra, cv2.COLOR_BGR2BGRA)
-    return cv2.cvtColor(bgra, cv2.COLOR_BGRA2RGBA).astype(np.float32) / 255
+    rgba: np.ndarray = cv2.cvtColor(bgra, cv2.COLOR_BGRA2RGBA).astype(np.float32) / 255
+    return rgba

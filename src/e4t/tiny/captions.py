@@ -84,7 +84,7 @@ def subject_phrase(subject: Identity, rng: random.Random) -> str:
 
 
 def describe(kind: str, kept: dict[str, str], rng: random.Random) -> str:
-    """A noun phrase from attribute words: ``{"skin_tone": "tan", "hair_style": "a bob"}`` to "a tan face with a bob"."""
+    """A noun phrase of attribute words: ``{"skin_tone": "tan", "hair_style": "a bob"}`` is "a tan face with a bob"."""
     adjectives, withs = _COMPOSERS[kind](dict(kept))
     noun = " ".join([*adjectives, kind])
     article = "an" if noun[0] in "aeiou" else "a"

@@ -93,7 +93,8 @@ EXPRESSIONS: tuple[str, ...] = (
 
 _SKINS = ("#fde6d8", "#f4c9a8", "#dba271", "#a4683e", "#70442b", "#472819")
 _HAIRS = (
-    "#2b2733", "#6b4329", "#8a3d22", "#d0501f", "#ecc45f", "#8f929c", "#f1eee8", "#f08abb", "#3f7be0", "#3fae6c", "#8a54cc",
+    "#2b2733", "#6b4329", "#8a3d22", "#d0501f", "#ecc45f", "#8f929c", "#f1eee8", "#f08abb", "#3f7be0",
+    "#3fae6c", "#8a54cc",
 )  # fmt: skip
 _IRISES = ("#75431f", "#2f86de", "#3aa052", "#8796a3", "#e0961a")
 _FRECKLES = (
@@ -200,7 +201,7 @@ def _face(p: Params, pose: Pose, light: Light) -> _Face:
         p=p,
         yaw=pose.yaw,
         pitch=pose.pitch,
-        half=lerp(16.5, 22.0, p["face_width"]),
+        half=lerp(17.0, 22.5, p["face_width"]),
         top=25.0,
         chin=lerp(63.5, 73.0, p["chin_length"]),
         skin=skin,
@@ -213,10 +214,13 @@ def _face(p: Params, pose: Pose, light: Light) -> _Face:
 
 
 def _anchors(f: _Face) -> Anchors:
-    rise = {_BALD: 0.0, _AFRO: f.half + f.volume * 0.95 - 12, _CURLY: f.half + f.volume * 0.5 - 12, _MOHAWK: 4.0}.get(f.style, f.volume)
+    rise = {_BALD: 0.0, _AFRO: f.half + f.volume * 0.95 - 10, _CURLY: f.half + f.volume * 0.5 - 12, _MOHAWK: 4.0}.get(
+        f.style, f.volume
+    )
     return Anchors(
         cx=f.cx, face_x=f.at(0), head_top=f.top - rise, skull_top=f.top, chin=f.chin, half_width=f.half, eye_y=f.eye_y,
-        eye_dx=(f.at(f.eye_u) - f.at(-f.eye_u)) / 2, eye_size=f.eye, ear_y=_ear_y(f), mouth_y=f.mouth_y, neck_y=f.chin + 4,
+        eye_dx=(f.at(f.eye_u) - f.at(-f.eye_u)) / 2, eye_size=f.eye, ear_y=_ear_y(f), mouth_y=f.mouth_y,
+        neck_y=f.chin + 4,
         neck_half_width=f.neck,
     )  # fmt: skip
 
@@ -284,9 +288,9 @@ def _side_outline(f: _Face, side: int) -> list[_Point]:
         (f.cx + side * temple * 0.96, 35.0),
         (f.cx + side * f.half, 44.0),
         (f.cx + 0.4 * turn + side * cheek, 52.5),
-        (f.cx + 0.9 * turn + side * f.jaw, f.chin - 8.5),
-        (f.cx + 1.5 * turn + side * chin, f.chin - 1.6),
-        (f.cx + 1.8 * turn, f.chin),
+        (f.cx + 1.4 * turn + side * f.jaw, f.chin - 8.5),
+        (f.cx + 2.5 * turn + side * chin, f.chin - 1.6),
+        (f.cx + 2.9 * turn, f.chin),
     ]
 
 
@@ -323,7 +327,8 @@ def _ears(f: _Face) -> str:
         x, w = f.cx + side * (f.half - 1.2) - 0.9 * f.yaw, size * (1 - 0.35 * side * f.yaw)
         shells += _d(
             "M", x, y - size * 0.8, "C", x + side * w * 0.5, y - size * 1.4, x + side * w * 1.3, y - size * 1.1,
-            x + side * w * 1.15, y, "C", x + side * w, y + size * 0.8, x + side * w * 0.5, y + size * 1.2, x, y + size * 0.8,
+            x + side * w * 1.15, y, "C", x + side * w, y + size * 0.8, x + side * w * 0.5, y + size * 1.2, x,
+            y + size * 0.8,
         )  # fmt: skip
         hollows += _d(
             "M", x + side * w * 0.3, y - size * 0.6, "C", x + side * w * 0.9, y - size * 0.8, x + side * w * 0.95, y,
@@ -344,12 +349,15 @@ def _bust(f: _Face, pose: Pose, light: Light) -> str:
     n, s, x = f.neck, f.dark_side, 50.0
     deep = lighten(cloth, -0.42)
     shirt = _d(
-        "M", x - n - 2, 78.0, "C", x - n - 14, 82.0, 12.0, 82.0, 3.0, 101.0, "C", -4.0, 116.0, -20.0, 130.0, -20.0, 160.0,
-        "L", 120.0, 160.0, "C", 120.0, 130.0, 104.0, 116.0, 97.0, 101.0, "C", 88.0, 82.0, x + n + 14, 82.0, x + n + 2, 78.0,
+        "M", x - n - 2, 78.0, "C", x - n - 14, 82.0, 12.0, 82.0, 3.0, 101.0, "C", -4.0, 116.0, -20.0, 130.0,
+        -20.0, 160.0,
+        "L", 120.0, 160.0, "C", 120.0, 130.0, 104.0, 116.0, 97.0, 101.0, "C", 88.0, 82.0, x + n + 14, 82.0,
+        x + n + 2, 78.0,
         "Z",
     )  # fmt: skip
     dusk = _d(
-        "M", x + s * (n + 3), 79.0, "C", x + s * (n + 15), 82.4, x + s * 38, 82.0, x + s * 47, 101.0, "C", x + s * 54, 116.0,
+        "M", x + s * (n + 3), 79.0, "C", x + s * (n + 15), 82.4, x + s * 38, 82.0, x + s * 47, 101.0, "C",
+        x + s * 54, 116.0,
         x + s * 70, 130.0, x + s * 70, 160.0, "L", x + s * 40, 160.0, "C", x + s * 40, 120.0, x + s * 36, 96.0,
         x + s * (n + 3), 79.0, "Z",
     )  # fmt: skip
@@ -362,10 +370,11 @@ def _bust(f: _Face, pose: Pose, light: Light) -> str:
         "M", x - n, f.chin - 10, "L", x - n + 0.3, f.chin + 1, "Q", x + s * n * 0.5, low + 4, x + s * (n - 0.2), low,
         "L", x + s * n, f.chin - 10, "L", x + n, f.chin - 10, "Z",
     )  # fmt: skip
-    return (
-        _edged(shirt, cloth, deep) + _fill(dusk, deep, 0.4) + _edged(throat, f.skin, f.shade) + _fill(under, f.shade, 0.8)
-        + (_crew_neck, _shirt_collar, _roll_neck)[cut](n, cloth)
-    )  # fmt: skip
+    collar = (_crew_neck, _shirt_collar, _roll_neck)[cut](n, cloth)
+    # A short face would leave a long neck, so the shoulders follow the chin.
+    skin = _edged(throat, f.skin, f.shade) + _fill(under, f.shade, 0.8)
+    content = _edged(shirt, cloth, deep) + _fill(dusk, deep, 0.4) + skin + collar
+    return f'<g transform="translate(0 {0.45 * (f.chin - 73):.2f})">{content}</g>'
 
 
 def _crew_neck(n: float, cloth: str) -> str:
@@ -375,7 +384,8 @@ def _crew_neck(n: float, cloth: str) -> str:
 
 def _shirt_collar(n: float, cloth: str) -> str:
     wings = "".join(
-        _d("M", 50 + s * (n + 1), 76.5, "L", 50.0, 89.5, "L", 50 + s * 9, 98.0, "L", 50 + s * (n + 8), 80.0, "Z") for s in (-1, 1)
+        _d("M", 50 + s * (n + 1), 76.5, "L", 50.0, 89.5, "L", 50 + s * 9, 98.0, "L", 50 + s * (n + 8), 80.0, "Z")
+        for s in (-1, 1)
     )
     buttons = _oval(50, 95, 0.9, 0.9) + _oval(50, 104, 0.9, 0.9)
     return _edged(wings, lighten(cloth, 0.45), lighten(cloth, -0.4), 0.7) + _fill(buttons, lighten(cloth, -0.5))
@@ -383,10 +393,14 @@ def _shirt_collar(n: float, cloth: str) -> str:
 
 def _roll_neck(n: float, cloth: str) -> str:
     band = _d(
-        "M", 50 - n - 1.2, 75.5, "Q", 50.0, 81.5, 50 + n + 1.2, 75.5, "L", 50 + n + 5, 82.0, "Q", 50.0, 95.0, 50 - n - 5, 82.0,
+        "M", 50 - n - 1.2, 75.5, "Q", 50.0, 81.5, 50 + n + 1.2, 75.5, "L", 50 + n + 5, 82.0, "Q", 50.0, 95.0,
+        50 - n - 5, 82.0,
         "Z",
     )  # fmt: skip
-    ribs = "".join(_d("M", 50 + k * n, 78.5 - abs(k) * 1.5, "L", 50 + k * n * 1.2, 87 - abs(k) * 3) for k in (-0.7, -0.25, 0.25, 0.7))
+    ribs = "".join(
+        _d("M", 50 + k * n, 78.5 - abs(k) * 1.5, "L", 50 + k * n * 1.2, 87 - abs(k) * 3)
+        for k in (-0.7, -0.25, 0.25, 0.7)
+    )
     return _edged(band, lighten(cloth, 0.12), lighten(cloth, -0.4), 0.7) + _line(ribs, lighten(cloth, -0.3), 0.6)
 
 
@@ -403,7 +417,7 @@ def _lobe(f: _Face, side: int) -> tuple[list[_Point], list[_Point]]:
     slick = f.style in (_BUN, _TAIL)
     rise = 1.0 + v * (0.35 if slick else 0.9)
     wide = w + 0.6 + v * (0.12 if slick else 0.38)
-    part = f.cx + lerp(-0.6, 0.6, p["parting"]) * w
+    part = f.cx + lerp(-0.6, 0.6, p["parting"]) * w + f.yaw
     end = {_SHORT: lerp(42.0, 51.0, p["hair_length"]), _BUN: 44.0, _TAIL: 45.0}.get(f.style, 56.0)
     low = lerp(f.hairline, max(f.eye_y - f.eye * 0.75, f.hairline + 5), p["fringe"] * (0.75 if slick else 1.0))
     root = lerp(f.hairline - 3.5, low - 0.6, p["fringe"])
@@ -430,17 +444,34 @@ def _lobe(f: _Face, side: int) -> tuple[list[_Point], list[_Point]]:
 
 
 def _cap(f: _Face) -> str:
-    fills, lines, gloss = "", "", ""
+    fills, edges, sweeps, falls, gloss = ("",) * 5
     for side in (f.dark_side, -f.dark_side):
         outer, inner = _lobe(f, side)
         colour = mix(f.hair, f.dark_hair, 0.36) if side == f.dark_side else f.hair
-        shape = _through(outer) + _through(inner[::-1], "L") + "Z"
-        fills += _edged(shape, colour, colour, 0.5)
-        lines += _strands(outer, inner, (0.2, 0.48, 0.76)) + _through(inner)
-        band = [_between(outer, inner, t) for t in (0.14, 0.3, 0.44)]
-        gloss += "".join(_through(row[1:3]) for row in band) if side != f.dark_side else ""
+        fills += _edged(_through(outer) + _through(inner[::-1], "L") + "Z", colour, colour, 0.5)
+        edges += _through(outer) + _through(inner)
+        sweeps += _strands(outer, inner, (0.2, 0.48, 0.76))
+        falls += _fringe_strands(outer, inner)
+        if side != f.dark_side:
+            gloss = "".join(_through(_between(outer, inner, t)[1:3]) for t in (0.14, 0.3, 0.44))
     tufts = _tufts(f) if f.style == _SHORT else ""
-    return tufts + fills + _line(lines, f.dark_hair, 0.7, 0.85) + _line(gloss, f.light_hair, 1.5, 0.9)
+    strands = sweeps if f.p["fringe"] < 0.5 else falls
+    return tufts + fills + _line(edges + strands, f.dark_hair, 0.7, 0.9) + _line(gloss, f.light_hair, 1.5, 0.9)
+
+
+def _fringe_strands(outer: Sequence[_Point], inner: Sequence[_Point]) -> str:
+    """Strands that fall from the crown to the hairline instead of following the parting."""
+    d = ""
+    for i, t in ((0, 0.4), (1, 0.0), (1, 0.5), (2, 0.0), (2, 0.6)):
+        rim, end = (
+            _between(outer[i : i + 1], outer[i + 1 : i + 2], t)[0],
+            _between(inner[i : i + 1], inner[i + 1 : i + 2], t)[0],
+        )
+        start = _between([rim], [outer[0]], 0.45)[0]
+        d += _d(
+            "M", start[0], start[1] + 3, "Q", lerp(start[0], end[0], 0.85), lerp(start[1], end[1], 0.4), end[0], end[1]
+        )
+    return d
 
 
 def _tufts(f: _Face) -> str:
@@ -451,7 +482,22 @@ def _tufts(f: _Face) -> str:
     for k in (-0.78, -0.5, -0.2, 0.12, 0.42, 0.72):
         x = f.cx + k * (f.half + f.volume * 0.3)
         y = f.top + 8 * k * k - f.volume * 0.85 * (1 - k * k * 0.5)
-        d += _d("M", x - 4.5, y + 4, "Q", x - 1 + k * 2, y - 1, x + lean + k * 4, y - tall, "Q", x + 3 + k, y, x + 4.5, y + 5, "Z")
+        d += _d(
+            "M",
+            x - 4.5,
+            y + 4,
+            "Q",
+            x - 1 + k * 2,
+            y - 1,
+            x + lean + k * 4,
+            y - tall,
+            "Q",
+            x + 3 + k,
+            y,
+            x + 4.5,
+            y + 5,
+            "Z",
+        )
     return _fill(d, f.hair)
 
 
@@ -479,7 +525,8 @@ def _fall(f: _Face, side: int) -> tuple[list[_Point], list[_Point]]:
         sway = 3.6 if f.style == _WAVY else 0.0
         gap = low - 44
         outer = [
-            (w + 0.6 + v * 0.38, 40.0), (w + 2 + v * 0.55 + sway, 44 + gap * 0.25), (w + 1.5 + v * 0.6 - sway * 0.6, 44 + gap * 0.5),
+            (w + 0.6 + v * 0.38, 40.0), (w + 2 + v * 0.55 + sway, 44 + gap * 0.25),
+            (w + 1.5 + v * 0.6 - sway * 0.6, 44 + gap * 0.5),
             (w + 2 + v * 0.6 + sway, 44 + gap * 0.76), (w + v * 0.3 - 2 - sway * 0.3, low),
         ]  # fmt: skip
         inner = [
@@ -512,9 +559,22 @@ def _hair_back(f: _Face) -> str:
 def _bun(f: _Face) -> str:
     r = lerp(5.0, 9.5, f.p["hair_length"])
     x, y = f.cx - 1.5 * f.yaw, f.top - f.volume * 0.35 - r * 0.5
-    swirl = _d("M", x - r * 0.75, y + r * 0.3, "C", x - r * 0.6, y - r, x + r * 0.8, y - r * 0.7, x + r * 0.55, y + r * 0.15)
-    swirl += _d("M", x - r * 0.3, y + r * 0.4, "C", x - r * 0.3, y - r * 0.3, x + r * 0.2, y - r * 0.3, x + r * 0.2, y + r * 0.2)
-    shine = _d("M", x - f.dark_side * r * 0.55, y - r * 0.35, "q", f.dark_side * r * 0.15, -r * 0.3, f.dark_side * r * 0.45, -r * 0.35)
+    swirl = _d(
+        "M", x - r * 0.75, y + r * 0.3, "C", x - r * 0.6, y - r, x + r * 0.8, y - r * 0.7, x + r * 0.55, y + r * 0.15
+    )
+    swirl += _d(
+        "M", x - r * 0.3, y + r * 0.4, "C", x - r * 0.3, y - r * 0.3, x + r * 0.2, y - r * 0.3, x + r * 0.2, y + r * 0.2
+    )
+    shine = _d(
+        "M",
+        x - f.dark_side * r * 0.55,
+        y - r * 0.35,
+        "q",
+        f.dark_side * r * 0.15,
+        -r * 0.3,
+        f.dark_side * r * 0.45,
+        -r * 0.35,
+    )
     return (
         _edged(_oval(x, y, r * 1.08, r), mix(f.hair, f.dark_hair, 0.2), f.dark_hair)
         + _line(swirl, f.dark_hair, 0.8) + _line(shine, f.light_hair, 1.5)
@@ -524,7 +584,13 @@ def _bun(f: _Face) -> str:
 def _tail(f: _Face) -> str:
     s = -1 if f.p["parting"] > 0.5 else 1
     x, low, fat = f.cx + s * (f.half - 3) - f.yaw, lerp(58.0, 92.0, f.p["hair_length"]), 3.5 + f.volume * 0.7
-    outer = [(x, 27.0), (x + s * (7 + fat), 28.0), (x + s * (9 + fat), 44.0), (x + s * (6 + fat), low - 12), (x + s * 6, low)]
+    outer = [
+        (x, 27.0),
+        (x + s * (7 + fat), 28.0),
+        (x + s * (9 + fat), 44.0),
+        (x + s * (6 + fat), low - 12),
+        (x + s * 6, low),
+    ]
     inner = [(x, 37.0), (x + s * 5, 38.0), (x + s * 6, 46.0), (x + s * 4, low - 14), (x + s * 6, low)]
     shine = _through(_between(outer, inner, 0.4)[1:3])
     return (
@@ -537,7 +603,7 @@ def _tail(f: _Face) -> str:
 def _cloud_rim(f: _Face) -> list[tuple[float, float, float]]:
     """Centres and radii of the curls along the outline, from one side over the top to the other."""
     big = f.style == _AFRO
-    ring = f.half + (1.5 + f.volume * 0.95 if big else f.volume * 0.5)
+    ring = f.half + (3.5 + f.volume * 0.95 if big else f.volume * 0.5)
     drop = lerp(0.12, 0.45, f.p["hair_length"]) if big else lerp(-0.05, 0.75, f.p["hair_length"])
     count = 19 if big else 10
     out = []
@@ -563,21 +629,39 @@ def _curl_cap(f: _Face) -> str:
     tight = f.style == _AFRO
     low = f.hairline if tight else lerp(f.hairline, f.eye_y - f.eye * 0.8, f.p["fringe"] * 0.8)
     w = f.half
-    line = [(k, low + (3.0 if tight else 5.0) * abs(k) ** 3 + (0.7 if i % 2 else -0.7)) for i, k in enumerate((-0.84, -0.5, -0.17, 0.17, 0.5, 0.84))]
+    line = [
+        (k, low + (3.0 if tight else 5.0) * abs(k) ** 3 + (0.7 if i % 2 else -0.7))
+        for i, k in enumerate((-0.84, -0.5, -0.17, 0.17, 0.5, 0.84))
+    ]
     size = w * (0.2 if tight else 0.24)
     curls = [(f.cx + k * w, y - size * 0.8, size) for k, y in line]
     curls += [(f.cx + k * (w + 0.5), 42.0, size * 0.8) for k in (-1, 1)]
-    cap = _through([(f.cx - w * 1.04, 43), (f.cx - w * 0.98, 32), (f.cx - w * 0.55, f.top - 2), (f.cx + w * 0.55, f.top - 2), (f.cx + w * 0.98, 32), (f.cx + w * 1.04, 43)])
+    cap = _through(
+        [
+            (f.cx - w * 1.04, 43),
+            (f.cx - w * 0.98, 32),
+            (f.cx - w * 0.55, f.top - 2),
+            (f.cx + w * 0.55, f.top - 2),
+            (f.cx + w * 0.98, 32),
+            (f.cx + w * 1.04, 43),
+        ]
+    )
     cap += _through([(x, y) for x, y, _ in curls[5::-1]], "L") + "Z"
     blobs = "".join(_oval(x, y, r, r) for x, y, r in curls)
     dusk = [(x, y) for x, y, _ in (rim if s > 0 else rim[::-1])][len(rim) // 2 :]
     inner = [(f.cx + s * w * 0.96, 44.0), (f.cx + s * w * 0.75, 32.0), (f.cx + s * w * 0.2, 26.0)]
     hooks = "".join(
         _d("M", x - r * 0.45, y + r * 0.3, "a", r * 0.55, r * 0.55, "0 1 1", r * 0.9, 0.0)
-        for x, y, r in [*rim[1:-1:2], *curls[:6], *[(lerp(f.cx, x, 0.76), lerp(40, y, 0.78), r) for x, y, r in rim[2:-2:2]]]
+        for x, y, r in [
+            *rim[1:-1:2],
+            *curls[:6],
+            *[(lerp(f.cx, x, 0.76), lerp(40, y, 0.78), r) for x, y, r in rim[2:-2:2]],
+        ]
     )
     lit = rim[1 : len(rim) // 2] if s > 0 else rim[len(rim) // 2 + 1 : -1]
-    shine = "".join(_d("M", x - s * r * 0.6, y - r * 0.1, "q", s * r * 0.1, -r * 0.55, s * r * 0.6, -r * 0.55) for x, y, r in lit)
+    shine = "".join(
+        _d("M", x - s * r * 0.6, y - r * 0.1, "q", s * r * 0.1, -r * 0.55, s * r * 0.6, -r * 0.55) for x, y, r in lit
+    )
     return (
         _fill(blobs + cap, f.hair) + _fill(_through(dusk) + _through(inner, "L") + "Z", f.dark_hair, 0.45)
         + _line(hooks, f.dark_hair, 0.8, 0.85) + _line(shine, f.light_hair, 1.2, 0.9)
@@ -585,18 +669,30 @@ def _curl_cap(f: _Face) -> str:
 
 
 def _mohawk(f: _Face) -> str:
-    tall, w = lerp(5.0, 13.0, f.p["hair_volume"]), f.half * lerp(0.24, 0.5, f.p["hair_length"])
+    tall, w = lerp(6.5, 13.0, f.p["hair_volume"]), f.half * lerp(0.3, 0.6, f.p["hair_length"])
     x, top = f.cx - 0.8 * f.yaw, f.top
     base = top + 9 + f.pitch
     d, lines = _d("M", x - w * 0.75, base), ""
     for i in range(5):
         k = i / 2 - 1
         peak = (x + k * w * 1.5, top - tall * (1 - 0.35 * k * k))
-        d += _d("Q", x + (k - 0.25) * w, top - tall * 0.2, *peak, "Q", x + (k + 0.2) * w, top - tall * 0.25, x + (k + 0.25) * w, top - tall * 0.1)
+        d += _d(
+            "Q",
+            x + (k - 0.25) * w,
+            top - tall * 0.3,
+            *peak,
+            "Q",
+            x + (k + 0.2) * w,
+            top - tall * 0.4,
+            x + (k + 0.25) * w,
+            top - tall * 0.25,
+        )
         lines += _d("M", x + k * w * 0.6, base - 2, "Q", x + k * w * 0.8, top, peak[0], peak[1] + 3)
     d += _d("L", x + w * 0.75, base, "Q", x, base + 3, x - w * 0.75, base, "Z")
     left, right = _side_outline(f, -1), _side_outline(f, 1)
-    inner = [(f.cx + k * f.half, y) for k, y in ((0.84, 41), (0.76, 34), (0.3, 31), (-0.3, 31), (-0.76, 34), (-0.84, 41))]
+    inner = [
+        (f.cx + k * f.half, y) for k, y in ((0.84, 41), (0.76, 34), (0.3, 31), (-0.3, 31), (-0.76, 34), (-0.84, 41))
+    ]
     shaved = _through([*left[3:0:-1], *right[:4]]) + _through(inner, "L") + "Z"
     shine = _d("M", x - f.dark_side * w * 0.4, top + 4, "L", x - f.dark_side * w * 0.55, top - tall * 0.5)
     return (
@@ -625,8 +721,17 @@ def _eyes(f: _Face, expression: str) -> str:
         if expression in ("smiling", "laughing", "winking"):
             down *= 0.55
         slant = {"angry": 1.3, "sad": -1.3}.get(expression, 0.0) * side
-        over = _d("C", inn[0] + side * w * 0.5, inn[1] - up * 1.25 + slant * side, out[0] - side * w * 0.55, out[1] - up * 1.25 - slant * side, *out)
-        back = _d("C", out[0] - side * w * 0.4, out[1] + down * 1.15, inn[0] + side * w * 0.45, inn[1] + down * 1.2, *inn)
+        over = _d(
+            "C",
+            inn[0] + side * w * 0.5,
+            inn[1] - up * 1.25 + slant * side,
+            out[0] - side * w * 0.55,
+            out[1] - up * 1.25 - slant * side,
+            *out,
+        )
+        back = _d(
+            "C", out[0] - side * w * 0.4, out[1] + down * 1.15, inn[0] + side * w * 0.45, inn[1] + down * 1.2, *inn
+        )
         white += _d("M", *inn) + over + back + "Z"
         r = f.eye * 0.64
         gaze = x + 0.5 * f.yaw
@@ -638,10 +743,21 @@ def _eyes(f: _Face, expression: str) -> str:
         spark += _oval(gaze - f.dark_side * r * 0.38, y - r * 0.36, r * 0.27, r * 0.27)
         high, deep = f.eye_y - f.eye * 1.12, f.eye_y + f.eye * 0.95
         lids += _d("M", *inn) + over + _d("C", out[0] - side * w * 0.3, high, inn[0] + side * w * 0.3, high, *inn, "Z")
-        lids += _d("M", *inn) + _d("C", inn[0] + side * w * 0.45, inn[1] + down * 1.2, out[0] - side * w * 0.4, out[1] + down * 1.15, *out)
+        lids += _d("M", *inn) + _d(
+            "C", inn[0] + side * w * 0.45, inn[1] + down * 1.2, out[0] - side * w * 0.4, out[1] + down * 1.15, *out
+        )
         lids += _d("C", out[0] - side * w * 0.3, deep, inn[0] + side * w * 0.3, deep, *inn, "Z")
         lash += _d("M", *inn) + over + _d("l", side * 1.1, -0.9)
-        crease += _d("M", inn[0] + side * w * 0.25, inn[1] - up * 0.98 - 1.1, "Q", x + side * w * 0.2, f.eye_y - up * 1.2 - 1.4, out[0], out[1] - up * 0.55 - 0.9)
+        crease += _d(
+            "M",
+            inn[0] + side * w * 0.25,
+            inn[1] - up * 0.98 - 1.1,
+            "Q",
+            x + side * w * 0.2,
+            f.eye_y - up * 1.2 - 1.4,
+            out[0],
+            out[1] - up * 0.55 - 0.9,
+        )
     colour = _IRISES[int(f.p["eye_colour"])]
     balls = (
         _fill(white, "#fffdf8") + _fill(ring, lighten(colour, -0.5)) + _fill(iris, colour) + _fill(pupil, "#150d14")
@@ -680,11 +796,13 @@ def _nose(f: _Face) -> str:
     x, s = f.at(0) + 0.9 * f.yaw, f.dark_side
     root = f.at(0)
     side = _d(
-        "M", root + s * 1.4, f.eye_y - 1.5, "C", root + s * 1.2, y - 4, x + s * wide * 0.7, y - 3.5, x + s * wide, y - 0.6,
+        "M", root + s * 1.4, f.eye_y - 1.5, "C", root + s * 1.2, y - 4, x + s * wide * 0.7, y - 3.5,
+        x + s * wide, y - 0.6,
         "Q", x + s * wide * 0.8, y + 1.2, x, y + 0.9 + tip, "Q", x + s * 0.6, y - 3, root + s * 1.4, f.eye_y - 1.5, "Z",
     )  # fmt: skip
     base = _d(
-        "M", x - wide, y - 1.4, "Q", x - wide * 1.15, y + 0.9, x - wide * 0.5, y + 0.7, "Q", x, y + 1.6 + tip, x + wide * 0.5,
+        "M", x - wide, y - 1.4, "Q", x - wide * 1.15, y + 0.9, x - wide * 0.5, y + 0.7, "Q", x, y + 1.6 + tip,
+        x + wide * 0.5,
         y + 0.7, "Q", x + wide * 1.15, y + 0.9, x + wide, y - 1.4,
     )  # fmt: skip
     glint = _oval(x - s * 0.5, y - 1.5 + tip * 0.4, 0.7 + wide * 0.12, 0.75)
@@ -694,21 +812,34 @@ def _nose(f: _Face) -> str:
 def _mouth(f: _Face, expression: str) -> str:
     w, full = min(lerp(3.8, 8.4, f.p["mouth_width"]), f.jaw * 0.52), lerp(0.6, 2.4, f.p["lip_fullness"])
     lips = mix(mix(f.skin, "#b0404e", 0.48), "#c0123f", lerp(0.0, 0.85, f.p["lip_colour"]))
-    x, y = f.at(0) + 0.4 * f.yaw, f.mouth_y
+    x, y = f.at(0) - 0.4 * f.yaw, f.mouth_y
     if expression in ("laughing", "surprised"):
         return _open_mouth(x, y, w, full, lips, laughing=expression == "laughing")
-    corner, bend = _CORNER.get(expression, 0.0) * lerp(0.8, 1.1, f.p["mouth_width"]), _BEND.get(expression, 0.25)
+    corner, bend = _CORNER.get(expression, -0.6) * lerp(0.8, 1.1, f.p["mouth_width"]), _BEND.get(expression, 0.25)
     w *= 1.18 if expression == "smiling" else 1.0
     left, right = (x - w, y + corner), (x + w, y + corner)
     seam = _d("Q", x - w * 0.4, y + bend + 0.3, x, y + bend * 0.8, "Q", x + w * 0.4, y + bend + 0.3, *right)
     upper = _d("M", *left) + _d(
-        "Q", x - w * 0.5, y + bend * 0.4 - full * 0.9, x - w * 0.2, y + bend * 0.5 - full * 1.15, "L", x, y + bend * 0.6 - full * 0.75,
+        "Q", x - w * 0.5, y + bend * 0.4 - full * 0.9, x - w * 0.2, y + bend * 0.5 - full * 1.15, "L", x,
+        y + bend * 0.6 - full * 0.75,
         "L", x + w * 0.2, y + bend * 0.5 - full * 1.15, "Q", x + w * 0.5, y + bend * 0.4 - full * 0.9, *right,
     )  # fmt: skip
     lower = _d("C", x + w * 0.5, y + bend + full * 2.1, x - w * 0.5, y + bend + full * 2.1, *left, "Z")
     line = _d("M", *left) + seam
     if expression == "smiling":
-        grin = _d("M", x - w * 0.86, y + corner * 0.62) + _d("Q", x, y + bend * 1.2, x + w * 0.86, y + corner * 0.62, "Q", x, y + bend + 3.6, x - w * 0.86, y + corner * 0.62, "Z")
+        grin = _d("M", x - w * 0.86, y + corner * 0.62) + _d(
+            "Q",
+            x,
+            y + bend * 1.2,
+            x + w * 0.86,
+            y + corner * 0.62,
+            "Q",
+            x,
+            y + bend + 3.6,
+            x - w * 0.86,
+            y + corner * 0.62,
+            "Z",
+        )
         lower = _d("C", x + w * 0.5, y + bend + 2.2 + full * 1.8, x - w * 0.5, y + bend + 2.2 + full * 1.8, *left, "Z")
         return _fill(upper + lower, lips) + _edged(grin, "#fffaf2", lighten(lips, -0.5), 0.6)
     shine = _d("M", x - w * 0.25, y + bend + full * 0.95, "h", w * 0.5)
@@ -724,8 +855,45 @@ def _open_mouth(x: float, y: float, w: float, full: float, lips: str, *, laughin
         hole = _oval(x, y + 1.2, w * 0.5 + 0.4, 3.5)
         tongue = _oval(x, y + 3.0, w * 0.36, 1.5)
         return _edged(hole, "#571423", lips, rim) + _fill(tongue, "#d4566a")
-    hole = _d("M", x - w, y - 1.9, "Q", x, y - 0.3, x + w, y - 1.9, "C", x + w * 0.9, y + 6.4, x - w * 0.9, y + 6.4, x - w, y - 1.9, "Z")
-    teeth = _d("M", x - w * 0.88, y - 1.4, "Q", x, y, x + w * 0.88, y - 1.4, "Q", x + w * 0.8, y + 0.8, x, y + 1.5, "Q", x - w * 0.8, y + 0.8, x - w * 0.88, y - 1.4, "Z")
+    hole = _d(
+        "M",
+        x - w,
+        y - 1.9,
+        "Q",
+        x,
+        y - 0.3,
+        x + w,
+        y - 1.9,
+        "C",
+        x + w * 0.9,
+        y + 6.4,
+        x - w * 0.9,
+        y + 6.4,
+        x - w,
+        y - 1.9,
+        "Z",
+    )
+    teeth = _d(
+        "M",
+        x - w * 0.88,
+        y - 1.4,
+        "Q",
+        x,
+        y,
+        x + w * 0.88,
+        y - 1.4,
+        "Q",
+        x + w * 0.8,
+        y + 0.8,
+        x,
+        y + 1.5,
+        "Q",
+        x - w * 0.8,
+        y + 0.8,
+        x - w * 0.88,
+        y - 1.4,
+        "Z",
+    )
     tongue = _oval(x, y + 3.3, w * 0.42, 1.1)
     return _edged(hole, "#571423", lips, rim) + _fill(teeth, "#fffaf2") + _fill(tongue, "#d4566a")
 
@@ -754,7 +922,9 @@ def _wrinkles(f: _Face) -> str:
     for s in (-1, 1):
         x, y, w = f.at(s * f.eye_u), f.eye_y + f.eye * 0.95, f.eye * 0.7
         d += _d("M", x - w, y + 0.4, "Q", x, y + 1.8, x + w, y + 0.2)
-        d += _d("M", f.at(s * 0.24), f.nose_y - 0.5, "Q", f.at(s * 0.44), f.nose_y + 1.5, f.at(s * 0.45), f.mouth_y + 0.5)
+        d += _d(
+            "M", f.at(s * 0.24), f.nose_y - 0.5, "Q", f.at(s * 0.44), f.nose_y + 1.5, f.at(s * 0.45), f.mouth_y + 0.5
+        )
     y = f.hairline + 5
     d += _d("M", f.at(-0.35), y, "Q", f.at(0), y - 1.2, f.at(0.35), y)
     return _line(d, f.shade, lerp(0.6, 1.1, f.p["wrinkles"] * 2 - 1))
@@ -763,7 +933,8 @@ def _wrinkles(f: _Face) -> str:
 def _mole(f: _Face) -> str:
     if int(f.p["mole"]) == 0:
         return ""
-    u = lerp(-0.68, 0.68, f.p["mole_x"])
+    reach = lerp(0.6, 0.5 * f.jaw / f.half, f.p["mole_y"])  # the face narrows downwards
+    u = lerp(-reach, reach, f.p["mole_x"])
     low = lerp(f.eye_y + 7, f.chin - 5, f.p["mole_y"])
     return _fill(_oval(f.at(u), low, 1.05, 1.05), mix(f.shade, "#2a0f0c", 0.75))
 
@@ -774,9 +945,10 @@ def _beard(f: _Face) -> str:
         return _whiskers(f, long if kind == 2 else 0.0, stubble=kind == 1)
     if kind != 4:
         return ""
-    x, w, y, low = f.at(0) + 0.4 * f.yaw, f.jaw * 0.42, f.mouth_y + 2.6, f.chin
+    x, w, y, low = f.at(0) - 0.5 * f.yaw, min(f.jaw * 0.42, 6.4), min(f.mouth_y + 2.4, f.chin - 3.5), f.chin
     d = _d(
-        "M", x - w, y, "Q", x, y + 2.6, x + w, y, "C", x + w * 1.1, low, x + w * 0.6, low + long * 0.6, f.cx + f.yaw * 1.8,
+        "M", x - w, y, "Q", x, y + 2.6, x + w, y, "C", x + w * 1.1, low, x + w * 0.6, low + long * 0.6,
+        f.cx + f.yaw * 3.4,
         low + 1.5 + long, "C", x - w * 0.6, low + long * 0.6, x - w * 1.1, low, x - w, y, "Z",
     )  # fmt: skip
     return _fill(d, _brow_colour(f))
@@ -784,21 +956,32 @@ def _beard(f: _Face) -> str:
 
 def _whiskers(f: _Face, long: float, *, stubble: bool) -> str:
     grow = 0.0 if stubble else 0.8 + long * 0.12
-    right = [(x + grow, y) for x, y in _side_outline(f, 1)[3:]]
-    left = [(x - grow, y) for x, y in _side_outline(f, -1)[3:]]
-    rows = [*right[:-1], (f.cx + 1.8 * f.yaw, f.chin + long), *left[-2::-1]]
+    right = [(x + grow * (i > 0), y) for i, (x, y) in enumerate(_side_outline(f, 1)[3:])]
+    left = [(x - grow * (i > 0), y) for i, (x, y) in enumerate(_side_outline(f, -1)[3:])]
+    rows = [*right[:-1], (f.cx + 2.9 * f.yaw, f.chin + long), *left[-2::-1]]
     if long:
-        rows = [(x, y + (long * 0.75 if i in (3, 5) else long * 0.25 if i in (2, 6) else 0)) for i, (x, y) in enumerate(rows)]
+        rows = [
+            (x, y + (long * 0.75 if i in (3, 5) else long * 0.12 if i in (2, 6) else 0))
+            for i, (x, y) in enumerate(rows)
+        ]
     m = f.mouth_y
     inner = [
-        (f.cx - f.half * 0.86, 47.0), (f.at(-0.8), m - 6), (f.at(-0.5), m - 3.4), (f.at(0), m - 3.0), (f.at(0.5), m - 3.4),
+        (f.cx - f.half * 0.86, 47.0), (f.at(-0.8), m - 6), (f.at(-0.5), m - 3.4), (f.at(0), m - 3.0),
+        (f.at(0.5), m - 3.4),
         (f.at(0.8), m - 6), (f.cx + f.half * 0.86, 47.0),
     ]  # fmt: skip
     d = _through(rows) + _through(inner, "L") + "Z"
     if stubble:
         return _fill(d, _brow_colour(f), lerp(0.22, 0.5, f.p["beard_length"]))
     tips = "".join(
-        _d("M", f.cx + 1.6 * f.yaw + u * f.jaw, f.chin - 6 + 4 * (1 - abs(u)), "l", u * -2, 2.5 + long * 0.5 * (1 - abs(u)))
+        _d(
+            "M",
+            f.cx + 2.2 * f.yaw + u * f.jaw,
+            f.chin - 6 + 4 * (1 - abs(u)),
+            "l",
+            u * -2,
+            2.5 + long * 0.5 * (1 - abs(u)),
+        )
         for u in (-0.52, -0.32, -0.1, 0.12, 0.34, 0.54)
     )
     return _fill(d, _brow_colour(f)) + _line(tips, lighten(_brow_colour(f), 0.25), 0.8, 0.8)
@@ -807,7 +990,7 @@ def _whiskers(f: _Face, long: float, *, stubble: bool) -> str:
 def _moustache(f: _Face) -> str:
     if int(f.p["beard"]) != 3:
         return ""
-    x, y, w = f.at(0) + 0.5 * f.yaw, f.mouth_y - 2.2, min(lerp(5.0, 10.5, f.p["beard_length"]), f.jaw * 0.68)
+    x, y, w = f.at(0), f.mouth_y - 2.2, min(lerp(5.0, 10.5, f.p["beard_length"]), f.jaw * 0.68)
     d = ""
     for s in (-1, 1):
         d += _d(

@@ -60,7 +60,8 @@ def caption_pairs(pipe: Any, count: int, *, named: bool) -> Pairs:
     pixels = torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
         latents = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
-    right, wrong = [], []
+    right: list[str] = []
+    wrong: list[str] = []
     for number, picture in enumerate(pictures):
         other = pictures[(number + 1) % count]
         for captions, who in ((right, picture), (wrong, other)):

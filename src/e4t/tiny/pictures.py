@@ -41,9 +41,10 @@ def _draw_shard(job: tuple[Path, int, int]) -> None:
     beside.rename(_path(folder, shard))
 
 
-def load_shards(folder: Path, *, size: int = 128) -> tuple[np.ndarray, np.ndarray]:
-    """All drawn pictures, ``[n, size, size, 3]`` uint8, and their indices ``[n]``."""
+def load_shards(folder: Path, count: int | None = None, *, size: int = 128) -> tuple[np.ndarray, np.ndarray]:
+    """The shards of the first ``count`` drawn pictures, ``[n, size, size, 3]`` uint8, and their indices ``[n]``."""
     paths = sorted((folder / f"world-{WORLD_VERSION}-{size}px").glob("*.rgb.npy"))
+    paths = paths[: None if count is None else -(-count // SHARD)]
     if not paths:
         raise FileNotFoundError(f"no drawn pictures in {folder}; run the 'draw' stage first")
     indices = [np.arange(SHARD) + SHARD * int(path.name.split(".")[0]) for path in paths]

@@ -28,6 +28,7 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from e4t.tiny import architecture
 from e4t.tiny.pictures import captions_of, draw_shards, load_shards
 
+STAGES = ("draw", "vae", "encode", "base", "clip", "export")
 CAPTION_VARIANTS = 3
 CAPTION_DROPOUT = 0.1
 
@@ -50,7 +51,7 @@ class TinyConfig:
     checkpoint_every: int = 250
     seed: int = 0
     device: str = "cpu"
-    stages: tuple[str, ...] = ("draw", "vae", "encode", "base", "clip", "export")
+    stages: tuple[str, ...] = STAGES
 
 
 @dataclass
@@ -126,9 +127,9 @@ class Trained:
                     }
 
     @torch.no_grad()
-    def averaged(self, name: str) -> nn.Module:
+    def averaged(self, name: str) -> Any:
         """The named network in float32 with the moving average's weights."""
-        network = self.networks[name].float()
+        network: Any = self.networks[name].float()
         for key, parameter in network.named_parameters():
             parameter.copy_(self.average[f"{name}.{key}"])
         return network.eval()
@@ -163,7 +164,7 @@ def _run(config: TinyConfig, stage: str, trained: Trained, steps: int, losses: I
 
 def _generator(config: TinyConfig, stage: str, step: int) -> torch.Generator:
     """The random stream of one step, so that a resumed run sees what an uninterrupted one would."""
-    return torch.Generator().manual_seed(hash((config.seed, len(stage), step)) % 2**62)
+    return torch.Generator().manual_seed((config.seed * len(STAGES) + STAGES.index(stage)) * 2**40 + step)
 
 
 def _new(config: TinyConfig, networks: dict[str, nn.Module], stage: str) -> Trained:
@@ -178,7 +179,7 @@ def train_vae(config: TinyConfig, rgb: np.ndarray) -> None:
     """Reconstruction by absolute error of pixels and of their gradients (edges carry identity), weak KL."""
     torch.manual_seed(config.seed)
     trained = _new(config, {"vae": architecture.build_vae()}, "vae")
-    vae = trained.networks["vae"]
+    vae: Any = trained.networks["vae"]
 
     def losses() -> Iterator[Tensor]:
         while True:
@@ -188,7 +189,7 @@ def train_vae(config: TinyConfig, rgb: np.ndarray) -> None:
             crops = np.stack([rgb[i, y : y + 64, x : x + 64] for i, (y, x) in zip(picks, corners, strict=True)])
             pixels = _to_pixels(crops).to(config.device)
             posterior = vae.encode(pixels.bfloat16()).latent_dist
-            decoded = vae.decode(posterior.sample()).sample.float()
+            decoded = vae.decode(posterior.sample(generator)).sample.float()
             yield _reconstruction_loss(decoded, pixels) + 1e-6 * posterior.kl().float().mean()
 
     _run(config, "vae", trained, config.vae_steps, losses())
@@ -207,22 +208,22 @@ def _to_pixels(rgb: np.ndarray) -> Tensor:
 
 @torch.no_grad()
 def encode_pictures(config: TinyConfig, rgb: np.ndarray) -> Tensor:
-    """Latents of every picture, scaled to unit variance, float16 ``[n, 12, 16, 16]``; cached."""
+    """Latents of every picture, scaled to unit variance, float16 ``[n, 12, 16, 16]``; cached for this VAE."""
     path = config.work / "latents.safetensors"
-    if path.exists():
+    step = _read_step(config.work / "vae.safetensors")
+    if path.exists() and _read_step(path) == step:
         cached = load_file(path)["latents"]
         if len(cached) == len(rgb):
             return cached
     vae = _trained_vae(config).to(torch.bfloat16)
-    chunks = [vae.encode(_to_pixels(rgb[i : i + 64]).to(config.device, torch.bfloat16)).latent_dist.mean.float().cpu()
-              for i in range(0, len(rgb), 64)]
-    latents = torch.cat(chunks)
+    batches = (_to_pixels(rgb[i : i + 64]).to(config.device, torch.bfloat16) for i in range(0, len(rgb), 64))
+    latents = torch.cat([vae.encode(pixels).latent_dist.mean.float().cpu() for pixels in batches])
     # Set by the first encoding and kept: a base trained on one scale must not meet another.
     scale_path = config.work / "scaling_factor.json"
     if not scale_path.exists():
         scale_path.write_text(json.dumps(float(1 / latents.std())))
     latents = (latents * _scaling_factor(config)).half()
-    save_file({"latents": latents.contiguous()}, path)
+    save_file({"latents": latents.contiguous()}, path, metadata={"step": str(step)})
     return latents
 
 
@@ -306,7 +307,7 @@ def _velocity_loss(networks: dict[str, nn.Module], noisy: Tensor, t: Tensor, ids
 def train_clip(config: TinyConfig, rgb: np.ndarray, tokens: Tensor, tokenizer: CLIPTokenizer) -> None:
     """Align a vision tower to the frozen text tower, with an image-image term between two views of one drawing."""
     torch.manual_seed(config.seed)
-    clip = architecture.build_clip(tokenizer)
+    clip: Any = architecture.build_clip(tokenizer)
     _load_text_tower(config, clip)
     clip.text_model.requires_grad_(False)
     trained = _new(config, {"clip": clip}, "clip")
@@ -355,7 +356,7 @@ def _view(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return cropped * gain + 0.1 * torch.randn(n, 3, 1, 1, generator=generator).to(pixels.device)
 
 
-def _contrastive_loss(clip: CLIPModel, first: Tensor, second: Tensor, ids: Tensor) -> Tensor:
+def _contrastive_loss(clip: Any, first: Tensor, second: Tensor, ids: Tensor) -> Tensor:
     images = torch.cat([first, second]).bfloat16()
     seen = clip.visual_projection(clip.vision_model(pixel_values=images).pooler_output).float()
     one, two = F.normalize(seen, dim=-1).chunk(2)
@@ -408,17 +409,20 @@ def _write_configs(output: Path) -> None:
         "crop_size": {"height": architecture.RESOLUTION, "width": architecture.RESOLUTION},
     }
     (output / "image_encoder" / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+    # Stored in half precision, loaded in single: transformers follows the config, and CPUs cannot sample in half.
+    for name in ("text_encoder", "image_encoder"):
+        path = output / name / "config.json"
+        path.write_text(path.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
 
 
 def train_tiny(config: TinyConfig) -> None:
     """Run the stages named in ``config``, each from where it stands."""
-    torch.set_flush_denormal(True)  # two and a half times faster training steps on CPUs
     config.work.mkdir(parents=True, exist_ok=True)
     if "draw" in config.stages:
         for drawn in draw_shards(config.work / "pictures", config.pictures):
             _log(config.work, "draw", pictures=drawn)
     tokenizer = tokenizer_of(config)
-    rgb, indices = load_shards(config.work / "pictures")
+    rgb, indices = load_shards(config.work / "pictures", config.pictures)
     if "vae" in config.stages:
         train_vae(config, rgb)
     if "base" in config.stages or "encode" in config.stages:
@@ -434,5 +438,7 @@ def train_tiny(config: TinyConfig) -> None:
 
 if __name__ == "__main__":
     import tyro
+
+    torch.set_flush_denormal(True)  # two and a half times faster training steps on CPUs
 
     train_tiny(tyro.cli(TinyConfig, config=(tyro.conf.PositionalRequiredArgs, tyro.conf.FlagConversionOff)))

@@ -172,4 +172,5 @@ def _figure_svg(picture: Picture) -> str:
 def _lit(rgb: np.ndarray, light: Light) -> np.ndarray:
     warm = 0.06 * light.warmth
     tint = np.array([1 + warm, 1.0, 1 - warm], np.float32) * (0.82 + 0.18 * light.level)
-    return rgb * tint
+    lit: np.ndarray = rgb * tint
+    return lit
