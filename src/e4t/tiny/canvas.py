@@ -23,14 +23,16 @@ class Parameter:
     """One number of an identity.
 
     ``options`` makes it categorical (the value is an index). ``words`` cuts a continuous one into equal bins that
-    captions can name. With neither it is something no caption can say. ``requires`` names a categorical parameter
-    and the option indices under which this one is visible at all.
+    captions can name. With neither it is something no caption can say. ``first`` is the share of individuals with the
+    first option, where options are not all equally common. ``requires`` names a categorical parameter and the option
+    indices under which this one is visible at all.
     """
 
     name: str
     words: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     requires: tuple[str, tuple[int, ...]] | None = None
+    first: float | None = None
 
     def word(self, value: float) -> str | None:
         """The caption word for ``value``, or None when captions cannot say it."""

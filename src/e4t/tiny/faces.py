@@ -76,7 +76,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("mole", options=("", "a mole")),
     Parameter("mole_x", requires=("mole", (1,))),
     Parameter("mole_y", requires=("mole", (1,))),
-    Parameter("beard", options=("", "a stubble beard", "a full beard", "a moustache", "a goatee")),
+    Parameter("beard", options=("", "a stubble beard", "a full beard", "a moustache", "a goatee"), first=0.6),
     Parameter("beard_length", requires=("beard", (1, 2, 3, 4))),
 )
 

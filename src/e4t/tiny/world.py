@@ -87,7 +87,13 @@ def identity(namespace: str, index: int, kind: str = "face") -> Identity:
 
 def _draw_value(parameter: Parameter, rng: random.Random) -> float:
     value = rng.random()
-    return float(int(value * len(parameter.options))) if parameter.options else value
+    if not parameter.options:
+        return value
+    if parameter.first is None:
+        return float(int(value * len(parameter.options)))
+    if value < parameter.first:
+        return 0.0
+    return float(1 + int((value - parameter.first) / (1 - parameter.first) * (len(parameter.options) - 1)))
 
 
 def words(subject: Identity) -> dict[str, str]:
