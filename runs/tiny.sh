@@ -19,5 +19,5 @@ mkdir -p "$WEIGHTS"
 rm -rf "$WEIGHTS/tiny"
 cp -r "$WORK/tiny" "$WEIGHTS/tiny"
 
-"$PYTHON" -m e4t.tiny.album src/e4t/tiny/examples --namespace demo --count 4 --truth
+"$PYTHON" -m e4t.tiny.album src/e4t/tiny/examples demo 4 --truth
 bash runs/tiny-face.sh

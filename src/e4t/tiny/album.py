@@ -1,7 +1,7 @@
 """Pictures of individuals as people would bring them: one each, as files.
 
-python -m e4t.tiny.album faces --namespace train --count 4000           # a folder to pre-train a domain on
-python -m e4t.tiny.album examples --namespace demo --count 4 --truth    # with mask and the drawn identity
+python -m e4t.tiny.album faces train 4000            # a folder to pre-train a domain on
+python -m e4t.tiny.album examples demo 4 --truth     # with mask and the drawn identity
 """
 
 from __future__ import annotations
