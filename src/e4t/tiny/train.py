@@ -136,8 +136,11 @@ class Trained:
 
 
 def _read_step(path: Path) -> int:
+    """The step a file was written at; 0 where there is none."""
     from safetensors import safe_open
 
+    if not path.exists():
+        return 0
     with safe_open(path, "pt") as file:
         return int(file.metadata()["step"])
 
