@@ -101,7 +101,7 @@ def gate(model: Path, output: Path) -> None:
     """Print the gates of ``model`` and write them to ``output`` as JSON."""
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(model)
     report = base_gate(pipe)
     output.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))

@@ -1,0 +1,67 @@
+"""The shipped weights: in stock formats, small enough, and good for the whole job."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from e4t import Concept, E4TPipeline
+
+TINY = Path(str(resources.files("e4t.tiny")))
+WEIGHTS = TINY / "weights"
+pytestmark = pytest.mark.skipif(not WEIGHTS.exists(), reason="this checkout ships no weights; runs/tiny.sh makes them")
+EXAMPLES = sorted((TINY / "examples").glob("face-*.png"))
+
+
+@pytest.fixture(scope="module")
+def pipe() -> E4TPipeline:
+    return E4TPipeline.from_pretrained("tiny-face", device="cpu")
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGB"), np.float32)
+
+
+def test_all_weights_together_stay_small() -> None:
+    files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt", ".md"}
+    assert sum(path.stat().st_size for path in files) <= 50e6
+
+
+def test_text_encoder_is_the_text_tower_of_clip() -> None:
+    own = load_file(WEIGHTS / "tiny" / "text_encoder" / "model.safetensors")
+    clip = load_file(WEIGHTS / "tiny" / "image_encoder" / "model.safetensors")
+    tower = {name.removeprefix("text_model."): t for name, t in clip.items() if name.startswith("text_model.")}
+    own = {name.removeprefix("text_model."): tensor for name, tensor in own.items()}
+    assert own.keys() == tower.keys()
+    assert all(torch.equal(own[name], tower[name]) for name in own)
+
+
+def test_unmodified_diffusers_samples_it() -> None:
+    from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+
+    stock = StableDiffusionPipeline.from_pretrained(WEIGHTS / "tiny")
+    stock.set_progress_bar_config(disable=True)
+    first = stock("a photo of a face", num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[0]
+    assert first.size == (128, 128)
+    again = StableDiffusionImg2ImgPipeline(**stock.components, requires_safety_checker=False)
+    again.set_progress_bar_config(disable=True)
+    assert again("a photo of a face", image=first, num_inference_steps=4).images[0].size == (128, 128)
+
+
+def test_one_picture_becomes_a_concept_that_draws(pipe: E4TPipeline, tmp_path: Path) -> None:
+    concept = pipe.personalize(EXAMPLES[0])
+    assert concept.steps == 5
+    settings = {"num_inference_steps": 4, "seed": 0}
+    drawn = pipe("a photo of S*", concept=concept, **settings).images[0]
+    bare = pipe("a photo of S*", concept=None, **settings).images[0]
+    assert np.abs(pixels(drawn) - pixels(bare)).mean() > 1
+    kept = Concept.load(concept.save(tmp_path / "anna"))
+    again = pipe("a photo of S*", concept=kept, **settings).images[0]
+    assert np.abs(pixels(again) - pixels(drawn)).mean() < 2  # kept in half precision
