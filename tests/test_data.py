@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from e4t.data import ImageData, square_mask, square_pixels, write_cache
-from e4t.errors import DataError
+from e4t.errors import DataError, ImageError
 
 
 def data(source, **options):
@@ -67,5 +67,5 @@ def test_unusable_sources(tmp_path):
     with pytest.raises(DataError, match="uint8"):
         data(tmp_path / "x.npy")
     (tmp_path / "broken.png").write_bytes(b"no")
-    with pytest.raises(DataError, match="broken"):
+    with pytest.raises(ImageError, match="broken"):
         data(tmp_path).views(0, 1)

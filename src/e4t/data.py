@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from e4t.errors import DataError
+from e4t.images import load_image
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -55,12 +56,7 @@ class ImageData:
     def picture(self, index: int) -> Image.Image:
         entry = self._pictures[index]
         if isinstance(entry, Path):
-            try:
-                with Image.open(entry) as image:
-                    converted: Image.Image = image.convert("RGB")
-                    return converted
-            except OSError as error:
-                raise DataError(f"'{entry}' cannot be read: {error}") from error
+            return load_image(entry)
         return Image.fromarray(np.ascontiguousarray(entry))
 
     def views(self, batch: int, size: int) -> Views:
