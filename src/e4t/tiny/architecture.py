@@ -1,7 +1,7 @@
 """The tiny Stable Diffusion's parts, freshly initialised: stock classes of diffusers and transformers, small.
 
-128 px pictures become 16 x 16 latents of 12 channels. Attention runs at 8 x 8 and 4 x 4: at 16 x 16 it makes a step on a
-CPU half as long again. Whether that would pay in quality has not been measured.
+128 px pictures become 16 x 16 latents of 12 channels. Attention runs at 8 x 8 and 4 x 4: at 16 x 16 it makes a step on
+a CPU half as long again. Whether that would pay in quality has not been measured.
 """
 
 from __future__ import annotations
