@@ -10,10 +10,10 @@ PYTHON=${PYTHON:-.venv/bin/python}
 WEIGHTS=src/e4t/tiny/weights
 
 "$PYTHON" -m e4t.tiny.train "$WORK"
-"$PYTHON" -m e4t.tiny.gates --model "$WORK/tiny" --output "$WORK/gates.json"
 for judge in 1 2; do
   "$PYTHON" -m e4t.evaluation.judge "$WORK" --judge "$judge"
 done
+"$PYTHON" -m e4t.evaluation.gates "$WORK/tiny" --judge-folder "$WORK/tiny/judge-1/face" --output "$WORK/gates.json"
 
 mkdir -p "$WEIGHTS"
 rm -rf "$WEIGHTS/tiny"

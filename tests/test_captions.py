@@ -8,7 +8,16 @@ import pytest
 
 from e4t.tiny import captions
 from e4t.tiny.accessories import ACCESSORIES
-from e4t.tiny.captions import NAMED, caption, name_of, names, training_caption, training_picture
+from e4t.tiny.captions import (
+    NAMED,
+    alterations,
+    caption,
+    misleading_caption,
+    name_of,
+    names,
+    training_caption,
+    training_picture,
+)
 from e4t.tiny.scenes import SCENES
 from e4t.tiny.world import EXPRESSIONS, Picture, identity, stream, words
 
@@ -74,3 +83,26 @@ def test_every_caption_fits_the_text_encoder(tmp_path: Path) -> None:
     texts = [training_caption(i, training_picture(i), variant=v) for i in range(600) for v in range(3)]
     tokenizer = architecture.build_tokenizer(texts, tmp_path)
     assert max(len(ids) for ids in tokenizer(texts)["input_ids"]) <= architecture.MAX_TOKENS
+
+
+def test_alterations_change_one_thing() -> None:
+    for index in range(60):
+        picture = training_picture(index)
+        altered = alterations(picture)
+        assert len(altered) >= 40
+        for other in altered:
+            changed = [key for key in vars(picture) if getattr(other, key) != getattr(picture, key)]
+            assert len(changed) == 1
+            before, after = words(picture.subject), words(other.subject)
+            if changed == ["subject"] and name_of(picture.subject) is None:
+                # Parameters that show only under another one come and go with it.
+                own = other.subject.key.removeprefix(picture.subject.key).split("/")[1]
+                assert before[own] != after.get(own)
+
+
+def test_misleading_captions_are_wrong_and_deterministic() -> None:
+    for index in range(100):
+        picture = training_picture(index)
+        wrong = misleading_caption(index, picture)
+        assert wrong != training_caption(index, picture)
+        assert wrong == misleading_caption(index, training_picture(index))

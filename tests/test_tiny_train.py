@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from e4t.tiny import architecture, pictures, train
-from e4t.tiny.train import TinyConfig, Trained, train_tiny
+from e4t.tiny.train import TinyConfig, train_tiny
+from e4t.tiny.trained import Trained, step_of
 
 STAGES = ("vae", "base", "clip")
 
@@ -64,7 +65,7 @@ def test_every_stage_leaves_its_checkpoint(trained: TinyConfig) -> None:
     for stage in STAGES:
         state = load_file(trained.work / f"{stage}.safetensors")
         assert all(torch.isfinite(tensor).all() for tensor in state.values())
-        assert train._read_step(trained.work / f"{stage}.safetensors") == 4
+        assert step_of(trained.work / f"{stage}.safetensors") == 4
     latents = load_file(trained.work / "latents.safetensors")["latents"]
     assert latents.shape == (6, architecture.LATENT_CHANNELS, 16, 16)
     assert 0.5 < latents.float().std() < 2
@@ -97,7 +98,7 @@ def test_resuming_is_the_same_as_going_on(trained: TinyConfig, stage: str, tmp_p
         patch.setattr(Trained, "save", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             train_tiny(resumed)
-    assert train._read_step(resumed.work / f"{stage}.safetensors") == 2
+    assert step_of(resumed.work / f"{stage}.safetensors") == 2
     train_tiny(resumed)
     expected = load_file(trained.work / f"{stage}.safetensors")
     for key, tensor in load_file(resumed.work / f"{stage}.safetensors").items():
@@ -111,7 +112,7 @@ def test_more_steps_continue_a_finished_stage(trained: TinyConfig, tmp_path: Pat
         (longer.work / name).symlink_to(trained.work / name)
     (longer.work / "base.safetensors").write_bytes((trained.work / "base.safetensors").read_bytes())
     train_tiny(longer)
-    assert train._read_step(longer.work / "base.safetensors") == 5
+    assert step_of(longer.work / "base.safetensors") == 5
 
 
 def test_losses_are_logged(trained: TinyConfig) -> None:
@@ -122,7 +123,7 @@ def test_losses_are_logged(trained: TinyConfig) -> None:
 
 def test_small_updates_are_not_lost() -> None:
     layer = torch.nn.Linear(4, 4)
-    state = Trained({"layer": layer}, 1e-4, warmup=1, ema_decay=0.9)
+    state = Trained({"layer": layer}, 1e-4, warmup=1, ema_decay=0.9, steps=100)
     before = {key: master.clone() for key, master in state.masters.items()}
     for _ in range(3):
         state.update(layer(torch.ones(1, 4).bfloat16()).float().square().sum())

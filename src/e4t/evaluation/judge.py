@@ -27,7 +27,7 @@ from e4t.errors import CheckpointError, DataError
 from e4t.evaluation.truth import CLASSES, Layout, Readings, Truth, shows
 from e4t.tiny.captions import training_picture
 from e4t.tiny.pictures import load_shards
-from e4t.tiny.train import Trained
+from e4t.tiny.trained import Trained
 from e4t.tiny.world import WORLD_VERSION
 
 RESOLUTION = 128
@@ -322,7 +322,7 @@ def train_judge(
         raise DataError(f"none of the {len(pictures)} drawn pictures shows a {config.kind}")
     targets = _Targets.of(Truth.of([pictures[row] for row in rows.tolist()], config.kind), layout)
     network = JudgeNetwork(config.judge, layout).to(config.device).train()
-    trained = Trained({"judge": network}, config.learning_rate, config.warmup, config.ema)
+    trained = Trained({"judge": network}, config.learning_rate, config.warmup, config.ema, config.steps)
     trained.load(config.checkpoint)
 
     def losses() -> Iterator[Tensor]:
@@ -350,10 +350,7 @@ def _shown(rgb: np.ndarray, returned: np.ndarray | None, rows: Tensor, through: 
 
 def _run(config: JudgeConfig, trained: Trained, losses: Iterator[Tensor]) -> None:
     recent: list[float] = []
-    peak = trained.learning_rate
     while trained.step < config.steps:
-        # Half a cosine to zero: readings get their last digits at small rates.
-        trained.learning_rate = peak * 0.5 * (1 + float(np.cos(np.pi * trained.step / config.steps)))
         recent.append(trained.update(next(losses)))
         if trained.step % 50 == 0:
             print(

@@ -8,12 +8,30 @@ from __future__ import annotations
 
 import functools
 import random
+from collections.abc import Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from e4t.tiny.accessories import ACCESSORIES
+from e4t.tiny.canvas import Parameter
 from e4t.tiny.scenes import SCENES
 from e4t.tiny.styles import STYLES
 from e4t.tiny.transforms import TRANSFORMS
-from e4t.tiny.world import EXPRESSIONS, Identity, Picture, identity, random_light, random_pose, stream, words
+from e4t.tiny.world import (
+    EXPRESSIONS,
+    PARAMETERS,
+    Identity,
+    Picture,
+    identity,
+    is_visible,
+    random_light,
+    random_pose,
+    stream,
+    words,
+)
+
+T = TypeVar("T")
 
 NAMED = {"face": 2000, "cat": 300, "art": 300}
 """How many training individuals of each kind have a name: the first ones of the namespace "train"."""
@@ -67,7 +85,7 @@ def name_of(subject: Identity) -> str | None:
     return None
 
 
-def _pick(rng: random.Random, items: tuple[str, ...] | list[str]) -> str:
+def _pick(rng: random.Random, items: Sequence[T]) -> T:
     return items[int(rng.random() * len(items))]
 
 
@@ -175,3 +193,54 @@ def _individual(kind: str, namespace: str, rng: random.Random) -> Identity:
 def training_caption(index: int, picture: Picture, *, variant: int = 0) -> str:
     """The caption of training picture ``index``; every ``variant`` words it differently."""
     return caption(picture, stream("caption", index, variant))
+
+
+def alterations(picture: Picture) -> list[Picture]:
+    """Every picture that differs from ``picture`` in exactly one thing that its caption may say."""
+    choices: dict[str, list[Any]] = {
+        "scene": list(SCENES),
+        "style": [] if picture.art else list(STYLES),
+        "accessory": [None, *ACCESSORIES],
+        "expression": list(EXPRESSIONS),
+        "transform": [None, *TRANSFORMS] if picture.transform else [],
+    }
+    altered = [
+        replace(picture, **{key: value})
+        for key, values in choices.items()
+        for value in values
+        if value != getattr(picture, key)
+    ]
+    return altered + [replace(picture, subject=other) for other in _other_subjects(picture.subject)]
+
+
+def _other_subjects(subject: Identity) -> list[Identity]:
+    """Individuals of one other word each; for a named one, eight of other names."""
+    if name_of(subject) is not None:
+        rng = stream("other names", subject.key)
+        indices = [int(rng.random() * NAMED[subject.kind]) for _ in range(8)]
+        others = [identity("train", index, subject.kind) for index in indices]
+        return [other for other in others if other != subject]
+    return [
+        Identity(subject.kind, f"{subject.key}/{p.name}/{value}", MappingProxyType({**subject.params, p.name: value}))
+        for p in PARAMETERS[subject.kind]
+        if p.word(subject.params[p.name]) and is_visible(p, subject.params)
+        for value in _one_value_per_word(p)
+        if p.word(value) and p.word(value) != p.word(subject.params[p.name])
+    ]
+
+
+def _one_value_per_word(parameter: Parameter) -> list[float]:
+    if parameter.options:
+        return [float(option) for option in range(len(parameter.options))]
+    return [(number + 0.5) / len(parameter.words) for number in range(len(parameter.words))]
+
+
+def misleading_caption(index: int, picture: Picture, *, variant: int = 0) -> str:
+    """`training_caption` with the same wording of something that is not there: one attribute is another."""
+    true = training_caption(index, picture, variant=variant)
+    rng = stream("misleading", index, variant)
+    altered = alterations(picture)
+    while True:
+        false = training_caption(index, _pick(rng, altered), variant=variant)
+        if false != true:
+            return false

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from e4t.tiny.captions import training_caption, training_picture
+from e4t.tiny.captions import misleading_caption, training_caption, training_picture
 from e4t.tiny.world import WORLD_VERSION, draw
 
 SHARD = 2000
@@ -57,4 +57,13 @@ def captions_of(indices: np.ndarray, variants: int) -> list[list[str]]:
     for index in map(int, indices):
         picture = training_picture(index)
         captions.append([training_caption(index, picture, variant=v) for v in range(variants)])
+    return captions
+
+
+def misleading_captions_of(indices: np.ndarray, variants: int) -> list[list[str]]:
+    """For each wording of `captions_of`, the same with one attribute that the picture does not have."""
+    captions = []
+    for index in map(int, indices):
+        picture = training_picture(index)
+        captions.append([misleading_caption(index, picture, variant=v) for v in range(variants)])
     return captions

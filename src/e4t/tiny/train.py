@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from e4t.tiny import architecture
-from e4t.tiny.pictures import captions_of, draw_shards, load_shards
+from e4t.tiny.pictures import captions_of, draw_shards, load_shards, misleading_captions_of
+from e4t.tiny.trained import Trained, step_of
 
 STAGES = ("draw", "vae", "encode", "base", "clip", "export")
 CAPTION_VARIANTS = 3
@@ -38,111 +39,20 @@ class TinyConfig:
     """How much of everything; the defaults are the recipe of the shipped weights."""
 
     work: Path
-    pictures: int = 30_000
-    vae_steps: int = 6_000
+    pictures: int = 40_000
+    vae_steps: int = 10_000
     base_steps: int = 20_000
     clip_steps: int = 6_000
-    vae_batch: int = 48  # crops of 64 px
+    vae_batch: int = 16  # crops of 64 px
     base_batch: int = 48
     clip_batch: int = 64
-    learning_rate: float = 6e-4
+    learning_rate: float = 1e-3
     warmup: int = 200
     ema: float = 0.999
     checkpoint_every: int = 250
     seed: int = 0
     device: str = "cpu"
     stages: tuple[str, ...] = STAGES
-
-
-@dataclass
-class Trained:
-    """Networks in bfloat16 with float32 master weights, Adam moments and an exponential moving average.
-
-    On a CPU with bfloat16 dot products this is several times faster than float32 and, unlike plain bfloat16, loses no
-    small update. The state is a flat safetensors file: no pickle.
-    """
-
-    networks: dict[str, nn.Module]
-    learning_rate: float
-    warmup: int
-    ema_decay: float
-    step: int = 0
-    masters: dict[str, Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name, network in self.networks.items():
-            self.masters |= {f"{name}.{key}": p.detach().float().clone() for key, p in network.named_parameters()}
-            network.to(torch.bfloat16)
-        self.parameters = {f"{n}.{k}": p for n, net in self.networks.items() for k, p in net.named_parameters()}
-        self.average = {key: master.clone() for key, master in self.masters.items()}
-        self.optimizer = torch.optim.AdamW(
-            list(self.masters.values()), lr=self.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-        )
-
-    def update(self, loss: Tensor) -> float:
-        """One optimiser step on ``loss``; returns its value."""
-        loss.backward()  # type: ignore[no-untyped-call]
-        for key, parameter in self.parameters.items():
-            self.masters[key].grad = None if parameter.grad is None else parameter.grad.float()
-            parameter.grad = None
-        torch.nn.utils.clip_grad_norm_(list(self.masters.values()), 1.0)
-        self.step += 1
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * min(1.0, self.step / self.warmup)
-        self.optimizer.step()
-        decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            masters = list(self.masters.values())
-            torch._foreach_copy_(list(self.parameters.values()), masters)
-            torch._foreach_lerp_(list(self.average.values()), masters, 1 - decay)
-        return float(loss.detach())
-
-    def save(self, path: Path) -> None:
-        """Write everything needed to continue, beside and then renamed."""
-        tensors = {f"master/{key}": t for key, t in self.masters.items()}
-        tensors |= {f"ema/{key}": t for key, t in self.average.items()}
-        for key, master in self.masters.items():
-            state = self.optimizer.state.get(master, {})
-            tensors |= {f"adam/{key}/{part}": state[part] for part in ("exp_avg", "exp_avg_sq") if part in state}
-        beside = path.with_suffix(".partial")
-        save_file({k: t.contiguous() for k, t in tensors.items()}, beside, metadata={"step": str(self.step)})
-        beside.rename(path)
-
-    def load(self, path: Path) -> None:
-        """Continue from `save`'s file, if there is one."""
-        if not path.exists():
-            return
-        tensors = load_file(path)
-        self.step = _read_step(path)
-        with torch.no_grad():
-            for key, master in self.masters.items():
-                master.copy_(tensors[f"master/{key}"])
-                self.average[key].copy_(tensors[f"ema/{key}"])
-                self.parameters[key].copy_(master)
-                if f"adam/{key}/exp_avg" in tensors:
-                    self.optimizer.state[master] = {
-                        "step": torch.tensor(float(self.step)),
-                        "exp_avg": tensors[f"adam/{key}/exp_avg"].to(master.device),
-                        "exp_avg_sq": tensors[f"adam/{key}/exp_avg_sq"].to(master.device),
-                    }
-
-    @torch.no_grad()
-    def averaged(self, name: str) -> Any:
-        """The named network in float32 with the moving average's weights."""
-        network: Any = self.networks[name].float()
-        for key, parameter in network.named_parameters():
-            parameter.copy_(self.average[f"{name}.{key}"])
-        return network.eval()
-
-
-def _read_step(path: Path) -> int:
-    """The step a file was written at; 0 where there is none."""
-    from safetensors import safe_open
-
-    if not path.exists():
-        return 0
-    with safe_open(path, "pt") as file:
-        return int(file.metadata()["step"])
 
 
 def _log(work: Path, stage: str, **values: Any) -> None:
@@ -152,16 +62,16 @@ def _log(work: Path, stage: str, **values: Any) -> None:
     print(json.dumps(line), flush=True)
 
 
-def _run(config: TinyConfig, stage: str, trained: Trained, steps: int, losses: Iterator[Tensor]) -> None:
-    """Take ``steps`` optimiser steps in all on ``losses``, logging and checkpointing."""
+def _run(config: TinyConfig, stage: str, trained: Trained, losses: Iterator[Tensor]) -> None:
+    """Take all of the stage's steps on ``losses``, logging and checkpointing."""
     path = config.work / f"{stage}.safetensors"
     recent: list[float] = []
-    while trained.step < steps:
+    while trained.step < trained.steps:
         recent.append(trained.update(next(losses)))
         if trained.step % 50 == 0:
             _log(config.work, stage, step=trained.step, loss=round(float(np.mean(recent)), 5))
             recent.clear()
-        if trained.step % config.checkpoint_every == 0 or trained.step == steps:
+        if trained.step % config.checkpoint_every == 0 or trained.step == trained.steps:
             trained.save(path)
 
 
@@ -171,9 +81,9 @@ def _generator(config: TinyConfig, stage: str, step: int) -> torch.Generator:
 
 
 def _new(config: TinyConfig, networks: dict[str, nn.Module], stage: str) -> Trained:
-    trained = Trained(
-        {k: n.to(config.device).train() for k, n in networks.items()}, config.learning_rate, config.warmup, config.ema
-    )
+    networks = {key: network.to(config.device).train() for key, network in networks.items()}
+    steps = {"vae": config.vae_steps, "base": config.base_steps, "clip": config.clip_steps}[stage]
+    trained = Trained(networks, config.learning_rate, config.warmup, config.ema, steps)
     trained.load(config.work / f"{stage}.safetensors")
     return trained
 
@@ -195,7 +105,7 @@ def train_vae(config: TinyConfig, rgb: np.ndarray) -> None:
             decoded = vae.decode(posterior.sample(generator)).sample.float()
             yield _reconstruction_loss(decoded, pixels) + 1e-6 * posterior.kl().float().mean()
 
-    _run(config, "vae", trained, config.vae_steps, losses())
+    _run(config, "vae", trained, losses())
 
 
 def _reconstruction_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
@@ -216,8 +126,8 @@ def _to_pixels(rgb: np.ndarray) -> Tensor:
 def encode_pictures(config: TinyConfig, rgb: np.ndarray) -> Tensor:
     """Latents of every picture, scaled to unit variance, float16 ``[n, 12, 16, 16]``; cached for this VAE."""
     path = config.work / "latents.safetensors"
-    step = _read_step(config.work / "vae.safetensors")
-    if path.exists() and _read_step(path) == step:
+    step = step_of(config.work / "vae.safetensors")
+    if path.exists() and step_of(path) == step:
         cached = load_file(path)["latents"]
         if len(cached) == len(rgb):
             return cached
@@ -262,14 +172,24 @@ def tokenise(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 def caption_tokens(config: TinyConfig, tokenizer: CLIPTokenizer, indices: np.ndarray) -> Tensor:
     """Tokens of every wording of every caption, int16 ``[n, variants, 48]``; cached."""
-    path = config.work / "tokens.safetensors"
+    return _cached_tokens(config.work / "tokens.safetensors", tokenizer, indices, captions_of)
+
+
+def misleading_tokens(config: TinyConfig, tokenizer: CLIPTokenizer, indices: np.ndarray) -> Tensor:
+    """The same of captions that are wrong in one attribute; cached."""
+    return _cached_tokens(config.work / "misleading.safetensors", tokenizer, indices, misleading_captions_of)
+
+
+def _cached_tokens(
+    path: Path, tokenizer: CLIPTokenizer, indices: np.ndarray, captions: Callable[[np.ndarray, int], list[list[str]]]
+) -> Tensor:
     if path.exists():
-        cached = load_file(path)["tokens"]
-        if len(cached) == len(indices):
-            return cached
-    flat = [text for texts in captions_of(indices, CAPTION_VARIANTS) for text in texts]
+        cached = load_file(path)
+        if torch.equal(cached["indices"], torch.from_numpy(indices)):
+            return cached["tokens"]
+    flat = [text for texts in captions(indices, CAPTION_VARIANTS) for text in texts]
     tokens = tokenise(tokenizer, flat).view(len(indices), CAPTION_VARIANTS, -1).to(torch.int16)
-    save_file({"tokens": tokens.contiguous()}, path)
+    save_file({"tokens": tokens.contiguous(), "indices": torch.from_numpy(indices)}, path)
     return tokens
 
 
@@ -301,7 +221,7 @@ def train_base(config: TinyConfig, latents: Tensor, tokens: Tensor, tokenizer: C
             target = scheduler.get_velocity(clean, noise, t).to(config.device)
             yield _velocity_loss(networks, noisy.to(config.device), t.to(config.device), ids.to(config.device), target)
 
-    _run(config, "base", trained, config.base_steps, losses())
+    _run(config, "base", trained, losses())
 
 
 def _velocity_loss(networks: dict[str, nn.Module], noisy: Tensor, t: Tensor, ids: Tensor, target: Tensor) -> Tensor:
@@ -310,12 +230,14 @@ def _velocity_loss(networks: dict[str, nn.Module], noisy: Tensor, t: Tensor, ids
     return F.mse_loss(networks["unet"](noisy, t, states).sample.float(), target)
 
 
-def train_clip(config: TinyConfig, rgb: np.ndarray, tokens: Tensor, tokenizer: CLIPTokenizer) -> None:
-    """Align a vision tower to the frozen text tower, with an image-image term between two views of one drawing."""
+def train_clip(config: TinyConfig, rgb: np.ndarray, tokens: Tensor, wrong: Tensor, tokenizer: CLIPTokenizer) -> None:
+    """Align a vision tower to the frozen text tower.
+
+    Every picture has to choose among the captions of the batch and as many ``wrong`` ones, its own with one attribute
+    changed among them; an image-image term between two views of one drawing carries what captions do not say.
+    """
     torch.manual_seed(config.seed)
-    clip: Any = architecture.build_clip(tokenizer)
-    _load_text_tower(config, clip)
-    clip.text_model.requires_grad_(False)
+    clip: Any = _clip_of(config, tokenizer)
     trained = _new(config, {"clip": clip}, "clip")
 
     def losses() -> Iterator[Tensor]:
@@ -323,11 +245,20 @@ def train_clip(config: TinyConfig, rgb: np.ndarray, tokens: Tensor, tokenizer: C
             generator = _generator(config, "clip", trained.step)
             picks = torch.randint(len(rgb), (config.clip_batch,), generator=generator)
             wording = torch.randint(tokens.shape[1], (config.clip_batch,), generator=generator)
-            pixels = _clip_pixels(rgb[picks.numpy()]).to(config.device)
+            pixels = clip_pixels(rgb[picks.numpy()]).to(config.device)
             first, second = _view(pixels, generator), _view(pixels, generator)
-            yield _contrastive_loss(clip, first, second, tokens[picks, wording].long().to(config.device))
+            ids = torch.cat([tokens[picks, wording], wrong[picks, wording]]).long().to(config.device)
+            yield _contrastive_loss(clip, first, second, ids)
 
-    _run(config, "clip", trained, config.clip_steps, losses())
+    _run(config, "clip", trained, losses())
+
+
+def _clip_of(config: TinyConfig, tokenizer: CLIPTokenizer) -> CLIPModel:
+    """A fresh CLIP around the base's text tower, which is kept as it is."""
+    clip = architecture.build_clip(tokenizer)
+    _load_text_tower(config, clip)
+    clip.text_model.requires_grad_(False)
+    return clip
 
 
 def _load_text_tower(config: TinyConfig, clip: CLIPModel) -> None:
@@ -343,7 +274,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def _clip_pixels(rgb: np.ndarray) -> Tensor:
+def clip_pixels(rgb: np.ndarray) -> Tensor:
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
     return (torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
@@ -363,13 +294,15 @@ def _view(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _contrastive_loss(clip: Any, first: Tensor, second: Tensor, ids: Tensor) -> Tensor:
+    """Two views of n pictures, and 2n captions: the right ones, then the misleading ones."""
     images = torch.cat([first, second]).bfloat16()
     seen = clip.visual_projection(clip.vision_model(pixel_values=images).pooler_output).float()
     one, two = F.normalize(seen, dim=-1).chunk(2)
-    read = F.normalize(clip.text_projection(clip.text_model(input_ids=ids).pooler_output).float(), dim=-1)
+    captions = F.normalize(clip.text_projection(clip.text_model(input_ids=ids).pooler_output).float(), dim=-1)
+    right = captions[: len(one)]
     scale = clip.logit_scale.float().exp().clamp(max=100)
     target = torch.arange(len(one), device=one.device)
-    pairs = [(one, read), (read, one), (two, read), (one, two), (two, one)]
+    pairs = [(one, captions), (two, captions), (right, one), (right, two), (one, two), (two, one)]
     return torch.stack([F.cross_entropy(scale * a @ b.T, target) for a, b in pairs]).mean()
 
 
@@ -379,14 +312,12 @@ def export(config: TinyConfig, tokenizer: CLIPTokenizer, output: Path) -> None:
     vae.register_to_config(scaling_factor=_scaling_factor(config))
     networks = {"unet": architecture.build_unet(), "text_encoder": architecture.build_text_encoder(tokenizer)}
     base = _new(config, networks, "base")
-    clip = architecture.build_clip(tokenizer)
-    vision = _new(config, {"clip": clip}, "clip")
-    vision.averaged("clip")
+    clip = _new(config, {"clip": _clip_of(config, tokenizer)}, "clip").averaged("clip")
     vae.half().save_pretrained(output / "vae")
     base.averaged("unet").half().save_pretrained(output / "unet")
     text_encoder: CLIPTextModel = base.averaged("text_encoder").half()
     text_encoder.save_pretrained(output / "text_encoder")
-    _load_text_tower(config, clip)
+    _load_text_tower(config, clip)  # once more: training held it in bfloat16
     clip.half().save_pretrained(output / "image_encoder")
     tokenizer.save_pretrained(output / "tokenizer")
     architecture.build_scheduler().save_pretrained(output / "scheduler")
@@ -437,7 +368,7 @@ def train_tiny(config: TinyConfig) -> None:
     if "base" in config.stages:
         train_base(config, latents, tokens, tokenizer)
     if "clip" in config.stages:
-        train_clip(config, rgb, tokens, tokenizer)
+        train_clip(config, rgb, tokens, misleading_tokens(config, tokenizer, indices), tokenizer)
     if "export" in config.stages:
         export(config, tokenizer, config.work / "tiny")
 

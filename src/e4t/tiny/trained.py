@@ -1,0 +1,138 @@
+"""Networks in training: bfloat16 arithmetic, float32 master weights, Muon and Adam, a moving average, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+COOLDOWN = 0.25  # of all steps, at the end, on which the learning rate falls to nothing
+_EMBEDDINGS = ("token_embedding", "position_embedding", "class_embedding")
+
+
+@dataclass
+class Trained:
+    """Networks in bfloat16 with float32 master weights, optimiser state and an exponential moving average.
+
+    On a CPU with bfloat16 dot products this is several times faster than float32 and, unlike plain bfloat16, loses no
+    small update. Matrices and convolution kernels learn by Muon (orthogonalised momentum, its step scaled to the size
+    of Adam's, so that one learning rate serves both), everything else by AdamW. ``steps`` is the whole length: after a
+    warm-up the rate is constant, then falls to nothing over the last quarter. The state is a flat safetensors file.
+    """
+
+    networks: dict[str, nn.Module]
+    learning_rate: float
+    warmup: int
+    ema_decay: float
+    steps: int
+    step: int = 0
+    masters: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, network in self.networks.items():
+            trainable = {key: p for key, p in network.named_parameters() if p.requires_grad}
+            self.masters |= {f"{name}.{key}": p.detach().float().clone().contiguous() for key, p in trainable.items()}
+            network.to(torch.bfloat16)
+        self.parameters = {f"{n}.{k}": p for n, net in self.networks.items() for k, p in net.named_parameters()}
+        self.parameters = {key: self.parameters[key] for key in self.masters}
+        self.average = {key: master.clone() for key, master in self.masters.items()}
+        # Muon takes matrices: a kernel [out, in, h, w] is one of [out, in * h * w], a view of the same memory.
+        self.optimised = {k: m.flatten(1) if _is_matrix(k, m) else m for k, m in self.masters.items()}
+        matrices = [view for key, view in self.optimised.items() if _is_matrix(key, self.masters[key])]
+        others = [view for key, view in self.optimised.items() if not _is_matrix(key, self.masters[key])]
+        rate = self.learning_rate
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True),
+        ]
+
+    def update(self, loss: Tensor) -> float:
+        """One optimiser step on ``loss``; returns its value."""
+        loss.backward()  # type: ignore[no-untyped-call]
+        for key, parameter in self.parameters.items():
+            view = self.optimised[key]
+            view.grad = None if parameter.grad is None else parameter.grad.float().reshape(view.shape)
+            parameter.grad = None
+        torch.nn.utils.clip_grad_norm_(list(self.optimised.values()), 1.0)
+        rate = self._rate()
+        self.step += 1
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+        self._publish()
+        return float(loss.detach())
+
+    def _rate(self) -> float:
+        rising = (self.step + 1) / self.warmup
+        falling = (self.steps - self.step) / (COOLDOWN * self.steps)
+        return self.learning_rate * min(1.0, rising, falling)
+
+    @torch.no_grad()
+    def _publish(self) -> None:
+        """Copy the masters to the networks and into the moving average."""
+        decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
+        masters = list(self.masters.values())
+        torch._foreach_copy_(list(self.parameters.values()), masters)
+        torch._foreach_lerp_(list(self.average.values()), masters, 1 - decay)
+
+    def _states(self) -> Iterator[tuple[str, torch.optim.Optimizer, Tensor]]:
+        for optimizer in self.optimizers:
+            members = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            yield from ((key, optimizer, view) for key, view in self.optimised.items() if id(view) in members)
+
+    def save(self, path: Path) -> None:
+        """Write everything needed to continue, beside and then renamed."""
+        tensors = {f"master/{key}": t for key, t in self.masters.items()}
+        tensors |= {f"ema/{key}": t for key, t in self.average.items()}
+        for key, optimizer, view in self._states():
+            parts = optimizer.state.get(view, {}).items()
+            tensors |= {f"state/{key}/{part}": value for part, value in parts if part != "step"}
+        beside = path.with_suffix(".partial")
+        save_file({k: t.contiguous() for k, t in tensors.items()}, beside, metadata={"step": str(self.step)})
+        beside.rename(path)
+
+    def load(self, path: Path) -> None:
+        """Continue from `save`'s file, if there is one."""
+        if not path.exists():
+            return
+        tensors = load_file(path)
+        self.step = step_of(path)
+        with torch.no_grad():
+            for key, master in self.masters.items():
+                master.copy_(tensors[f"master/{key}"])
+                self.average[key].copy_(tensors[f"ema/{key}"])
+                self.parameters[key].copy_(master)
+        for key, optimizer, view in self._states():
+            parts = [part for part in ("momentum_buffer", "exp_avg", "exp_avg_sq") if f"state/{key}/{part}" in tensors]
+            if parts:
+                state = {part: tensors[f"state/{key}/{part}"].to(view.device) for part in parts}
+                optimizer.state[view] = state | {"step": torch.tensor(float(self.step))}
+
+    @torch.no_grad()
+    def averaged(self, name: str) -> Any:
+        """The named network in float32 with the moving average's weights."""
+        network: Any = self.networks[name].float()
+        for key, parameter in network.named_parameters():
+            if f"{name}.{key}" in self.average:
+                parameter.copy_(self.average[f"{name}.{key}"])
+        return network.eval()
+
+
+def _is_matrix(key: str, master: Tensor) -> bool:
+    """Whether Muon serves this parameter: kernels and linear maps do, tables of embeddings do not."""
+    return master.ndim >= 2 and not any(name in key for name in _EMBEDDINGS)
+
+
+def step_of(path: Path) -> int:
+    """The step a training's file was written at; 0 where there is none."""
+    if not path.exists():
+        return 0
+    with safe_open(path, "pt") as file:
+        return int(file.metadata()["step"])
