@@ -184,7 +184,7 @@ def test_round_trips_are_kept(drawn: tuple[np.ndarray, np.ndarray], tmp_path: Pa
 def test_another_world_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no judge"):
         Judge.load(tmp_path)
-    Judge(JudgeNetwork(1, Layout.of("face")), 1, "face").save(tmp_path)
+    Judge(JudgeNetwork(1, Layout.of("face")), 1, "face", np.ones(41, bool)).save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"world": -1}))
     with pytest.raises(CheckpointError, match="another version of the world"):

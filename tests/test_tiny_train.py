@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from e4t.tiny import architecture, pictures, train
+from e4t.tiny import architecture, pictures, samples, train
 from e4t.tiny.train import TinyConfig, train_tiny
 from e4t.tiny.trained import Trained, step_of
 
@@ -32,6 +33,7 @@ def config_of(work: Path) -> TinyConfig:
         clip_batch=2,
         warmup=2,
         checkpoint_every=2,
+        sample_every=4,
     )
 
 
@@ -113,6 +115,14 @@ def test_more_steps_continue_a_finished_stage(trained: TinyConfig, tmp_path: Pat
     (longer.work / "base.safetensors").write_bytes((trained.work / "base.safetensors").read_bytes())
     train_tiny(longer)
     assert step_of(longer.work / "base.safetensors") == 5
+
+
+def test_samples_are_kept(trained: TinyConfig) -> None:
+    kept = {}
+    for path in (trained.work / "samples").iterdir():
+        with Image.open(path) as image:
+            kept[path.name] = image.size
+    assert kept == {"vae-000004.png": (6 * 128, 2 * 128), "base-000004.png": (len(samples.PROMPTS) * 128, 2 * 128)}
 
 
 def test_losses_are_logged(trained: TinyConfig) -> None:

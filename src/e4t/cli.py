@@ -97,6 +97,8 @@ class Demo:
         with _progress("demo") as progress:
             for stage in stages:
                 progress.say(f"{stage.seconds:6.1f} s  {stage.text}")
+                for note in stage.notes:
+                    progress.say(f"{'':10}{note}")
                 progress.at(stage.done, stage.total)
         _console().print(f"{time.perf_counter() - began:6.1f} s  in all")
         return [self.output / "index.html"]

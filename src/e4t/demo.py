@@ -11,7 +11,7 @@ import io
 import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,17 +25,18 @@ if TYPE_CHECKING:
     from e4t.checkpoint import Concept
     from e4t.pipeline import E4TPipeline
 
-SUBJECT_PROMPTS = (
-    "a photo of S*",
-    "a photo of S* at the beach",
-    "a photo of S* wearing sunglasses",
-    "a pencil sketch of S*",
-    "a watercolour of S* in the snow",
-    "pixel art of S* in space",
-    "a snow globe with S*",
-    "a stained glass window of S* wearing a crown",
-)
-"""Scene, accessory, style, two combinations of style and scene, two transforms, one of them with an accessory."""
+SUBJECT_PROMPTS: dict[str, dict[str, str]] = {
+    "a photo of S*": {"style": "photo"},
+    "a photo of S* at the beach": {"style": "photo", "scene": "beach"},
+    "a photo of S* wearing sunglasses": {"style": "photo", "accessory": "sunglasses"},
+    "a pencil sketch of S*": {"style": "pencil sketch"},
+    "a watercolour of S* in the snow": {"style": "watercolour", "scene": "snow"},
+    "pixel art of S* in space": {"style": "pixel art", "scene": "space"},
+    "a snow globe with S*": {"transform": "snow globe"},
+    "a stained glass window of S* wearing a crown": {"transform": "stained glass window", "accessory": "crown"},
+}
+"""Scene, accessory, style, two combinations of style and scene, two transforms, one of them with an accessory; and what
+a judge should find in each picture."""
 ART_PROMPTS = (
     "art by S*",
     "a face by S*",
@@ -58,6 +59,7 @@ class Stage:
     seconds: float
     done: int
     total: int
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,10 @@ def demo(
     chosen = list(pictures) or example_pictures(kind.name)[:EXAMPLES]
     if not chosen:
         raise ImageError(f"no example pictures are shipped for the domain '{kind.name}'; give one with --image")
-    placed = ART_PROMPTS if kind.name == "art" else SUBJECT_PROMPTS
+    placed = ART_PROMPTS if kind.name == "art" else tuple(SUBJECT_PROMPTS)
     prompts = [prompt.replace("S*", kind.placeholder) for prompt in placed]
     draw = _Draw(pipe, prompts, num_inference_steps, seed)
-    total = 3 + 3 * len(chosen)
+    total = 3 + 3 * len(chosen) + (not pictures and kind.name != "art")
     stages = [Stage("load the model", time.perf_counter() - began, 1, total)]
     yield stages[-1]
 
@@ -132,10 +134,10 @@ def demo(
 
     people: list[Person] = []
     for path in chosen:
-        image = load_image(path)
+        image, mask = load_image(path), mask_of(path)
         untuned = pipe.personalize(image, steps=0)
         began = time.perf_counter()
-        concept = pipe.personalize(image) if steps is None else pipe.personalize(image, steps=steps)
+        concept = pipe.personalize(image, mask=mask, steps=pipe.personalize_config.steps if steps is None else steps)
         yield finished(f"{path.stem}: {concept.steps} tuning steps", began)
         seconds = stages[-1].seconds
         began = time.perf_counter()
@@ -150,8 +152,41 @@ def demo(
 
     began = time.perf_counter()
     report = Report(domain, kind.class_word, tuned_steps, prompts, class_only, people, tuple(stages))
+    if not pictures and kind.name != "art":
+        report = replace(report, scores=_scores_of(report, chosen))
+        yield replace(finished("read the pictures with the judge", began), notes=_score_lines(report))
+    began = time.perf_counter()
     _write(output, report)
     yield finished("write the page", began)
+
+
+def mask_of(picture: Path) -> Image.Image | None:
+    """The subject mask that is shipped with an example; None for any other picture."""
+    path = picture.parent / "truth" / picture.name
+    return Image.open(path).convert("L") if path.exists() else None
+
+
+def _scores_of(report: Report, pictures: Sequence[Path]) -> Mapping[str, Mapping[str, float]]:
+    """Scores of the shipped individuals; none where what draws the world is not installed."""
+    try:
+        from e4t.evaluation.examples import judge_of, score_examples, truth_of
+    except ImportError:
+        return {}
+    subjects = [truth_of(path) for path in pictures]
+    drawn = {
+        report.columns[0]: [report.class_only] * len(report.people),
+        report.columns[1]: [person.before for person in report.people],
+        report.columns[2]: [person.after for person in report.people],
+    }
+    return score_examples(judge_of(report.class_word), subjects, list(SUBJECT_PROMPTS.values()), drawn)
+
+
+def _score_lines(report: Report) -> list[str]:
+    """The scores as text, a line each."""
+    return [
+        f"{name}: " + ", ".join(f"{value:.2f} {column}" for column, value in row.items())
+        for name, row in report.scores.items()
+    ]
 
 
 class _Draw:

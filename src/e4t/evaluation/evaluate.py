@@ -62,7 +62,7 @@ DRAWINGS, CLASS_WORD = "drawings", "class word"
 SCORES = ("identity", "rank_1_of_50", "rank_1_of_20_twins", "prompt_accuracy", "joint_success")
 CROWD, TWINS = 50, 20
 _SHEET = (12, 6)  # individuals, prompts
-_WEIGHTS = Path(__file__).parents[1] / "tiny" / "weights"
+WEIGHTS = Path(__file__).parents[1] / "tiny" / "weights"
 
 Progress = Callable[[str], None]
 
@@ -133,7 +133,7 @@ class Drawer:
     def generate(self, texts: list[str], concept: Any, seed: int) -> np.ndarray:
         """One picture per prompt, uint8 ``[prompts, 128, 128, 3]``."""
         output = self.pipe(texts, concept=concept, seed=seed, num_inference_steps=self.num_inference_steps)
-        return np.stack([np.asarray(_small(image)) for image in output.images])
+        return np.stack([np.asarray(small(image)) for image in output.images])
 
     def drawings(self, subject: Identity) -> np.ndarray:
         """The world's own pictures for the prompts, through the pipeline's autoencoder."""
@@ -146,7 +146,7 @@ def through_autoencoder(pipe: E4TPipeline, rgb: np.ndarray) -> np.ndarray:
     return round_trip(rgb, lambda pixels: pipe.backbone.decode(pipe.backbone.encode(pixels)))
 
 
-def _small(image: Image.Image) -> Image.Image:
+def small(image: Image.Image) -> Image.Image:
     image = image.convert("RGB")
     return (
         image
@@ -179,9 +179,14 @@ def make_pictures(
     return pictures
 
 
-def learn(pipe: E4TPipeline, photo: Image.Image, mask: Image.Image | None, steps: Sequence[int]) -> dict[int, Any]:
-    """The concept after each number of ``steps``, from one run: k steps of many are the same as k steps alone."""
-    run = pipe.personalize_steps(photo, mask=mask, steps=max(steps), keep_steps=True)
+def learn(
+    pipe: E4TPipeline, photo: Image.Image, mask: Image.Image | None, steps: Sequence[int], **overrides: Any
+) -> dict[int, Any]:
+    """The concept after each number of ``steps``, from one run: k steps of many are the same as k steps alone.
+
+    Overrides are fields of `PersonalizeConfig`.
+    """
+    run = pipe.personalize_steps(photo, mask=mask, steps=max(steps), keep_steps=True, **overrides)
     return {step.number: step.concept for step in run if step.number in steps}
 
 
@@ -459,7 +464,7 @@ class EvaluateConfig:
 def main(config: EvaluateConfig) -> None:
     """Evaluate, write the files and print their paths."""
     pipe = E4TPipeline.from_pretrained(config.domain, base=config.base, device=config.device)
-    folder = config.judge_folder or _WEIGHTS / f"judge-{config.judge}" / pipe.domain.class_word
+    folder = config.judge_folder or WEIGHTS / f"judge-{config.judge}" / pipe.domain.class_word
     evaluation = evaluate(
         pipe,
         config.namespace,

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from e4t.errors import CheckpointError, DataError
+from e4t.evaluation.metrics import READABLE, explained
 from e4t.evaluation.truth import CLASSES, Layout, Readings, Truth, shows
 from e4t.tiny.captions import training_picture
 from e4t.tiny.pictures import load_shards
 from e4t.tiny.trained import Trained
-from e4t.tiny.world import WORLD_VERSION
+from e4t.tiny.world import WORLD_VERSION, draw
 
 RESOLUTION = 128
 
@@ -147,6 +148,7 @@ class Judge:
     network: JudgeNetwork
     number: int
     kind: str
+    readable: np.ndarray  # bool [P]: the parameters it reads well enough to count, as measured after its training
 
     @classmethod
     def load(cls, folder: Path | str, *, device: str = "cpu") -> Self:
@@ -157,11 +159,13 @@ class Judge:
             weights = load_file(folder / "model.safetensors")
         except OSError as error:
             raise CheckpointError(f"'{folder}' holds no judge: {error}") from error
+        readable = config.pop("readable")
         if config != _description(config["judge"], config["kind"]):
             raise CheckpointError(f"the judge in '{folder}' was trained on another version of the world")
         network = JudgeNetwork(config["judge"], Layout.of(config["kind"]))
         network.load_state_dict({key: tensor.float() for key, tensor in weights.items()})
-        return cls(network.to(device).eval(), config["judge"], config["kind"])
+        counted = np.array([name in readable for name in network.layout.names])
+        return cls(network.to(device).eval(), config["judge"], config["kind"], counted)
 
     def save(self, folder: Path | str) -> None:
         """Write float16 weights and config.json into ``folder``."""
@@ -169,7 +173,9 @@ class Judge:
         folder.mkdir(parents=True, exist_ok=True)
         weights = {key: tensor.half().contiguous().cpu() for key, tensor in self.network.state_dict().items()}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        (folder / "config.json").write_text(json.dumps(_description(self.number, self.kind), indent=2) + "\n")
+        names = [name for name, counts in zip(self.layout.names, self.readable, strict=True) if counts]
+        config = _description(self.number, self.kind) | {"readable": names}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     @property
     def layout(self) -> Layout:
@@ -335,8 +341,9 @@ def train_judge(
             yield judge_loss(layout, identity, classes, targets.rows(picks, config.device))
 
     _run(config, trained, losses())
-    trained.averaged("judge")
-    return Judge(network.half().float().eval(), config.judge, config.kind)
+    return Judge(
+        trained.averaged("judge").half().float().eval(), config.judge, config.kind, np.ones(len(layout.names), bool)
+    )
 
 
 def _shown(rgb: np.ndarray, returned: np.ndarray | None, rows: Tensor, through: Tensor) -> np.ndarray:
@@ -399,17 +406,16 @@ def main(config: JudgeConfig) -> None:
     rgb, indices = load_shards(config.work / "pictures", size=RESOLUTION)
     vae = autoencoder(config.work / "tiny" / "vae", device=config.device) if config.round_trips else None
     judge = train_judge(config, rgb, indices, returned=cached_round_trips(config, rgb, vae) if vae else None)
+    report = examine(judge, vae)
+    judge.readable = np.array([report["explained"][name] >= READABLE for name in judge.layout.names])
     judge.save(config.folder)
-    print(json.dumps(examine(judge, vae) | {"config": {k: str(v) for k, v in asdict(config).items()}}))
+    print(json.dumps(report | {"config": {k: str(v) for k, v in asdict(config).items()}}))
 
 
 def examine(
     judge: Judge, vae: RoundTrip | None = None, *, count: int = 400, namespace: str = "validation"
 ) -> dict[str, Any]:
     """R² per parameter and accuracy per class on pictures of ``namespace``, through ``vae`` if there is one."""
-    from e4t.evaluation.metrics import READABLE, explained
-    from e4t.tiny.world import draw
-
     stream = (training_picture(i, namespace=namespace) for i in range(100 * count))
     pictures = [p for _, p in zip(range(count), (p for p in stream if shows(p, judge.kind)), strict=False)]
     rgb = np.stack([draw(picture, RESOLUTION).rgb for picture in pictures])

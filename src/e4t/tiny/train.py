@@ -21,11 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import StableDiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from e4t.tiny import architecture
+from e4t.tiny import architecture, samples
 from e4t.tiny.pictures import captions_of, draw_shards, load_shards, misleading_captions_of
 from e4t.tiny.trained import Trained, step_of
 
@@ -50,6 +52,7 @@ class TinyConfig:
     warmup: int = 200
     ema: float = 0.999
     checkpoint_every: int = 250
+    sample_every: int = 1000  # steps from one contact sheet to the next, in the folder "samples"
     seed: int = 0
     device: str = "cpu"
     stages: tuple[str, ...] = STAGES
@@ -62,8 +65,14 @@ def _log(work: Path, stage: str, **values: Any) -> None:
     print(json.dumps(line), flush=True)
 
 
-def _run(config: TinyConfig, stage: str, trained: Trained, losses: Iterator[Tensor]) -> None:
-    """Take all of the stage's steps on ``losses``, logging and checkpointing."""
+def _run(
+    config: TinyConfig,
+    stage: str,
+    trained: Trained,
+    losses: Iterator[Tensor],
+    sample: Callable[[], Image.Image] | None = None,
+) -> None:
+    """Take all of the stage's steps on ``losses``, logging, checkpointing and looking at samples."""
     path = config.work / f"{stage}.safetensors"
     recent: list[float] = []
     while trained.step < trained.steps:
@@ -73,6 +82,10 @@ def _run(config: TinyConfig, stage: str, trained: Trained, losses: Iterator[Tens
             recent.clear()
         if trained.step % config.checkpoint_every == 0 or trained.step == trained.steps:
             trained.save(path)
+        if sample is not None and trained.step % config.sample_every == 0:
+            folder = config.work / "samples"
+            folder.mkdir(exist_ok=True)
+            sample().save(folder / f"{stage}-{trained.step:06d}.png")
 
 
 def _generator(config: TinyConfig, stage: str, step: int) -> torch.Generator:
@@ -105,7 +118,10 @@ def train_vae(config: TinyConfig, rgb: np.ndarray) -> None:
             decoded = vae.decode(posterior.sample(generator)).sample.float()
             yield _reconstruction_loss(decoded, pixels) + 1e-6 * posterior.kl().float().mean()
 
-    _run(config, "vae", trained, losses())
+    def sample() -> Image.Image:
+        return samples.round_trips(trained.averaged("vae"), _to_pixels(rgb[:12]))
+
+    _run(config, "vae", trained, losses(), sample)
 
 
 def _reconstruction_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
@@ -221,7 +237,17 @@ def train_base(config: TinyConfig, latents: Tensor, tokens: Tensor, tokenizer: C
             target = scheduler.get_velocity(clean, noise, t).to(config.device)
             yield _velocity_loss(networks, noisy.to(config.device), t.to(config.device), ids.to(config.device), target)
 
-    _run(config, "base", trained, losses())
+    def sample() -> Image.Image:
+        vae = _trained_vae(config)
+        vae.register_to_config(scaling_factor=_scaling_factor(config))
+        parts = {name: trained.averaged(name) for name in networks}
+        return samples.from_text(_stock_pipeline(vae=vae, tokenizer=tokenizer, scheduler=scheduler, **parts))
+
+    _run(config, "base", trained, losses(), sample)
+
+
+def _stock_pipeline(**parts: Any) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
 def _velocity_loss(networks: dict[str, nn.Module], noisy: Tensor, t: Tensor, ids: Tensor, target: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,8 +118,8 @@ class Trained:
 
     @torch.no_grad()
     def averaged(self, name: str) -> Any:
-        """The named network in float32 with the moving average's weights."""
-        network: Any = self.networks[name].float()
+        """A copy of the named network in float32 with the moving average's weights."""
+        network: Any = copy.deepcopy(self.networks[name]).float()
         for key, parameter in network.named_parameters():
             if f"{name}.{key}" in self.average:
                 parameter.copy_(self.average[f"{name}.{key}"])

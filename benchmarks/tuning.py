@@ -1,0 +1,113 @@
+"""Which parts of the model to tune on one picture, and how fast: every setting on the same validation individuals.
+
+    python benchmarks/tuning.py tiny-face --count 16 --output out/tuning.json
+
+Nothing here sees the individuals that results are published on. Each setting is scored by a judge after the same number
+of steps, beside the bytes of a concept and the seconds of tuning; the table is printed as it grows.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from e4t.demo import folder_bytes
+from e4t.evaluation.evaluate import (
+    PROMPTS,
+    WEIGHTS,
+    Drawer,
+    Examination,
+    input_picture,
+    learn,
+    readable_parameters,
+    score,
+)
+from e4t.evaluation.judge import Judge
+from e4t.pipeline import E4TPipeline
+from e4t.tiny.world import Identity, identity
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "as the domain has it": {},
+    "word only": {"tune": ("residual", "bias")},
+    "encoder": {"tune": ("encoder",), "learning_rate": 1e-3},
+    "low-rank 4": {"tune": ("residual", "bias", "deltas"), "delta_rank": 4, "learning_rate": 3e-3},
+    "low-rank 16": {"tune": ("residual", "bias", "deltas"), "delta_rank": 16, "learning_rate": 3e-3},
+    "dense": {"tune": ("residual", "bias", "deltas"), "delta_rank": 0, "learning_rate": 3e-4},
+    "whole U-Net": {"tune": ("residual", "bias", "deltas", "unet"), "learning_rate": 3e-4},
+    "whole U-Net and encoder": {"tune": ("encoder", "deltas", "unet"), "learning_rate": 3e-4},
+}
+
+
+@dataclass(frozen=True)
+class TuningConfig:
+    """What to compare on whom."""
+
+    domain: tyro.conf.Positional[str]
+    output: Path
+    count: int = 16
+    steps: tuple[int, ...] = (5,)
+    settings: str | None = None  # a JSON file of label to PersonalizeConfig fields; None: those above
+    judge_folder: Path | None = None
+    base: str | None = None
+    num_inference_steps: int = 16
+    use_mask: bool = True
+
+
+def measure(
+    drawer: Drawer, subjects: Sequence[Identity], examination: Examination, judge: Judge, config: TuningConfig, **o: Any
+) -> dict[str, dict[str, float]]:
+    """Scores after each number of steps, with seconds of tuning and bytes of the last concept."""
+    pictures: dict[int, list[np.ndarray]] = {}
+    seconds, size = 0.0, 0
+    for number, subject in enumerate(subjects):
+        photo, mask = input_picture(subject)
+        began = time.perf_counter()
+        concepts = learn(drawer.pipe, photo, mask if config.use_mask else None, config.steps, **o)
+        seconds += time.perf_counter() - began
+        for steps, concept in concepts.items():
+            pictures.setdefault(steps, []).append(drawer.generate(drawer.texts(subject), concept, 1000 * number))
+        if not number:
+            with tempfile.TemporaryDirectory() as folder:
+                size = folder_bytes(concepts[max(concepts)].save(Path(folder) / "concept"))
+    rows = {}
+    for steps, images in pictures.items():
+        table = score(examination, judge.read(np.concatenate(images)))
+        rows[str(steps)] = {
+            "identity": round(table.identity, 3),
+            "twin": round(float(table.twin.mean()), 3),
+            "prompt": round(float(table.found.mean()), 3),
+            "joint": round(float(table.joint.mean()), 3),
+            "seconds": round(seconds / len(subjects), 2),
+            "bytes": size,
+        }
+    return rows
+
+
+def main(config: TuningConfig) -> None:
+    """Measure all settings and write the table."""
+    pipe = E4TPipeline.from_pretrained(config.domain, base=config.base, device="cpu")
+    judge = Judge.load(config.judge_folder or WEIGHTS / "judge-1" / pipe.domain.class_word)
+    subjects = [identity("validation", 500 + index, judge.kind) for index in range(config.count)]
+    drawer = Drawer(pipe, PROMPTS, 0, config.num_inference_steps)
+    counted = readable_parameters(judge, pipe, count=128)
+    examination = Examination(judge.layout, subjects, PROMPTS, counted, "validation")
+    settings = json.loads(Path(config.settings).read_text()) if config.settings else SETTINGS
+    report: dict[str, Any] = {"count": config.count, "steps": config.steps, "settings": settings, "rows": {}}
+    for label, overrides in settings.items():
+        report["rows"][label] = rows = measure(drawer, subjects, examination, judge, config, **overrides)
+        for steps, values in rows.items():
+            print(f"{label:28} {steps:>3} steps ", *(f"{k} {v}" for k, v in values.items()), sep="  ", flush=True)
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+        config.output.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(TuningConfig, config=(tyro.conf.FlagConversionOff,)))
