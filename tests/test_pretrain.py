@@ -10,7 +10,7 @@ from e4t.config import EncoderConfig, PretrainConfig
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError
 from e4t.model import E4TModel
-from e4t.pretrain import batches, new_model, pretrain
+from e4t.pretrain import batches, new_model, pictures_of, pretrain
 
 FACE = Domain.named("face")
 
@@ -82,7 +82,7 @@ def test_initial_weights_and_batches_follow_from_the_seed(tiny_backbone, image_f
     def first_batch(seed):
         config = dataclasses.replace(quick_pretrain, seed=seed)
         model = new_model(tiny_backbone, FACE, config)
-        batch = batches(model, image_folder, config)(0)
+        batch = batches(model, pictures_of(image_folder, tiny_backbone, config), config)(0)
         return model.encoder.unet_linears[0].weight, batch.noise, batch.latents
 
     torch.manual_seed(5)

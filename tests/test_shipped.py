@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from e4t import Concept, E4TPipeline
+from e4t.config import PretrainConfig
 
 TINY = Path(str(resources.files("e4t.tiny")))
 WEIGHTS = TINY / "weights"
@@ -53,6 +56,25 @@ def test_unmodified_diffusers_samples_it() -> None:
     again = StableDiffusionImg2ImgPipeline(**stock.components, requires_safety_checker=False)
     again.set_progress_bar_config(disable=True)
     assert again("a photo of a face", image=first, num_inference_steps=4).images[0].size == (128, 128)
+
+
+def test_the_domain_is_what_its_arguments_make(pipe: E4TPipeline, tmp_path: Path) -> None:
+    """The first recorded losses come again: same base, same pictures, same settings."""
+    from e4t.pretrain import pictures_of, pretrain
+    from e4t.tiny.album import snapshot
+    from e4t.tiny.world import draw
+
+    record = json.loads((WEIGHTS / "tiny-face" / "config.json").read_text())
+    config = replace(PretrainConfig.from_dict(record["pretrain"]), steps=2)
+    folder = tmp_path / record["training"]["data"]
+    folder.mkdir()
+    for index in range(record["training"]["pictures"]):
+        (folder / f"face-{index:05d}.png").touch()  # only those that two batches take are drawn
+    taken = pictures_of(folder, pipe.backbone, config).order(0)[: 2 * config.batch_size]
+    for index in map(int, taken):
+        Image.fromarray(draw(snapshot("train", index)).rgb).save(folder / f"face-{index:05d}.png")
+    steps = pretrain(pipe.domain, folder, backbone=pipe.backbone, config=config, output=tmp_path / "again")
+    assert [step.loss for step in steps] == pytest.approx(record["training"]["first_losses"][:2], rel=0.02)
 
 
 def test_one_picture_becomes_a_concept_that_draws(pipe: E4TPipeline, tmp_path: Path) -> None:

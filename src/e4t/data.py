@@ -67,7 +67,7 @@ class ImageData:
 
     def _pair(self, position: int) -> tuple[Tensor, Tensor]:
         epoch, place = divmod(position, len(self))
-        order = self._order(epoch)
+        order = self.order(epoch)
         rng = np.random.default_rng([self.seed, 1, position])
         image = self.picture(int(order[place]))
         if self.flip and rng.random() < 0.5:
@@ -75,7 +75,8 @@ class ImageData:
         target, reference = (self._crop(image, rng) for _ in range(2))
         return target, _jitter(reference, self.color_jitter, rng)
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def order(self, epoch: int) -> np.ndarray:
+        """In which order an epoch goes through the pictures."""
         if getattr(self, "_cached_epoch", None) != epoch:
             self._cached_epoch = epoch
             self._cached_order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self))

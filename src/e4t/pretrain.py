@@ -52,7 +52,8 @@ def pretrain(
     optimizer = torch.optim.AdamW(_parameter_groups(model, config), weight_decay=config.weight_decay)
     arguments = {"domain": domain.to_dict(), "data": Path(data).name, "config": config.to_dict()}
     start, losses = _resume(state_folder, model, optimizer, arguments)
-    batch_at = batches(model, data, config)
+    images = pictures_of(data, backbone, config)
+    batch_at = batches(model, images, config)
     objective = E4TObjective(model, regularisation=config.regularisation, reduction=config.regularisation_reduction)
     if config.gradient_checkpointing:
         backbone.unet.enable_gradient_checkpointing()
@@ -86,7 +87,7 @@ def pretrain(
         embedding_scale=config.embedding_scale,
         tensors=model.domain_tensors(),
         pretrain=config.to_dict(),
-        training={"data": Path(data).name, "first_losses": losses},
+        training={"data": Path(data).name, "pictures": len(images), "first_losses": losses},
         personalize=personalize or {},
         generate=generate or {},
     )
@@ -111,10 +112,9 @@ def new_model(backbone: Backbone, domain: Domain, config: PretrainConfig) -> E4T
     return model
 
 
-def batches(model: E4TModel, data: str | Path, config: PretrainConfig) -> Callable[[int], Batch]:
-    """Batch i, from the seed and i alone."""
-    backbone = model.backbone
-    images = ImageData(
+def pictures_of(data: str | Path, backbone: Backbone, config: PretrainConfig) -> ImageData:
+    """The training pictures, as the settings crop, mirror and colour them."""
+    return ImageData(
         data,
         resolution=config.resolution or backbone.resolution,
         crop_scale=config.crop_scale,
@@ -122,6 +122,11 @@ def batches(model: E4TModel, data: str | Path, config: PretrainConfig) -> Callab
         color_jitter=config.color_jitter,
         seed=config.seed,
     )
+
+
+def batches(model: E4TModel, images: ImageData, config: PretrainConfig) -> Callable[[int], Batch]:
+    """Batch i, from the seed and i alone."""
+    backbone = model.backbone
     prompts = model.tokens(model.domain.prompts)
     high = config.max_timestep or backbone.num_timesteps
 

@@ -28,8 +28,10 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from e4t.tiny import architecture, samples
+from e4t.tiny.captions import NAMED, names
 from e4t.tiny.pictures import captions_of, draw_shards, load_shards, misleading_captions_of
 from e4t.tiny.trained import Trained, step_of
+from e4t.tiny.world import WORLD_VERSION
 
 STAGES = ("draw", "vae", "encode", "base", "clip", "export")
 CAPTION_VARIANTS = 3
@@ -172,8 +174,6 @@ def tokenizer_of(config: TinyConfig) -> CLIPTokenizer:
     """The tokenizer, built once from captions of the training stream and every name."""
     folder = config.work / "tokenizer"
     if not folder.exists():
-        from e4t.tiny.captions import NAMED, names
-
         captions = [text for texts in captions_of(np.arange(6000), CAPTION_VARIANTS) for text in texts]
         captions += [name for kind in NAMED for name in names(kind)]
         return architecture.build_tokenizer(captions, folder)
@@ -348,6 +348,42 @@ def export(config: TinyConfig, tokenizer: CLIPTokenizer, output: Path) -> None:
     tokenizer.save_pretrained(output / "tokenizer")
     architecture.build_scheduler().save_pretrained(output / "scheduler")
     _write_configs(output)
+    (output / "README.md").write_text(_card(config, output))
+
+
+def _card(config: TinyConfig, output: Path) -> str:
+    """The model card of the exported folder."""
+    steps = {stage: step_of(config.work / f"{stage}.safetensors") for stage in ("vae", "base", "clip")}
+    parts = {
+        "vae": f"AutoencoderKL, f = 8, {architecture.LATENT_CHANNELS} channels; {steps['vae']:,} steps",
+        "unet": f"UNet2DConditionModel, v-prediction, zero terminal SNR; {steps['base']:,} steps with the text encoder",
+        "text_encoder": "CLIPTextModel, the text tower of `image_encoder` bit for bit",
+        "image_encoder": f"CLIPModel, its vision tower aligned to the finished text tower; {steps['clip']:,} steps",
+    }
+    sizes = {name: sum(file.stat().st_size for file in (output / name).glob("*.safetensors")) / 1e6 for name in parts}
+    table = "\n".join(f"| `{name}` | {text} | {sizes[name]:.1f} MB |" for name, text in parts.items())
+    return f"""---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+
+# A tiny Stable Diffusion of a drawn world
+
+Stable Diffusion in its stock formats, small enough to train on two CPU cores, for trying and testing encoder-based
+domain tuning without a network. `StableDiffusionPipeline.from_pretrained` loads it. It draws 128 px pictures of
+faces and cats as an illustrator's program draws them, and nothing else: it has never seen a photograph.
+
+| part | what it is | float16 |
+|---|---|---|
+{table}
+
+- **Data**: the first {config.pictures:,} pictures of the drawn world's training stream, version {WORLD_VERSION},
+  with their captions. {NAMED["face"]:,} faces and {NAMED["cat"]} cats of that stream have invented names; no real
+  person is in it.
+- **Recipe**: `bash runs/tiny.sh`.
+- **Limits**: {architecture.MAX_TOKENS} tokens a prompt; it knows the words of the drawn world's captions.
+"""
 
 
 def _write_configs(output: Path) -> None:
