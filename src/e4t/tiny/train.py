@@ -44,11 +44,11 @@ class TinyConfig:
 
     work: Path
     pictures: int = 40_000
-    vae_steps: int = 10_000
+    vae_steps: int = 6_000
     base_steps: int = 20_000
     clip_steps: int = 6_000
     vae_batch: int = 16  # crops of 64 px
-    base_batch: int = 48
+    base_batch: int = 64
     clip_batch: int = 64
     learning_rate: float = 1e-3
     warmup: int = 200
