@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 from e4t.errors import CheckpointError, ImageError
-from e4t.images import load_image, square
+from e4t.images import load_image, load_mask, square
 
 if TYPE_CHECKING:
     from e4t.checkpoint import Concept
@@ -163,7 +163,7 @@ def demo(
 def mask_of(picture: Path) -> Image.Image | None:
     """The subject mask that is shipped with an example; None for any other picture."""
     path = picture.parent / "truth" / picture.name
-    return Image.open(path).convert("L") if path.exists() else None
+    return load_mask(path) if path.exists() else None
 
 
 def _scores_of(report: Report, pictures: Sequence[Path]) -> Mapping[str, Mapping[str, float]]:

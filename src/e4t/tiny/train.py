@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -212,13 +213,15 @@ def _cached_tokens(
 def train_base(config: TinyConfig, latents: Tensor, tokens: Tensor, tokenizer: CLIPTokenizer) -> None:
     """U-Net and text encoder together by v-prediction on captions, one in ten of them empty."""
     torch.manual_seed(config.seed)
-    networks = {"unet": architecture.build_unet(), "text_encoder": architecture.build_text_encoder(tokenizer)}
+    networks: dict[str, Any] = {
+        "unet": architecture.build_unet(),
+        "text_encoder": architecture.build_text_encoder(tokenizer),
+    }
     trained = _new(config, networks, "base")
     networks["unet"].to(memory_format=torch.channels_last)
     # Materialised attention: the fused CPU kernel's backward pass takes a quarter of a step at these sizes.
-    from diffusers.models.attention_processor import AttnProcessor
-
     networks["unet"].set_attn_processor(AttnProcessor())
+    networks["text_encoder"].set_attn_implementation("eager")
     empty = tokenise(tokenizer, [""])
     scheduler = architecture.build_scheduler()
 

@@ -1,0 +1,61 @@
+"""Scores of the demo's pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from e4t.demo import SUBJECT_PROMPTS, example_pictures, mask_of
+from e4t.evaluation.evaluate import prompted
+from e4t.evaluation.examples import score_examples, truth_of
+from e4t.evaluation.truth import Layout, Readings, Truth
+from e4t.images import load_image
+from e4t.tiny.world import Identity, Picture, identity
+
+PROMPTS = list(SUBJECT_PROMPTS.values())
+
+
+class Oracle:
+    """A judge that knows which picture is which by the number in its first pixel."""
+
+    layout = Layout.of("face")
+    readable = np.ones(len(layout.names), bool)
+
+    def __init__(self, pictures: Sequence[Picture]) -> None:
+        self.pictures = pictures
+
+    def read(self, rgb: np.ndarray) -> Readings:
+        truth = Truth.of([self.pictures[int(image[0, 0, 0])] for image in rgb], "face")
+        return Readings(truth.identity, truth.classes)
+
+
+def numbered(first: int) -> list[list[Image.Image]]:
+    return [[Image.new("RGB", (128, 128), (first + place, 0, 0)) for place in range(len(PROMPTS))]]
+
+
+def test_truth_scores_one_and_a_stranger_without_prompts_nothing() -> None:
+    subject = identity("demo", 0)
+    right = [prompted(subject, asked) for asked in PROMPTS]
+    wrong = [Picture(identity("strangers", place), style="mosaic") for place in range(len(PROMPTS))]
+    drawn = {"right": numbered(0), "wrong": numbered(len(right))}
+    scores = score_examples(Oracle([*right, *wrong]), [subject], PROMPTS, drawn)  # type: ignore[arg-type]
+    assert len(scores) == 3
+    for row in scores.values():
+        assert row["right"] == 1
+        assert row["wrong"] < 0.2
+
+
+@pytest.mark.parametrize("path", example_pictures("face"))
+def test_shipped_examples_say_who_they_are(path: Path) -> None:
+    truth = truth_of(path)
+    expected: Identity = identity("demo", int(path.stem.split("-")[1]))
+    assert truth == expected
+    assert truth.params == dict(expected.params)
+    mask = mask_of(path)
+    assert mask is not None
+    assert mask.size == load_image(path).size
+    assert mask_of(path.parent / "nobody.png") is None
