@@ -204,6 +204,27 @@ def test_from_a_bare_base(pipe, picture, tmp_path):
     assert len(bare("S*", concept=concept, num_inference_steps=2).images) == 1
 
 
+def test_the_safety_checker_of_a_base_stays_on(pipe, tmp_path):
+    import json
+
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    base = tmp_path / "base"
+    save(pipe.backbone, base)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(text_config=small, vision_config={**small, "image_size": 8, "patch_size": 8}, projection_dim=8)
+    StableDiffusionSafetyChecker(config).save_pretrained(base / "safety_checker")
+    CLIPImageProcessor(size=8, crop_size=8).save_pretrained(base / "feature_extractor")
+    index = json.loads((base / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (base / "model_index.json").write_text(json.dumps(index))
+    checked = E4TPipeline.from_base(base, class_word="cat", device="cpu")
+    assert isinstance(checked.stock.safety_checker, StableDiffusionSafetyChecker)
+    assert checked("a photo of S*", num_inference_steps=1).images
+
+
 def test_wrong_calls(pipe, tiny_backbone):
     with pytest.raises(ConfigError, match="domain"):
         E4TPipeline(tiny_backbone)
