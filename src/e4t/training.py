@@ -48,9 +48,8 @@ def train(
     for step in range(start, steps):
         began, losses = time.perf_counter(), []
         for micro in range(accumulation):
-            batch = batch_at(step * accumulation + micro)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                loss = objective(batch)
+                loss = objective(batch_at(step * accumulation + micro))
             scaler.scale(loss.total / accumulation).backward()
             losses.append(torch.stack([loss.total.detach(), loss.diffusion, loss.regularizer, loss.embedding_ratio]))
         scaler.unscale_(optimizer)
