@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 
 from e4t import Concept, E4TPipeline
 from e4t.config import PretrainConfig
+from e4t.evaluation.evaluate import evaluate
+from e4t.evaluation.examples import judge_of
 
 TINY = Path(str(resources.files("e4t.tiny")))
 WEIGHTS = TINY / "weights"
@@ -87,3 +89,11 @@ def test_one_picture_becomes_a_concept_that_draws(pipe: E4TPipeline, tmp_path: P
     kept = Concept.load(concept.save(tmp_path / "anna"))
     again = pipe("a photo of S*", concept=kept, **settings).images[0]
     assert np.abs(pixels(again) - pixels(drawn)).mean() < 2  # kept in half precision
+
+
+def test_joint_success_stays_above_its_floor(pipe: E4TPipeline) -> None:
+    """The whole job on unseen people: the right one of 20 twins and all that was prompted, in 5 steps."""
+    results = Path(__file__).parents[1] / "docs" / "results" / "tiny-face.json"
+    published = json.loads(results.read_text())["methods"]["5 steps"]["joint_success"]["value"]
+    report = evaluate(pipe, "floor", 12, steps=(5,), judge=judge_of("face", 2)).report
+    assert report["methods"]["5 steps"]["joint_success"]["value"] >= 0.8 * published
