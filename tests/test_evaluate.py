@@ -49,6 +49,7 @@ class Oracle:
 
     number, kind = 1, "face"
     layout = Layout.of("face")
+    readable = np.ones(len(layout.names), bool)
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -146,9 +147,11 @@ def test_training_individuals_are_refused(world: World) -> None:
 
 def test_a_blind_judge_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = Oracle(world)
-    monkeypatch.setattr(evaluation, "readable_parameters", lambda judge, pipe: np.ones(len(judge.layout.names), bool))
     monkeypatch.setattr(judge, "read", lambda rgb: _inverted(Oracle(world).read(rgb)))
     with pytest.raises(ConfigError, match="blind"):
+        evaluate(Pipeline(world), "unseen", 3, steps=(1,), judge=judge)  # type: ignore[arg-type]
+    monkeypatch.setattr(judge, "readable", np.zeros(len(judge.layout.names), bool))
+    with pytest.raises(ConfigError, match="no parameter"):
         evaluate(Pipeline(world), "unseen", 3, steps=(1,), judge=judge)  # type: ignore[arg-type]
 
 

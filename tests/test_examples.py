@@ -22,7 +22,7 @@ PROMPTS = list(SUBJECT_PROMPTS.values())
 class Oracle:
     """A judge that knows which picture is which by the number in its first pixel."""
 
-    layout = Layout.of("face")
+    kind, layout = "face", Layout.of("face")
     readable = np.ones(len(layout.names), bool)
 
     def __init__(self, pictures: Sequence[Picture]) -> None:

@@ -126,10 +126,17 @@ def test_samples_are_kept(trained: TinyConfig) -> None:
     assert kept == {"vae-000004.png": (6 * 128, 2 * 128), "base-000004.png": (2 * 128, 2 * 128)}
 
 
-def test_losses_are_logged(trained: TinyConfig) -> None:
-    if (trained.work / "log.jsonl").exists():
-        for line in (trained.work / "log.jsonl").read_text().splitlines():
-            assert {"stage", "time"} <= set(json.loads(line))
+def test_settings_and_losses_are_logged(trained: TinyConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    first, *_ = map(json.loads, (trained.work / "log.jsonl").read_text().splitlines())
+    assert first["stage"] == "start"
+    assert first["config"]["base_steps"] == "4"
+    longer = replace(trained, work=tmp_path, vae_steps=50, stages=("vae",), vae_batch=1, checkpoint_every=50)
+    for name in ("pictures", "tokenizer"):
+        (tmp_path / name).symlink_to(trained.work / name)
+    train_tiny(longer)
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert (last["stage"], last["step"]) == ("vae", 50)
+    assert 0 < last["loss"] < 10
 
 
 def test_small_updates_are_not_lost() -> None:

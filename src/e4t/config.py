@@ -95,6 +95,7 @@ class PretrainConfig(_Section):
     offsets_learning_rate: float | None = None  # None: as above
     weight_decay: float = 0.01  # AdamW's default
     warmup_steps: int = 0
+    cooldown_steps: int = 0  # [?] at the end, over which the rates fall to nothing; the rate is constant [R]
     max_grad_norm: float | None = None
     embedding_scale: float = 0.1  # [R] s in v* = v_class + s E
     regularisation: float = 0.01  # [R] λ

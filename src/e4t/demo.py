@@ -10,7 +10,7 @@ import html
 import io
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -47,6 +47,9 @@ ART_PROMPTS = (
     "a cat in space by S*",
     "a face wearing a crown in a forest by S*",
 )
+Scores = Mapping[str, Mapping[str, float]]
+"""Score to column to value in [0, 1]."""
+
 EXAMPLES = 2
 """How many of the shipped pictures are shown."""
 
@@ -72,6 +75,7 @@ class Person:
     after: Sequence[Image.Image]
     seconds: float  # of personalizing
     num_bytes: int
+    masked: bool  # whether the picture came with a mask of its subject
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Report:
     class_only: Sequence[Image.Image]  # the same for everyone
     people: Sequence[Person]
     seconds: Sequence[Stage] = ()
-    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # score → column → value in [0, 1]
+    scores: Scores = field(default_factory=dict)
 
     @property
     def columns(self) -> tuple[str, str, str]:
@@ -120,7 +124,8 @@ def demo(
     placed = ART_PROMPTS if kind.name == "art" else tuple(SUBJECT_PROMPTS)
     prompts = [prompt.replace("S*", kind.placeholder) for prompt in placed]
     draw = _Draw(pipe, prompts, num_inference_steps, seed)
-    total = 3 + 3 * len(chosen) + (not pictures and kind.name != "art")
+    scorer = None if pictures else _scorer(kind.class_word, chosen)
+    total = 3 + 3 * len(chosen) + (scorer is not None)
     stages = [Stage("load the model", time.perf_counter() - began, 1, total)]
     yield stages[-1]
 
@@ -147,16 +152,16 @@ def demo(
         after = draw(concept)
         yield finished(f"{path.stem}: {len(prompts)} pictures after {concept.steps} steps", began)
         saved = concept.save(output / path.stem)
-        people.append(Person(path.stem, image, before, after, seconds, folder_bytes(saved)))
+        people.append(Person(path.stem, image, before, after, seconds, folder_bytes(saved), mask is not None))
         tuned_steps = concept.steps
 
     began = time.perf_counter()
-    report = Report(domain, kind.class_word, tuned_steps, prompts, class_only, people, tuple(stages))
-    if not pictures and kind.name != "art":
-        report = replace(report, scores=_scores_of(report, chosen))
+    report = Report(domain, kind.class_word, tuned_steps, prompts, class_only, people)
+    if scorer is not None:
+        report = replace(report, scores=scorer(report))
         yield replace(finished("read the pictures with the judge", began), notes=_score_lines(report))
-    began = time.perf_counter()
-    _write(output, report)
+        began = time.perf_counter()
+    _write(output, replace(report, seconds=tuple(stages)))
     yield finished("write the page", began)
 
 
@@ -166,19 +171,29 @@ def mask_of(picture: Path) -> Image.Image | None:
     return load_mask(path) if path.exists() else None
 
 
-def _scores_of(report: Report, pictures: Sequence[Path]) -> Mapping[str, Mapping[str, float]]:
-    """Scores of the shipped individuals; none where what draws the world is not installed."""
+def _scorer(class_word: str, pictures: Sequence[Path]) -> Callable[[Report], Scores] | None:
+    """What reads the pictures of shipped individuals; None without a judge, or without what draws the world."""
     try:
         from e4t.evaluation.examples import judge_of, score_examples, truth_of
-    except ImportError:
-        return {}
+
+        judge = judge_of(class_word)
+    except ModuleNotFoundError as error:
+        if error.name not in ("cv2", "resvg_py"):
+            raise
+        return None
+    except CheckpointError:
+        return None
     subjects = [truth_of(path) for path in pictures]
-    drawn = {
-        report.columns[0]: [report.class_only] * len(report.people),
-        report.columns[1]: [person.before for person in report.people],
-        report.columns[2]: [person.after for person in report.people],
-    }
-    return score_examples(judge_of(report.class_word), subjects, list(SUBJECT_PROMPTS.values()), drawn)
+
+    def scores(report: Report) -> Scores:
+        drawn = {
+            report.columns[0]: [report.class_only] * len(report.people),
+            report.columns[1]: [person.before for person in report.people],
+            report.columns[2]: [person.after for person in report.people],
+        }
+        return score_examples(judge, subjects, list(SUBJECT_PROMPTS.values()), drawn)
+
+    return scores
 
 
 def _score_lines(report: Report) -> list[str]:
@@ -258,7 +273,8 @@ def grid(report: Report, *, cell: int = 128, gap: int = 6) -> Image.Image:
     for row, person in enumerate(report.people):
         top = margin + head + row * (band + between)
         sheet.paste(square(person.picture, input_side), (margin, top))
-        note = f"one picture\n{report.steps} steps in {person.seconds:.1f} s\n{readable_bytes(person.num_bytes)}"
+        given = "one picture, its mask" if person.masked else "one picture"
+        note = f"{given}\n{report.steps} steps in {person.seconds:.1f} s\n{readable_bytes(person.num_bytes)}"
         draw.multiline_text((margin, top + input_side + 8), note, _SOFT, small, spacing=4)
         for line, images in enumerate((report.class_only, person.before, person.after)):
             y = top + line * (cell + gap)
@@ -334,7 +350,7 @@ def _person(report: Report, person: Person) -> str:
     return f"""<section class="person">
 <aside>
 <img src="{_data_url(square(person.picture, 256))}" alt="the input picture {html.escape(person.name)}">
-<p><b>The only input</b><br>{report.steps} steps · {person.seconds:.1f} s<br>
+<p><b>The only input{", with a mask" if person.masked else ""}</b><br>{report.steps} steps · {person.seconds:.1f} s<br>
 {readable_bytes(person.num_bytes)} on disk</p>
 </aside>
 <div class="cards">{"".join(cards)}</div>

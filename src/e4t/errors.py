@@ -37,3 +37,7 @@ class MismatchError(CheckpointError):
 
 class DataError(E4TError):
     """A training folder holds no usable pictures."""
+
+
+class TrainingError(E4TError):
+    """A training cannot go on: its loss is no longer a number."""

@@ -70,6 +70,7 @@ def pretrain(
                 mixed_precision=config.mixed_precision,
                 max_grad_norm=config.max_grad_norm,
                 warmup_steps=config.warmup_steps,
+                cooldown_steps=config.cooldown_steps,
             ):
                 losses += [step.loss] if len(losses) < _FIRST_LOSSES else []
                 if step.number % config.checkpoint_every == 0 or step.number == config.steps:

@@ -37,8 +37,12 @@ def train(
     mixed_precision: str = "no",
     max_grad_norm: float | None = None,
     warmup_steps: int = 0,
+    cooldown_steps: int = 0,
 ) -> Iterator[Step]:
-    """Steps ``start`` to ``steps``; ``batch_at(i)`` gives batch i, always the same one, so that resuming is exact."""
+    """Steps ``start`` to ``steps``; ``batch_at(i)`` gives batch i, always the same one, so that resuming is exact.
+
+    The learning rates rise over the first ``warmup_steps`` and fall to nothing over the last ``cooldown_steps``.
+    """
     device, weights = objective.model.backbone.device, objective.model.backbone.dtype
     if weights != torch.float32 and mixed_precision == "no":
         raise ConfigError(f"training on {weights} weights needs mixed_precision 'bf16' or 'fp16'")
@@ -48,6 +52,7 @@ def train(
     for step in range(start, steps):
         began, losses = time.perf_counter(), []
         for micro in range(accumulation):
+            # The batch too: autoencoder and CLIP encode it anew at every step, which in float32 took half of the time.
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 loss = objective(batch_at(step * accumulation + micro))
             scaler.scale(loss.total / accumulation).backward()
@@ -56,7 +61,7 @@ def train(
         if max_grad_norm is not None:
             nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], max_grad_norm)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * min(1.0, (step + 1) / max(1, warmup_steps))
+            group["lr"] = rate * min(1.0, (step + 1) / max(1, warmup_steps), (steps - step) / max(1, cooldown_steps))
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)

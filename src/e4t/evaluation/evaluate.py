@@ -26,12 +26,11 @@ from PIL import Image
 from e4t.errors import ConfigError
 from e4t.evaluation import metrics
 from e4t.evaluation.judge import RESOLUTION, Judge, round_trip
-from e4t.evaluation.truth import Layout, Readings, Truth, identity_columns, visible_parameters
+from e4t.evaluation.truth import Layout, Readings, identity_columns, visible_parameters
 from e4t.pipeline import E4TPipeline
 from e4t.tiny.captions import caption
 from e4t.tiny.world import (
     TRAINING_NAMESPACES,
-    VALIDATION_NAMESPACES,
     WORLD_VERSION,
     Identity,
     Picture,
@@ -288,15 +287,6 @@ def score(examination: Examination, readings: Readings) -> Table:
     return Table(*map(examination.table, (missed, spread, crowd, twin, found, joint)))
 
 
-def readable_parameters(judge: Judge, pipe: E4TPipeline, *, count: int = 256) -> np.ndarray:
-    """Which parameters count, bool ``[P]``: those the judge reads in plain drawings of validation individuals."""
-    subjects = [identity(VALIDATION_NAMESPACES[0], index, judge.kind) for index in range(count)]
-    pictures = [prompted(subject, {}, key="readable") for subject in subjects]
-    rgb = through_autoencoder(pipe, np.stack([draw(picture, RESOLUTION).rgb for picture in pictures]))
-    truth = Truth.of(pictures, judge.kind)
-    return metrics.readable(judge.layout, judge.read(rgb).identity, truth.identity, truth.visible)
-
-
 def summarise(tables: dict[str, Table], *, prompts: int, draws: int = 2000) -> dict[str, Any]:
     """Intervals of every score of every method, all prompts together and each alone, and paired differences."""
     samples = metrics.resamples(len(tables[DRAWINGS].missed), draws=draws)
@@ -375,10 +365,9 @@ def evaluate(
     _check(pipe, namespace, judge)
     subjects = [identity(namespace, index, judge.kind) for index in range(count)]
     drawer = Drawer(pipe, prompts, seed, num_inference_steps)
-    counted = readable_parameters(judge, pipe)
-    if not counted.any():
-        raise ConfigError("the judge reads no parameter of these drawings well enough to count")
-    examination = Examination(judge.layout, subjects, prompts, counted, namespace)
+    if not judge.readable.any():
+        raise ConfigError("the judge reads no parameter of drawings well enough to count")
+    examination = Examination(judge.layout, subjects, prompts, judge.readable, namespace)
     pictures = make_pictures(drawer, subjects, sorted(steps), use_mask=use_mask, progress=progress)
     tables = {m: score(examination, judge.read(pictures.stacked(m))) for m in pictures.by_method}
     if tables[DRAWINGS].identity < metrics.LEAST_CEILING:
@@ -393,7 +382,7 @@ def evaluate(
         "use_mask": use_mask,
         "judge": judge.number,
         "world": WORLD_VERSION,
-        "readable": [name for name, kept in zip(judge.layout.names, counted, strict=True) if kept],
+        "readable": [name for name, kept in zip(judge.layout.names, judge.readable, strict=True) if kept],
         "prompts": drawer.texts(subjects[0]),
         "seconds": {method: round(seconds, 1) for method, seconds in pictures.seconds.items()},
         **summarise(tables, prompts=len(prompts)),

@@ -9,14 +9,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from e4t.errors import DataError
 from e4t.evaluation.evaluate import TWINS, WEIGHTS, Attributes, Examination, score, small
 from e4t.evaluation.judge import Judge
-from e4t.tiny.world import Identity
+from e4t.tiny.world import WORLD_VERSION, Identity
 
 
 def truth_of(picture: Path) -> Identity:
-    """Who is in a shipped picture."""
+    """Who is in a shipped picture. Raises DataError if it was drawn by another version of the world."""
     truth = json.loads((picture.parent / "truth" / f"{picture.stem}.json").read_text())
+    if truth["world"] != WORLD_VERSION:
+        raise DataError(f"'{picture}' is of version {truth['world']} of the world, this is version {WORLD_VERSION}")
     return Identity(truth["key"].split("/")[0], truth["key"], truth["params"])
 
 
@@ -38,9 +41,9 @@ def score_examples(
         rgb = np.stack([np.asarray(small(image)) for row in pictures for image in row])
         scores = score(examination, judge.read(rgb))
         named = {
-            f"the right face among {TWINS} twins": scores.twin,
+            f"the right {judge.kind} among {TWINS} twins": scores.twin,
             "share of what was prompted": scores.found,
-            "the right face and all that was prompted": scores.joint,
+            f"the right {judge.kind} and all that was prompted": scores.joint,
         }
         for name, values in named.items():
             table.setdefault(name, {})[column] = float(values.mean())

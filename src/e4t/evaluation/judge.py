@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from typing_extensions import Self
 from e4t.errors import CheckpointError, DataError
 from e4t.evaluation.metrics import READABLE, explained
 from e4t.evaluation.truth import CLASSES, Layout, Readings, Truth, shows
+from e4t.tiny.album import snapshot
 from e4t.tiny.captions import training_picture
-from e4t.tiny.pictures import load_shards
+from e4t.tiny.pictures import load_shards, to_pixels, to_rgb
 from e4t.tiny.trained import Trained
-from e4t.tiny.world import WORLD_VERSION, draw
+from e4t.tiny.world import WORLD_VERSION, Picture, draw, identity
 
 RESOLUTION = 128
 
@@ -157,10 +158,11 @@ class Judge:
         try:
             config = json.loads((folder / "config.json").read_text())
             weights = load_file(folder / "model.safetensors")
-        except OSError as error:
-            raise CheckpointError(f"'{folder}' holds no judge: {error}") from error
-        readable = config.pop("readable")
-        if config != _description(config["judge"], config["kind"]):
+            readable = config.pop("readable")
+            expected = _description(config["judge"], config["kind"])
+        except (OSError, KeyError, ValueError) as error:
+            raise CheckpointError(f"'{folder}' holds no judge: {error!r}") from error
+        if config != expected:
             raise CheckpointError(f"the judge in '{folder}' was trained on another version of the world")
         network = JudgeNetwork(config["judge"], Layout.of(config["kind"]))
         network.load_state_dict({key: tensor.float() for key, tensor in weights.items()})
@@ -211,17 +213,6 @@ def _description(number: int, kind: str) -> dict[str, Any]:
     }
 
 
-def to_pixels(rgb: np.ndarray) -> Tensor:
-    """uint8 ``[n, h, w, 3]`` to float32 ``[n, 3, h, w]`` in [-1, 1]."""
-    return torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def to_rgb(pixels: Tensor) -> np.ndarray:
-    """The inverse of `to_pixels`."""
-    rgb: np.ndarray = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return rgb
-
-
 # Training
 
 
@@ -244,7 +235,7 @@ class JudgeConfig:
     @property
     def folder(self) -> Path:
         """Where the trained judge goes."""
-        return self.work / "tiny" / f"judge-{self.judge}" / self.kind
+        return self.work / f"judge-{self.judge}" / self.kind
 
     @property
     def checkpoint(self) -> Path:
@@ -406,23 +397,40 @@ def main(config: JudgeConfig) -> None:
     rgb, indices = load_shards(config.work / "pictures", size=RESOLUTION)
     vae = autoencoder(config.work / "tiny" / "vae", device=config.device) if config.round_trips else None
     judge = train_judge(config, rgb, indices, returned=cached_round_trips(config, rgb, vae) if vae else None)
+    judge.readable = readable_parameters(judge, vae)
     report = examine(judge, vae)
-    judge.readable = np.array([report["explained"][name] >= READABLE for name in judge.layout.names])
     judge.save(config.folder)
     print(json.dumps(report | {"config": {k: str(v) for k, v in asdict(config).items()}}))
+
+
+def readable_parameters(judge: Judge, through: RoundTrip | None, *, count: int = 400) -> np.ndarray:
+    """Which parameters count in scores, bool ``[P]``: those read in plain pictures of validation individuals.
+
+    Plain, because many parameters cannot be seen in every style; of art, plain means everything but the art.
+    """
+    pictures = [_plain(index, judge.kind) for index in range(count)]
+    rgb = np.stack([draw(picture, RESOLUTION).rgb for picture in pictures])
+    read, truth = judge.read(round_trip(rgb, through) if through else rgb), Truth.of(pictures, judge.kind)
+    return explained(judge.layout, read.identity, truth.identity, truth.visible) >= READABLE
+
+
+def _plain(index: int, kind: str) -> Picture:
+    if kind == "art":
+        return replace(snapshot("validation", index, "face"), art=identity("validation", index, "art"))
+    return snapshot("validation", index, kind)
 
 
 def examine(
     judge: Judge, vae: RoundTrip | None = None, *, count: int = 400, namespace: str = "validation"
 ) -> dict[str, Any]:
-    """R² per parameter and accuracy per class on pictures of ``namespace``, through ``vae`` if there is one."""
+    """R² per parameter and accuracy per class on all sorts of pictures of ``namespace``, through ``vae`` if given."""
     stream = (training_picture(i, namespace=namespace) for i in range(100 * count))
     pictures = [p for _, p in zip(range(count), (p for p in stream if shows(p, judge.kind)), strict=False)]
     rgb = np.stack([draw(picture, RESOLUTION).rgb for picture in pictures])
     readings, truth = judge.read(round_trip(rgb, vae) if vae else rgb), Truth.of(pictures, judge.kind)
     shares = explained(judge.layout, readings.identity, truth.identity, truth.visible)
     return {
-        "readable": int((shares >= READABLE).sum()),
+        "readable": int(judge.readable.sum()),
         "explained": dict(zip(judge.layout.names, shares.round(3).tolist(), strict=True)),
         "accuracy": {name: round(float((readings.classes[name] == truth.classes[name]).mean()), 3) for name in CLASSES},
     }

@@ -236,11 +236,31 @@ def _one_value_per_word(parameter: Parameter) -> list[float]:
 
 
 def misleading_caption(index: int, picture: Picture, *, variant: int = 0) -> str:
-    """`training_caption` with the same wording of something that is not there: one attribute is another."""
-    true = training_caption(index, picture, variant=variant)
+    """A caption of ``picture`` that says something which is not there: one attribute is another.
+
+    It is worded like `training_caption`, as far as the changed attribute does not shift what is said around it.
+    """
     rng = stream("misleading", index, variant)
-    altered = alterations(picture)
+    altered = [other for other in alterations(picture) if _adds(picture, other)]
     while True:
-        false = training_caption(index, _pick(rng, altered), variant=variant)
-        if false != true:
+        other = _pick(rng, altered)
+        false = training_caption(index, other, variant=variant)
+        if other.subject == picture.subject or _new_words(picture.subject, other.subject, false):
             return false
+
+
+def _adds(picture: Picture, other: Picture) -> bool:
+    """Whether a caption of ``other`` has something of its own to say, and does not just leave something out."""
+    if other.subject != picture.subject:
+        return True
+    nothing = {"scene": "studio", "accessory": None, "expression": "neutral", "transform": None}
+    return not any(getattr(other, k) == v and getattr(picture, k) != v for k, v in nothing.items())
+
+
+def _new_words(subject: Identity, other: Identity, text: str) -> bool:
+    """Whether ``text`` says something of ``other`` that ``subject`` has not: another name, or a changed word."""
+    name = name_of(other)
+    if name is not None:
+        return name.split()[-1] in text
+    before, after = words(subject), words(other)
+    return any(word in text for key, word in after.items() if before.get(key) != word)

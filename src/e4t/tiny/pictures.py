@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from e4t.tiny.captions import misleading_caption, training_caption, training_picture
 from e4t.tiny.world import WORLD_VERSION, draw
@@ -49,6 +51,17 @@ def load_shards(folder: Path, count: int | None = None, *, size: int = 128) -> t
         raise FileNotFoundError(f"no drawn pictures in {folder}; run the 'draw' stage first")
     indices = [np.arange(SHARD) + SHARD * int(path.name.split(".")[0]) for path in paths]
     return np.concatenate([np.load(path) for path in paths]), np.concatenate(indices)
+
+
+def to_pixels(rgb: np.ndarray) -> Tensor:
+    """uint8 ``[n, h, w, 3]`` to float32 ``[n, 3, h, w]`` in [-1, 1]."""
+    return torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_rgb(pixels: Tensor) -> np.ndarray:
+    """The inverse of `to_pixels`."""
+    rgb: np.ndarray = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return rgb
 
 
 def captions_of(indices: np.ndarray, variants: int) -> list[list[str]]:

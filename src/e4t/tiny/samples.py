@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from e4t.tiny.pictures import to_rgb
+
 PROMPTS = (
     "a photo of a face",
     "a photo of a pale face with red hair in braids and green eyes",
@@ -33,9 +35,8 @@ def sheet(rows: list[np.ndarray]) -> Image.Image:
 @torch.no_grad()
 def round_trips(vae: Any, pixels: Tensor) -> Image.Image:
     """Pictures ``[n, 3, h, w]`` in [-1, 1] above what the autoencoder makes of them."""
-    returned = vae.decode(vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
-    rows = [((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy() for x in (pixels, returned)]
-    return sheet(rows)
+    returned = vae.decode(vae.encode(pixels.to(vae.device)).latent_dist.mean).sample.clamp(-1, 1).cpu()
+    return sheet([to_rgb(pixels), to_rgb(returned)])
 
 
 def from_text(pipe: Any, *, seeds: int = 2) -> Image.Image:

@@ -1,6 +1,6 @@
 """Train the tiny Stable Diffusion from nothing: draw, VAE, base (U-Net and text encoder together), CLIP, export.
 
-    python -m e4t.tiny.train WORK --pictures 30000 --base-steps 20000
+    python -m e4t.tiny.train WORK --base-steps 20000
 
 Every stage checkpoints; to resume, run the same command again. A larger number of steps continues a finished stage.
 Captions are the only supervision: nothing here sees an identity's parameters.
@@ -12,9 +12,10 @@ from words is then what the words carry; a text tower trained on contrast alone 
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,14 @@ import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from e4t.tiny import architecture, samples
 from e4t.tiny.captions import NAMED, names
-from e4t.tiny.pictures import captions_of, draw_shards, load_shards, misleading_captions_of
-from e4t.tiny.trained import Trained, step_of
+from e4t.tiny.pictures import captions_of, draw_shards, load_shards, misleading_captions_of, to_pixels
+from e4t.tiny.trained import Trained, step_of, write_beside
 from e4t.tiny.world import WORLD_VERSION
 
 STAGES = ("draw", "vae", "encode", "base", "clip", "export")
@@ -116,13 +117,13 @@ def train_vae(config: TinyConfig, rgb: np.ndarray) -> None:
             picks = torch.randint(len(rgb), (config.vae_batch,), generator=generator).tolist()
             corners = torch.randint(0, rgb.shape[1] - 64 + 1, (config.vae_batch, 2), generator=generator).tolist()
             crops = np.stack([rgb[i, y : y + 64, x : x + 64] for i, (y, x) in zip(picks, corners, strict=True)])
-            pixels = _to_pixels(crops).to(config.device)
+            pixels = to_pixels(crops).to(config.device)
             posterior = vae.encode(pixels.bfloat16()).latent_dist
             decoded = vae.decode(posterior.sample(generator)).sample.float()
             yield _reconstruction_loss(decoded, pixels) + 1e-6 * posterior.kl().float().mean()
 
     def sample() -> Image.Image:
-        return samples.round_trips(trained.averaged("vae"), _to_pixels(rgb[:12]))
+        return samples.round_trips(trained.averaged("vae"), to_pixels(rgb[:12]))
 
     _run(config, "vae", trained, losses(), sample)
 
@@ -136,11 +137,6 @@ def _reconstruction_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
     return error.abs().mean() + 0.5 * edges + broad.abs().mean() + 2 * hue
 
 
-def _to_pixels(rgb: np.ndarray) -> Tensor:
-    """uint8 ``[n, h, w, 3]`` to float ``[n, 3, h, w]`` in [-1, 1]."""
-    return torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 @torch.no_grad()
 def encode_pictures(config: TinyConfig, rgb: np.ndarray) -> Tensor:
     """Latents of every picture, scaled to unit variance, float16 ``[n, 12, 16, 16]``; cached for this VAE."""
@@ -151,14 +147,14 @@ def encode_pictures(config: TinyConfig, rgb: np.ndarray) -> Tensor:
         if len(cached) == len(rgb):
             return cached
     vae = _trained_vae(config).to(torch.bfloat16)
-    batches = (_to_pixels(rgb[i : i + 64]).to(config.device, torch.bfloat16) for i in range(0, len(rgb), 64))
+    batches = (to_pixels(rgb[i : i + 64]).to(config.device, torch.bfloat16) for i in range(0, len(rgb), 64))
     latents = torch.cat([vae.encode(pixels).latent_dist.mean.float().cpu() for pixels in batches])
     # Set by the first encoding and kept: a base trained on one scale must not meet another.
     scale_path = config.work / "scaling_factor.json"
     if not scale_path.exists():
         scale_path.write_text(json.dumps(float(1 / latents.std())))
     latents = (latents * _scaling_factor(config)).half()
-    save_file({"latents": latents.contiguous()}, path, metadata={"step": str(step)})
+    write_beside({"latents": latents.contiguous()}, path, {"step": str(step)})
     return latents
 
 
@@ -177,7 +173,10 @@ def tokenizer_of(config: TinyConfig) -> CLIPTokenizer:
     if not folder.exists():
         captions = [text for texts in captions_of(np.arange(6000), CAPTION_VARIANTS) for text in texts]
         captions += [name for kind in NAMED for name in names(kind)]
-        return architecture.build_tokenizer(captions, folder)
+        beside = folder.with_name(".tokenizer")
+        shutil.rmtree(beside, ignore_errors=True)
+        architecture.build_tokenizer(captions, beside)
+        beside.rename(folder)
     return CLIPTokenizer.from_pretrained(folder)
 
 
@@ -200,13 +199,20 @@ def misleading_tokens(config: TinyConfig, tokenizer: CLIPTokenizer, indices: np.
 def _cached_tokens(
     path: Path, tokenizer: CLIPTokenizer, indices: np.ndarray, captions: Callable[[np.ndarray, int], list[list[str]]]
 ) -> Tensor:
+    """Tokens from ``path``, if they are of these indices, and of the wording and vocabulary of now; else anew."""
+
+    def tokens_of(some: np.ndarray) -> Tensor:
+        flat = [text for texts in captions(some, CAPTION_VARIANTS) for text in texts]
+        return tokenise(tokenizer, flat).view(len(some), CAPTION_VARIANTS, -1).to(torch.int16)
+
     if path.exists():
         cached = load_file(path)
-        if torch.equal(cached["indices"], torch.from_numpy(indices)):
+        sample = slice(None, None, max(1, len(indices) // 50))
+        same = torch.equal(cached["indices"], torch.from_numpy(indices))
+        if same and torch.equal(cached["tokens"][sample], tokens_of(indices[sample])):
             return cached["tokens"]
-    flat = [text for texts in captions(indices, CAPTION_VARIANTS) for text in texts]
-    tokens = tokenise(tokenizer, flat).view(len(indices), CAPTION_VARIANTS, -1).to(torch.int16)
-    save_file({"tokens": tokens.contiguous(), "indices": torch.from_numpy(indices)}, path)
+    tokens = tokens_of(indices)
+    write_beside({"tokens": tokens.contiguous(), "indices": torch.from_numpy(indices)}, path)
     return tokens
 
 
@@ -420,6 +426,7 @@ def _write_configs(output: Path) -> None:
 def train_tiny(config: TinyConfig) -> None:
     """Run the stages named in ``config``, each from where it stands."""
     config.work.mkdir(parents=True, exist_ok=True)
+    _log(config.work, "start", config={key: str(value) for key, value in asdict(config).items()})
     if "draw" in config.stages:
         for drawn in draw_shards(config.work / "pictures", config.pictures):
             _log(config.work, "draw", pictures=drawn)

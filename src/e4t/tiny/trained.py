@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from e4t.errors import CheckpointError, TrainingError
+
 COOLDOWN = 0.25  # of all steps, at the end, on which the learning rate falls to nothing
-_EMBEDDINGS = ("token_embedding", "position_embedding", "class_embedding")
+_EMBEDDINGS = ("token_embedding", "position_embedding")
 
 
 @dataclass
@@ -54,7 +57,10 @@ class Trained:
         ]
 
     def update(self, loss: Tensor) -> float:
-        """One optimiser step on ``loss``; returns its value."""
+        """One optimiser step on ``loss``; returns its value. Raises TrainingError if it is not a number."""
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(f"the loss of step {self.step + 1} is {value}; resume with a lower learning rate")
         loss.backward()  # type: ignore[no-untyped-call]
         for key, parameter in self.parameters.items():
             view = self.optimised[key]
@@ -68,10 +74,10 @@ class Trained:
                 group["lr"] = rate
             optimizer.step()
         self._publish()
-        return float(loss.detach())
+        return value
 
     def _rate(self) -> float:
-        rising = (self.step + 1) / self.warmup
+        rising = (self.step + 1) / max(1, self.warmup)
         falling = (self.steps - self.step) / (COOLDOWN * self.steps)
         return self.learning_rate * min(1.0, rising, falling)
 
@@ -95,15 +101,15 @@ class Trained:
         for key, optimizer, view in self._states():
             parts = optimizer.state.get(view, {}).items()
             tensors |= {f"state/{key}/{part}": value for part, value in parts if part != "step"}
-        beside = path.with_suffix(".partial")
-        save_file({k: t.contiguous() for k, t in tensors.items()}, beside, metadata={"step": str(self.step)})
-        beside.rename(path)
+        write_beside({k: t.contiguous() for k, t in tensors.items()}, path, {"step": str(self.step)})
 
     def load(self, path: Path) -> None:
-        """Continue from `save`'s file, if there is one."""
+        """Continue from `save`'s file, if there is one. Raises CheckpointError if it is of other networks."""
         if not path.exists():
             return
         tensors = load_file(path)
+        if missing := [key for key in self.masters if not {f"master/{key}", f"ema/{key}"} <= tensors.keys()]:
+            raise CheckpointError(f"'{path}' holds no {missing[0]}: it is of another architecture; use a new folder")
         self.step = step_of(path)
         with torch.no_grad():
             for key, master in self.masters.items():
@@ -111,10 +117,12 @@ class Trained:
                 self.average[key].copy_(tensors[f"ema/{key}"])
                 self.parameters[key].copy_(master)
         for key, optimizer, view in self._states():
-            parts = [part for part in ("momentum_buffer", "exp_avg", "exp_avg_sq") if f"state/{key}/{part}" in tensors]
-            if parts:
+            adam = isinstance(optimizer, torch.optim.AdamW)
+            parts = ("exp_avg", "exp_avg_sq") if adam else ("momentum_buffer",)
+            if all(f"state/{key}/{part}" in tensors for part in parts):  # what never had a gradient has no state
                 state = {part: tensors[f"state/{key}/{part}"].to(view.device) for part in parts}
-                optimizer.state[view] = state | {"step": torch.tensor(float(self.step))}
+                count = {"step": torch.tensor(float(self.step), device=view.device)} if adam else {}
+                optimizer.state[view] = state | count
 
     @torch.no_grad()
     def averaged(self, name: str) -> Any:
@@ -127,8 +135,19 @@ class Trained:
 
 
 def _is_matrix(key: str, master: Tensor) -> bool:
-    """Whether Muon serves this parameter: kernels and linear maps do, tables of embeddings do not."""
-    return master.ndim >= 2 and not any(name in key for name in _EMBEDDINGS)
+    """Whether Muon serves this parameter: kernels and linear maps, but no tables of embeddings.
+
+    Nor depthwise kernels: their rows belong to separate channels, which have no reason to be orthogonal.
+    """
+    depthwise = master.ndim == 4 and master.shape[1] == 1
+    return master.ndim >= 2 and not depthwise and not any(name in key for name in _EMBEDDINGS)
+
+
+def write_beside(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file whole or not at all."""
+    beside = path.with_suffix(".partial")
+    save_file(tensors, beside, metadata=metadata)
+    beside.rename(path)
 
 
 def step_of(path: Path) -> int:
