@@ -18,7 +18,7 @@ from e4t.tiny import architecture, pictures, samples, train
 from e4t.tiny.train import TinyConfig, train_tiny
 from e4t.tiny.trained import Trained, step_of
 
-STAGES = ("vae", "base", "clip")
+STAGES = ("vae", "smooth", "base", "clip")
 
 
 def config_of(work: Path) -> TinyConfig:
@@ -26,6 +26,7 @@ def config_of(work: Path) -> TinyConfig:
         work,
         pictures=6,
         vae_steps=4,
+        smooth_steps=4,
         base_steps=4,
         clip_steps=4,
         vae_batch=2,
@@ -111,7 +112,8 @@ def test_resuming_is_the_same_as_going_on(trained: TinyConfig, stage: str, tmp_p
 def test_more_steps_continue_a_finished_stage(trained: TinyConfig, tmp_path: Path) -> None:
     longer = replace(trained, work=tmp_path / "work", stages=("base",), base_steps=5)
     longer.work.mkdir()
-    for name in ["pictures", "tokenizer", "latents.safetensors", "tokens.safetensors", "scaling_factor.json"]:
+    kept = ["pictures", "tokenizer", "smooth.safetensors", "latents.safetensors", "tokens.safetensors"]
+    for name in [*kept, "scaling_factor.json"]:
         (longer.work / name).symlink_to(trained.work / name)
     (longer.work / "base.safetensors").write_bytes((trained.work / "base.safetensors").read_bytes())
     train_tiny(longer)
@@ -123,7 +125,11 @@ def test_samples_are_kept(trained: TinyConfig) -> None:
     for path in (trained.work / "samples").iterdir():
         with Image.open(path) as image:
             kept[path.name] = image.size
-    assert kept == {"vae-000004.png": (6 * 128, 2 * 128), "base-000004.png": (2 * 128, 2 * 128)}
+    assert kept == {
+        "vae-000004.png": (6 * 128, 2 * 128),
+        "smooth-000004.png": (6 * 128, 2 * 128),
+        "base-000004.png": (2 * 128, 2 * 128),
+    }
 
 
 def test_settings_and_losses_are_logged(trained: TinyConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ class TrainedDomain:
     """A pre-trained domain: the encoder's heads and the weight offsets.
 
     ``personalize`` and ``generate`` are the settings measured for it; they override the package's defaults.
-    ``tensors``: ``encoder/<parameter>`` and ``offsets/<path>.left|right``.
+    ``tensors``: ``encoder/<parameter>``, ``offsets/left`` and ``offsets/right`` (`WeightOffsets.domain_state`).
     """
 
     domain: Domain
@@ -118,8 +118,8 @@ class Concept:
     """One personalized concept: what differs from its domain.
 
     ``tensors``: ``image_half`` [D] (the image side of the encoder, once and for all), ``bias`` [D], ``residual`` [D],
-    ``frozen_offset`` [D] (mean E over timesteps), and as tuned ``deltas/…``, ``encoder/…``, ``unet/…`` and
-    ``text_encoder/…``.
+    ``frozen_offset`` [D] (mean E over timesteps), and as tuned ``deltas/…`` (`WeightOffsets.concept_state`),
+    ``encoder/…``, ``unet/…`` and ``text_encoder/…`` (differences by parameter name).
     ``history`` holds the concept after every step, 0 first, where it was asked for; it is not saved.
     """
 

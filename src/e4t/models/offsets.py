@@ -234,45 +234,51 @@ class WeightOffsets(nn.Module):
         return [p for _, offset in self.items() if offset.concept is not None for p in offset.concept.parameters()]
 
     def domain_state(self) -> dict[str, Tensor]:
-        """Tensors of Δ, reduced to low-rank factors: ``<path>.left`` [rows, r], ``<path>.right`` [columns, r]."""
-        state: dict[str, Tensor] = {}
-        for path in self._linears:
-            domain = self.offsets[_key(path)].domain
-            if isinstance(domain, (PaperForm, LowRank)):
-                left, right = domain.factors()
-                state |= {f"{path}.left": left.detach().clone(), f"{path}.right": right.detach().clone()}
-        return state
+        """Δ as exact low-rank factors, those of all matrices in the U-Net's order below one another.
+
+        ``left`` [all rows, r] and ``right`` [all columns, r]: hundreds of tiny tensors would cost more in names than in
+        numbers. Empty without offsets.
+        """
+        factors = [d.factors() for _, o in self.items() if isinstance(d := o.domain, (PaperForm, LowRank))]
+        return _stacked(("left", "right"), factors)
 
     def load_domain_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take Δ from `domain_state`, whatever form it was trained in."""
-        for path, linear in self._linears.items():
-            left, right = state[f"{path}.left"].float(), state[f"{path}.right"].float()
+        """Take Δ from `domain_state`, whatever form it was trained in. Raises OffsetsError if it does not fit."""
+        lefts, rights = self._split(state, "left", 0), self._split(state, "right", 1)
+        for (linear, offset), left, right in zip(self.items(), lefts, rights, strict=True):
             domain = LowRank(linear.out_features, linear.in_features, left.shape[1])
             domain.left.data, domain.right.data = left.clone(), right.clone()
-            self.offsets[_key(path)].domain = domain.to(linear.weight.device)
+            offset.domain = domain.to(linear.weight.device)
 
     def concept_state(self) -> dict[str, Tensor]:
-        """Tensors of D: ``<path>.left`` and ``<path>.right``, or ``<path>.value``."""
-        return {
-            f"{path}.{name}": parameter.detach().clone()
-            for path in self._linears
-            if (concept := self.offsets[_key(path)].concept) is not None
-            for name, parameter in concept.named_parameters()  # type: ignore[union-attr]
-        }
+        """D, laid out as in `domain_state`; dense ones as ``value``, all entries in a row. Empty without a concept."""
+        concepts = [offset.concept for _, offset in self.items() if offset.concept is not None]
+        if concepts and isinstance(concepts[0], Dense):
+            return {"value": torch.cat([concept().detach().flatten() for concept in concepts])}
+        return _stacked(("left", "right"), [concept.factors() for concept in concepts if isinstance(concept, LowRank)])
 
     def load_concept_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take D from `concept_state`; matrices the state does not have get none."""
+        """Take D from `concept_state`. Raises OffsetsError if it does not fit this U-Net."""
         self.drop_concept()
-        for path, linear in self._linears.items():
-            names = [name for name in ("left", "right", "value") if f"{path}.{name}" in state]
-            if not names:
-                continue
-            offset = self.offsets[_key(path)]
-            assert isinstance(offset, WeightOffset)
-            offset.add_concept(0 if "value" in names else state[f"{path}.left"].shape[1])
-            for name in names:
-                getattr(offset.concept, name).data = state[f"{path}.{name}"].float().clone()
+        if not state:
+            return
+        parts = {name: self._split(state, name, axis) for name, axis in _AXES.items() if name in state}
+        rank = 0 if "value" in parts else parts["left"][0].shape[1]
+        for number, (linear, offset) in enumerate(self.items()):
+            offset.add_concept(rank)
+            for name, tensors in parts.items():
+                parameter = getattr(offset.concept, name)
+                parameter.data = tensors[number].reshape(parameter.shape).clone()
             offset.to(linear.weight.device)
+
+    def _split(self, state: Mapping[str, Tensor], name: str, axis: int | None) -> list[Tensor]:
+        """The share of every matrix in a tensor of `domain_state` or `concept_state`, float32."""
+        shapes = [offset.shape for _, offset in self.items()]
+        sizes = [rows * columns if axis is None else (rows, columns)[axis] for rows, columns in shapes]
+        tensor = state.get(name)
+        if tensor is None or tensor.ndim != (1 if axis is None else 2) or len(tensor) != sum(sizes):
+            found = "nothing" if tensor is None else f"a tensor of shape {list(tensor.shape)}"
+        return list(torch.split(tensor.float(), sizes))
 
     def _require(self, state: str, verb: str) -> None:
         if self.state != state:
@@ -336,6 +342,16 @@ class TunedWeights:
     def _put(self, parameters: list[nn.Parameter] | list[nn.Parameter | None]) -> None:
         for (_, owner, leaf), parameter in zip(self._places, parameters, strict=True):
             owner._parameters[leaf] = parameter
+
+
+_AXES: dict[str, int | None] = {"left": 0, "right": 1, "value": None}
+"""Which side of a matrix the rows of a stored tensor stand for; None: all of its entries."""
+
+
+def _stacked(names: tuple[str, str], factors: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    if not factors:
+        return {}
+    return {name: torch.cat([pair[side].detach() for pair in factors]) for side, name in enumerate(names)}
 
 
 def _named_places(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:

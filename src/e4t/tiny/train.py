@@ -35,9 +35,11 @@ from e4t.tiny.pictures import captions_of, draw_shards, load_shards, misleading_
 from e4t.tiny.trained import Trained, step_of, write_beside
 from e4t.tiny.world import WORLD_VERSION
 
-STAGES = ("draw", "vae", "encode", "base", "clip", "export")
+STAGES = ("draw", "vae", "smooth", "encode", "base", "clip", "export")
 CAPTION_VARIANTS = 3
 CAPTION_DROPOUT = 0.1
+LATENT_NOISE = 0.4
+"""Largest noise on latents, as a share of their standard deviation, that the autoencoder learns to bear."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class TinyConfig:
     work: Path
     pictures: int = 40_000
     vae_steps: int = 6_000
+    smooth_steps: int = 2_500
     base_steps: int = 20_000
     clip_steps: int = 6_000
     vae_batch: int = 16  # crops of 64 px
@@ -99,7 +102,7 @@ def _generator(config: TinyConfig, stage: str, step: int) -> torch.Generator:
 
 def _new(config: TinyConfig, networks: dict[str, nn.Module], stage: str) -> Trained:
     networks = {key: network.to(config.device).train() for key, network in networks.items()}
-    steps = {"vae": config.vae_steps, "base": config.base_steps, "clip": config.clip_steps}[stage]
+    steps: int = getattr(config, f"{stage}_steps")
     trained = Trained(networks, config.learning_rate, config.warmup, config.ema, steps)
     trained.load(config.work / f"{stage}.safetensors")
     return trained
@@ -112,20 +115,54 @@ def train_vae(config: TinyConfig, rgb: np.ndarray) -> None:
     vae: Any = trained.networks["vae"]
 
     def losses() -> Iterator[Tensor]:
-        while True:
-            generator = _generator(config, "vae", trained.step)
-            picks = torch.randint(len(rgb), (config.vae_batch,), generator=generator).tolist()
-            corners = torch.randint(0, rgb.shape[1] - 64 + 1, (config.vae_batch, 2), generator=generator).tolist()
-            crops = np.stack([rgb[i, y : y + 64, x : x + 64] for i, (y, x) in zip(picks, corners, strict=True)])
-            pixels = to_pixels(crops).to(config.device)
+        for pixels, generator in _crops(config, "vae", rgb, trained):
             posterior = vae.encode(pixels.bfloat16()).latent_dist
             decoded = vae.decode(posterior.sample(generator)).sample.float()
             yield _reconstruction_loss(decoded, pixels) + 1e-6 * posterior.kl().float().mean()
 
-    def sample() -> Image.Image:
-        return samples.round_trips(trained.averaged("vae"), to_pixels(rgb[:12]))
+    _run_vae(config, "vae", rgb, trained, losses())
 
-    _run(config, "vae", trained, losses(), sample)
+
+def smooth_vae(config: TinyConfig, rgb: np.ndarray) -> None:
+    """Go on with the autoencoder until its latents are easy to denoise.
+
+    Two terms shape them: noise on the latents, which a decoder has to bear from an imperfect denoiser anyway and which
+    moves fine detail out of faint directions; and half-sized latents that must decode to half-sized pictures, which
+    takes away the high frequencies that only the decoder could read (latent denoising, arXiv 2507.15856; scale
+    equivariance, arXiv 2502.14831 and 2502.09509).
+    """
+    torch.manual_seed(config.seed)
+    trained = _new(config, {"vae": _averaged(config, "vae", "vae", architecture.build_vae())}, "smooth")
+    vae: Any = trained.networks["vae"]
+
+    def losses() -> Iterator[Tensor]:
+        for pixels, generator in _crops(config, "smooth", rgb, trained):
+            posterior = vae.encode(pixels.bfloat16()).latent_dist
+            latents = posterior.sample(generator)
+            level = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, generator=generator)
+            noise = (level * torch.randn(latents.shape, generator=generator)).to(latents)
+            decoded = vae.decode(latents + noise * latents.std()).sample.float()
+            small = vae.decode(F.avg_pool2d(latents, 2)).sample.float()
+            half = _reconstruction_loss(small, F.avg_pool2d(pixels, 2))
+            yield _reconstruction_loss(decoded, pixels) + 0.5 * half + 1e-6 * posterior.kl().float().mean()
+
+    _run_vae(config, "smooth", rgb, trained, losses())
+
+
+def _crops(
+    config: TinyConfig, stage: str, rgb: np.ndarray, trained: Trained
+) -> Iterator[tuple[Tensor, torch.Generator]]:
+    """Crops of 64 px, ``[n, 3, 64, 64]`` in [-1, 1], and each step's random stream."""
+    while True:
+        generator = _generator(config, stage, trained.step)
+        picks = torch.randint(len(rgb), (config.vae_batch,), generator=generator).tolist()
+        corners = torch.randint(0, rgb.shape[1] - 64 + 1, (config.vae_batch, 2), generator=generator).tolist()
+        crops = np.stack([rgb[i, y : y + 64, x : x + 64] for i, (y, x) in zip(picks, corners, strict=True)])
+        yield to_pixels(crops).to(config.device), generator
+
+
+def _run_vae(config: TinyConfig, stage: str, rgb: np.ndarray, trained: Trained, losses: Iterator[Tensor]) -> None:
+    _run(config, stage, trained, losses, lambda: samples.round_trips(trained.averaged("vae"), to_pixels(rgb[:12])))
 
 
 def _reconstruction_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
@@ -141,7 +178,7 @@ def _reconstruction_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
 def encode_pictures(config: TinyConfig, rgb: np.ndarray) -> Tensor:
     """Latents of every picture, scaled to unit variance, float16 ``[n, 12, 16, 16]``; cached for this VAE."""
     path = config.work / "latents.safetensors"
-    step = step_of(config.work / "vae.safetensors")
+    step = step_of(config.work / "smooth.safetensors")
     if path.exists() and step_of(path) == step:
         cached = load_file(path)["latents"]
         if len(cached) == len(rgb):
@@ -163,8 +200,15 @@ def _scaling_factor(config: TinyConfig) -> float:
 
 
 def _trained_vae(config: TinyConfig) -> Any:
-    trained = _new(config, {"vae": architecture.build_vae()}, "vae")
-    return trained.averaged("vae")
+    return _averaged(config, "smooth", "vae", architecture.build_vae()).eval()
+
+
+def _averaged(config: TinyConfig, stage: str, name: str, network: Any) -> Any:
+    """``network`` with the moving average of its weights from a finished stage."""
+    prefix = f"ema/{name}."
+    tensors = load_file(config.work / f"{stage}.safetensors")
+    network.load_state_dict({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
+    return network.to(config.device)
 
 
 def tokenizer_of(config: TinyConfig) -> CLIPTokenizer:
@@ -362,9 +406,10 @@ def export(config: TinyConfig, tokenizer: CLIPTokenizer, output: Path) -> None:
 
 def _card(config: TinyConfig, output: Path) -> str:
     """The model card of the exported folder."""
-    steps = {stage: step_of(config.work / f"{stage}.safetensors") for stage in ("vae", "base", "clip")}
+    steps = {stage: step_of(config.work / f"{stage}.safetensors") for stage in ("vae", "smooth", "base", "clip")}
+    vae_steps = steps["vae"] + steps["smooth"]
     parts = {
-        "vae": f"AutoencoderKL, f = 8, {architecture.LATENT_CHANNELS} channels; {steps['vae']:,} steps",
+        "vae": f"AutoencoderKL, f = 8, {architecture.LATENT_CHANNELS} channels; {vae_steps:,} steps",
         "unet": f"UNet2DConditionModel, v-prediction, zero terminal SNR; {steps['base']:,} steps with the text encoder",
         "text_encoder": "CLIPTextModel, the text tower of `image_encoder` bit for bit",
         "image_encoder": f"CLIPModel, its vision tower aligned to the finished text tower; {steps['clip']:,} steps",
@@ -434,6 +479,8 @@ def train_tiny(config: TinyConfig) -> None:
     rgb, indices = load_shards(config.work / "pictures", config.pictures)
     if "vae" in config.stages:
         train_vae(config, rgb)
+    if "smooth" in config.stages:
+        smooth_vae(config, rgb)
     if "base" in config.stages or "encode" in config.stages:
         latents = encode_pictures(config, rgb)
     tokens = caption_tokens(config, tokenizer, indices)
