@@ -278,6 +278,9 @@ class WeightOffsets(nn.Module):
         tensor = state.get(name)
         if tensor is None or tensor.ndim != (1 if axis is None else 2) or len(tensor) != sum(sizes):
             found = "nothing" if tensor is None else f"a tensor of shape {list(tensor.shape)}"
+            raise OffsetsError(
+                f"offsets that do not fit this U-Net: '{name}' should have {sum(sizes)} rows, not {found}"
+            )
         return list(torch.split(tensor.float(), sizes))
 
     def _require(self, state: str, verb: str) -> None:
