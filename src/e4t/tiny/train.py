@@ -49,7 +49,7 @@ class TinyConfig:
     work: Path
     pictures: int = 40_000
     vae_steps: int = 6_000
-    smooth_steps: int = 2_500
+    smooth_steps: int = 2_000
     base_steps: int = 20_000
     clip_steps: int = 6_000
     vae_batch: int = 16  # crops of 64 px
