@@ -115,8 +115,27 @@ def test_generate_prints_its_pictures(concept: Path, tmp_path: Path, capsys: pyt
     assert [path.name for path in printed] == [f"a-photo-of-s-at-the-beach-{seed}.png" for seed in (5, 6)]
     with Image.open(printed[1]) as image:
         assert image.size == (16, 16)
-        assert image.info["seed"] == "6"
-        assert image.info["prompt"] == "a photo of S* at the beach"
+        lines = image.info["parameters"].splitlines()
+    assert lines[:2] == ["a photo of S* at the beach", "Negative prompt: blue"]
+    assert "Seed: 6" in lines[2]
+    assert cli.main(["info", str(printed[1])]) == 0
+    told = capsys.readouterr().out
+    assert 'prompt: "a photo of S* at the beach"' in told
+    assert "seed: 6" in told
+    assert cli.main([*command, "--no-metadata"]) == 0
+    assert cli.main(["info", str(printed[1])]) == 2
+    assert "does not say how it was made" in capsys.readouterr().err
+
+
+def test_replay_makes_the_same_concept_or_says_what_differs(
+    concept: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["replay", str(concept), str(pictures / "0.png")]) == 0
+    assert "the same, bit for bit" in capsys.readouterr().out
+    assert cli.main(["replay", str(concept), str(pictures / "1.png")]) == 0
+    told = capsys.readouterr().out
+    assert "the image is another one" in told
+    assert "image_half differs by" in told
 
 
 def test_generate_is_repeatable_and_the_seed_counts(concept: Path, tmp_path: Path) -> None:

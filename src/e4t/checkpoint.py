@@ -129,6 +129,7 @@ class Concept:
     steps: int
     tensors: Mapping[str, Tensor] = field(repr=False)
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)  # digests of image and mask, versions
     history: tuple[Concept, ...] = field(default=(), repr=False)
 
     @property
@@ -159,9 +160,9 @@ class Concept:
             "base": vars(self.base),
             "steps": self.steps,
             "personalize": dict(self.config),
+            "provenance": dict(self.provenance),
         }
-        dtype = PersonalizeConfig.from_dict(self.config).save_dtype
-        return _write(Path(folder), config, _cast(self.tensors, dtype), _concept_card(self))
+        return _write(Path(folder), config, self._stored(), _concept_card(self))
 
     @classmethod
     def load(cls, folder: str | Path) -> Concept:
@@ -174,7 +175,27 @@ class Concept:
                 steps=int(config["steps"]),
                 tensors={name: tensor.float() for name, tensor in tensors.items()},
                 config=config["personalize"],
+                provenance=config.get("provenance", {}),
             )
+
+    def _stored(self) -> dict[str, Tensor]:
+        """The tensors as a folder holds them."""
+        return _cast(self.tensors, PersonalizeConfig.from_dict(self.config).save_dtype)
+
+    def differences(self, other: Concept) -> dict[str, float]:
+        """Tensors that are not stored bit for bit alike: name to largest difference, as a share of the largest value.
+
+        One that only one of the two has differs by infinity.
+        """
+        mine, others = self._stored(), other._stored()
+        found = {name: float("inf") for name in mine.keys() ^ others.keys()}
+        for name in mine.keys() & others.keys():
+            one, two = mine[name], others[name]
+            if one.shape != two.shape:
+                found[name] = float("inf")
+            elif not torch.equal(one, two):
+                found[name] = float((one.float() - two.float()).abs().max() / one.float().abs().max().clamp(min=1e-30))
+        return found
 
     def with_history(self, history: tuple[Concept, ...]) -> Concept:
         return replace(self, history=history)

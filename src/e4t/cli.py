@@ -24,6 +24,8 @@ from e4t.config import GenerateConfig, PersonalizeConfig, PretrainConfig
 from e4t.errors import CheckpointError, ConfigError, E4TError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from e4t.checkpoint import Concept
     from e4t.pipeline import E4TPipeline
 
@@ -299,6 +301,8 @@ class Generate:
     """Any other setting of GenerateConfig, e.g. --set guidance_rescale=0.7. Can be repeated."""
     dtype: Dtype = "float32"
     """Of the model's weights."""
+    metadata: bool = True
+    """Say in every picture how it was made; web UIs read it, and so does e4t info."""
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
 
@@ -306,47 +310,94 @@ class Generate:
         _at_least("num-images", self.num_images, 1)
         _at_least("num-inference-steps", self.num_inference_steps, 1)
 
-        from PIL.PngImagePlugin import PngInfo
-
         from e4t.checkpoint import Concept
+        from e4t.provenance import picture_notes
 
         _quiet()
         concept = Concept.load(self.concept)
         with _status("loading the model"):
-            pipe = self._pipeline(concept)
+            pipe = pipeline_of(
+                concept, self.concept, domain=self.domain, base=self.base, device=self.device, dtype=self.dtype
+            )
         config = overridden(pipe.generate_config, self.settings, self._given())
         with _status(f"drawing {self.num_images} × {config.num_inference_steps} steps"):
             drawn = pipe(self.prompt, concept=concept, negative_prompt=self.negative_prompt, config=config)
         paths: list[Path] = []
         self.output.mkdir(parents=True, exist_ok=True)
         for image, seed in zip(drawn.images, drawn.seeds, strict=True):
-            notes = PngInfo()
-            notes.add_itxt("prompt", self.prompt)
-            notes.add_itxt("seed", str(seed))
+            notes = picture_notes(self._made(pipe, concept, config, image, seed)) if self.metadata else None
             paths.append(self.output / f"{slug(self.prompt)}-{seed}.png")
             image.save(paths[-1], pnginfo=notes)
         return paths
 
-    def _pipeline(self, concept: Concept) -> E4TPipeline:
-        import torch
+    def _made(
+        self, pipe: E4TPipeline, concept: Concept, config: GenerateConfig, image: Image.Image, seed: int
+    ) -> dict[str, Any]:
+        from e4t.provenance import versions
 
-        from e4t.pipeline import E4TPipeline
-
-        device, dtype = _device(self.device), getattr(torch, self.dtype)
-        if concept.domain_id is None:
-            return E4TPipeline.from_base(
-                self.base or concept.base.name,
-                class_word=concept.domain.class_word,
-                image_encoder=concept.base.image_encoder,
-                device=device,
-                dtype=dtype,
-            )
-        domain = str(self.domain) if self.domain else find_domain(self.concept, concept.domain_id)
-        return E4TPipeline.from_pretrained(domain, base=self.base, device=device, dtype=dtype)
+        return {
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            **config.to_dict(),
+            "seed": seed,
+            "num_images": 1,
+            "scheduler": type(pipe.stock.scheduler).__name__ if config.scheduler is None else config.scheduler,
+            "width": image.width,
+            "height": image.height,
+            "base": concept.base.name,
+            "concept": self.concept.resolve().name,
+            "domain": concept.domain_id,
+            "steps": concept.steps,
+            "versions": versions(),
+        }
 
     def _given(self) -> dict[str, Any]:
         names = ("num_images", "seed", "num_inference_steps", "guidance_scale", "strength", "embedding", "scheduler")
         return {name: getattr(self, name) for name in (*names, "height", "width")}
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Make a concept again from its picture, as its folder records it, and say where the two differ."""
+
+    concept: Annotated[Positional[Path], arg(metavar="CONCEPT")]
+    """A concept folder."""
+    image: Annotated[Positional[Path], arg(metavar="IMAGE")]
+    """The picture it was made from."""
+    mask: File = None
+    """The mask it was made with."""
+    domain: File = None
+    """The concept's domain, where it has moved since."""
+    base: OptionalBase = None
+    """Another copy of the base model."""
+    device: Device = "auto"
+    """cpu, cuda, mps, ...; auto takes the best there is."""
+
+    def run(self) -> Sequence[Path | str]:
+        from e4t.checkpoint import Concept
+        from e4t.images import load_image, load_mask
+
+        image = load_image(self.image)
+        mask = load_mask(self.mask) if self.mask is not None else None
+        _quiet()
+        concept = Concept.load(self.concept)
+        with _status("loading the model"):
+            pipe = pipeline_of(concept, self.concept, domain=self.domain, base=self.base, device=self.device)
+        with _status(f"personalizing: {concept.steps} steps"):
+            config = PersonalizeConfig.from_dict(concept.config)
+            again = pipe.personalize(image, mask=mask, config=config, steps=concept.steps)
+        differences = concept.differences(again)
+        inputs = [f"the {name} is another one" for name in ("image", "mask") if _differs(concept, again, name)]
+        if not differences:
+            return [*inputs, "the same, bit for bit"]
+        before, now = (c.provenance.get("versions", {}) for c in (concept, again))
+        changed = [f"{name} {before.get(name)} then, {now[name]} now" for name in now if before.get(name) != now[name]]
+        rows = [f"{name} differs by {share:.2g} of its largest value" for name, share in sorted(differences.items())]
+        return [*inputs, *changed, *rows]
+
+
+def _differs(concept: Concept, again: Concept, name: str) -> bool:
+    return bool(concept.provenance.get(name) != again.provenance.get(name))
 
 
 @dataclass(frozen=True)
@@ -416,12 +467,17 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Info:
-    """Say what a concept, domain or base model folder is; without a path, list what comes with the package."""
+    """Say what a folder is, or how a picture was made; without a path, list what comes with the package."""
 
     path: Annotated[Positional[str | None], arg(metavar="[PATH]", help_behavior_hint="")] = None
-    """A folder, or the name of a shipped model."""
+    """A folder of a concept, domain or base model, the name of a shipped model, or a drawn picture."""
 
     def run(self) -> Sequence[Path | str]:
+        if self.path is not None and Path(self.path).is_file():
+            from e4t.provenance import read_notes
+
+            made = read_notes(Path(self.path))
+            return [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in made.items()]
         if self.path is None:
             return [f"{name}: {_kind(folder)}" for name, folder in shipped().items()] or ["no models are shipped"]
         return describe(shipped().get(self.path, Path(self.path)))
@@ -432,6 +488,7 @@ Commands = (
     | Annotated[Pretrain, subcommand("pretrain")]
     | Annotated[Personalize, subcommand("personalize")]
     | Annotated[Generate, subcommand("generate")]
+    | Annotated[Replay, subcommand("replay")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Info, subcommand("info")]
 )
@@ -538,6 +595,25 @@ def shipped() -> dict[str, Path]:
     weights = Path(str(resources.files("e4t.tiny") / "weights"))
     folders = sorted(weights.iterdir()) if weights.is_dir() else []
     return {folder.name: folder for folder in folders if _kind(folder)}
+
+
+def pipeline_of(
+    concept: Concept, folder: Path, *, domain: Path | None, base: str | None, device: str, dtype: str = "float32"
+) -> E4TPipeline:
+    """The pipeline that a concept in ``folder`` needs: its domain on its base model."""
+    import torch
+
+    from e4t.pipeline import E4TPipeline
+
+    placed: dict[str, Any] = {"device": _device(device), "dtype": getattr(torch, dtype)}
+    if concept.domain_id is None:
+        return E4TPipeline.from_base(
+            base or concept.base.name,
+            class_word=concept.domain.class_word,
+            image_encoder=concept.base.image_encoder,
+            **placed,
+        )
+    return E4TPipeline.from_pretrained(domain or find_domain(folder, concept.domain_id), base=base, **placed)
 
 
 def remember_domain(concept: Path, domain: str) -> None:

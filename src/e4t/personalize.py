@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from e4t.config import PersonalizeConfig
 from e4t.data import square_mask, square_pixels
 from e4t.model import E4TModel
 from e4t.objective import Batch, E4TObjective
+from e4t.provenance import image_digest, versions
 from e4t.training import Step, draw_timesteps, generator_at, train
 
 _WHOLE = ("encoder", "unet", "text_encoder")
@@ -54,8 +55,9 @@ def personalize(
     The last step carries the concept, with ``keep_steps`` every step does. ``mask`` says where the loss counts (white).
     The model is afterwards as it was before, also when the caller stops early.
     """
-    constants = prepare(model, image, mask if config.mask_loss else None)
-    tuning = _Tuning(model, config, constants)
+    mask = mask if config.mask_loss else None
+    constants = prepare(model, image, mask)
+    tuning = _Tuning(model, config, constants, _provenance(image, mask))
     objective = E4TObjective(model, regularisation=config.regularisation, reduction=config.regularisation_reduction)
     try:
         groups = tuning.start()
@@ -78,6 +80,11 @@ def personalize(
             yield PersonalizeStep(step.number, config.steps, step, concept)
     finally:
         tuning.stop()
+
+
+def _provenance(image: Image.Image, mask: Image.Image | None) -> dict[str, Any]:
+    digests = {"image": image_digest(image), "mask": image_digest(mask) if mask is not None else None}
+    return {**digests, "versions": versions()}
 
 
 def prepare(model: E4TModel, image: Image.Image, mask: Image.Image | None) -> Constants:
@@ -118,10 +125,13 @@ def _batches(model: E4TModel, constants: Constants, config: PersonalizeConfig) -
 class _Tuning:
     """Makes the chosen parts of a model trainable, reads the concept off them, and puts everything back."""
 
-    def __init__(self, model: E4TModel, config: PersonalizeConfig, constants: Constants) -> None:
+    def __init__(
+        self, model: E4TModel, config: PersonalizeConfig, constants: Constants, provenance: Mapping[str, Any]
+    ) -> None:
         self.model = model
         self.config = config
         self.constants = constants
+        self.provenance = provenance
 
     def start(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser, one for each tuned part."""
@@ -181,6 +191,7 @@ class _Tuning:
             steps=steps,
             tensors=tensors,
             config=self.config.to_dict(),
+            provenance=self.provenance,
         )
 
     def _mean_offset(self, image_half: Tensor) -> Tensor:
