@@ -96,6 +96,23 @@ class Backbone:
             module.to(device)
         return self
 
+    def require_in_place(self) -> None:
+        """Raises ConfigError where accelerate or diffusers bring the weights in for a moment only.
+
+        Offsets would be composed with what stands in for them meanwhile, or on another device.
+        """
+        for module in (self.unet, self.text_encoder):
+            away = any(parameter.device.type == "meta" for parameter in module.parameters())
+            target = getattr(getattr(module, "_hf_hook", None), "execution_device", None)  # accelerate's
+            away |= target is not None and torch.device(target).type != module.device.type
+            registries = (getattr(part, "_diffusers_hook", None) for part in module.modules())
+            away |= any(registry is not None and registry.get_hook("group_offloading") for registry in registries)
+            if away:
+                raise ConfigError(
+                    "the base model's weights are offloaded, but a concept needs them in place; load the base model "
+                    "without offloading"
+                )
+
     @property
     def device(self) -> torch.device:
         device: torch.device = self.unet.conv_in.weight.device

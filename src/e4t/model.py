@@ -16,6 +16,7 @@ from e4t.backbone import Backbone
 from e4t.checkpoint import BaseModel, Concept, TrainedDomain, group, prefixed
 from e4t.config import EncoderConfig, OffsetsConfig
 from e4t.domain import Domain
+from e4t.errors import ConfigError
 from e4t.models.encoder import ConceptEncoder
 from e4t.models.features import feature_widths, pooled_features
 from e4t.models.offsets import TunedWeights, WeightOffsets
@@ -38,6 +39,12 @@ class E4TModel(nn.Module):
         embedding_scale: float,
     ) -> None:
         super().__init__()
+        taken, made = backbone.unet.config.in_channels, backbone.vae.config.latent_channels
+        if taken != made:
+            raise ConfigError(
+                f"the U-Net takes {taken} channels where latents have {made}; an inpainting model cannot be the base, "
+                "but can draw with the plain model's concepts: pass its U-Net to applied(..., also=[unet])"
+            )
         self.backbone = backbone
         self.domain = domain
         self.domain_id: str | None = None
@@ -151,7 +158,19 @@ class E4TModel(nn.Module):
         return TunedWeights(self.backbone.text_encoder)
 
     def put_on(self, concept: Concept, *, strength: float = 1.0) -> None:
-        """Put a concept's vectors and weights in place, fused. Raises MismatchError for a concept of another domain."""
+        """Put a concept's vectors and weights in place, fused; all of them or, after an error, none.
+
+        Raises MismatchError for a concept of another domain, and OffsetsError while one is on: its tuned weights would
+        be taken for the base.
+        """
+        self.offsets.require("ejected", "apply")
+        try:
+            self._put_on(concept, strength)
+        except BaseException:
+            self.take_off()
+            raise
+
+    def _put_on(self, concept: Concept, strength: float) -> None:
         concept.base.check(self.backbone.name, self.base.fingerprint, owner="the concept")
         concept.check(self.domain, self.domain_id)
         self.encoder.bias.data.copy_(concept.tensors["bias"])
@@ -178,8 +197,8 @@ class E4TModel(nn.Module):
 
     @contextmanager
     def wearing(self, concept: Concept, *, strength: float = 1.0) -> Iterator[E4TModel]:
+        self.put_on(concept, strength=strength)
         try:
-            self.put_on(concept, strength=strength)
             yield self
         finally:
             self.take_off()

@@ -56,6 +56,8 @@ def personalize(
     The model is afterwards as it was before, also when the caller stops early.
     """
     mask = mask if config.mask_loss else None
+    model.offsets.require("ejected", "tune")
+    model.backbone.require_in_place()
     constants = prepare(model, image, mask)
     tuning = _Tuning(model, config, constants, _provenance(image, mask))
     objective = E4TObjective(model, regularisation=config.regularisation, reduction=config.regularisation_reduction)

@@ -207,8 +207,10 @@ class E4TPipeline:
         """The concept in place, for any stock pipeline on this U-Net: image-to-image, inpainting, ControlNet, …
 
         Pass the embeddings of the `Applied` it yields, and draw ``num_images`` pictures per prompt in one call.
-        ``also`` are further modules that take prompt embeddings (a ControlNet). Afterwards the base is as it was.
+        ``also`` are further modules that take prompt embeddings (a ControlNet, another U-Net): they get the word, not
+        the weights. Afterwards the base is as it was.
         """
+        self.backbone.require_in_place()
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         tokens = self.model.tokens(prompts, expected=concept is not None).repeat(num_images)
         with ExitStack() as stack:

@@ -145,7 +145,7 @@ class WeightOffsets(nn.Module):
 
     def inject(self) -> None:
         """Reparametrise the weights; gradients reach the offsets."""
-        self._require("ejected", "inject")
+        self.require("ejected", "inject")
         for linear, offset in self.items():
             offset.to(linear.weight.device)
             parametrize.register_parametrization(linear, "weight", offset)
@@ -156,7 +156,7 @@ class WeightOffsets(nn.Module):
 
         Raises OffsetsError for bfloat16 weights, which would lose most of the change.
         """
-        self._require("ejected", "fuse")
+        self.require("ejected", "fuse")
         for linear, _ in self.items():
             if linear.weight.dtype == torch.bfloat16:
                 raise OffsetsError("offsets cannot be fused into bfloat16 weights; load the base in float16 or float32")
@@ -283,7 +283,8 @@ class WeightOffsets(nn.Module):
             )
         return list(torch.split(tensor.float(), sizes))
 
-    def _require(self, state: str, verb: str) -> None:
+    def require(self, state: str, verb: str) -> None:
+        """Raises OffsetsError in another state, and while another object's offsets are on the U-Net."""
         if self.state != state:
             raise OffsetsError(f"cannot {verb} weight offsets that are {self.state}; eject them first")
         if any(linear in _FUSED or parametrize.is_parametrized(linear) for linear in self._linears.values()):
