@@ -127,6 +127,19 @@ def test_generate_prints_its_pictures(concept: Path, tmp_path: Path, capsys: pyt
     assert "does not say how it was made" in capsys.readouterr().err
 
 
+def test_export_writes_a_file_and_says_what_it_keeps(
+    concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "anna.safetensors"
+    assert cli.main(["export", str(concept), "--to", "diff", "--output", str(file)]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{file}\n"
+    assert re.search(r"keeps \d+\.\d% of what the concept does", err)
+    assert file.is_file()
+    assert cli.main(["export", str(concept), "--to", "single-file", "--output", str(tmp_path / "anna")]) == 2
+    assert ".safetensors" in capsys.readouterr().err
+
+
 def test_replay_makes_the_same_concept_or_says_what_differs(
     concept: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

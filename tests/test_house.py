@@ -70,7 +70,9 @@ def test_commands_in_the_readme_exist() -> None:
     assert len(used) >= 5
 
 
-@pytest.mark.parametrize("command", ["", "demo", "pretrain", "personalize", "generate", "replay", "evaluate", "info"])
+@pytest.mark.parametrize(
+    "command", ["", "demo", "pretrain", "personalize", "generate", "export", "replay", "evaluate", "info"]
+)
 def test_help_is_quick_and_loads_nothing_heavy(command: str) -> None:
     best = 9.0
     for _ in range(5):  # the machine may be busy with something else

@@ -357,6 +357,54 @@ class Generate:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write a concept as a file or folder that other programs load, and say how much of it that keeps."""
+
+    concept: Annotated[Positional[Path], arg(metavar="CONCEPT")]
+    """A concept folder."""
+    to: Literal["textual-inversion", "pipeline", "single-file", "diff", "lora-diffusers", "lora-kohya"]
+    """textual-inversion: the bare word; pipeline: a diffusers folder; single-file: a checkpoint for web UIs;
+    diff: dense changes for AUTOMATIC1111 and ComfyUI; lora-...: an approximation of them."""
+    output: Annotated[Path, arg(aliases=["-o"], metavar="PATH")]
+    """The folder (pipeline) or .safetensors file to write."""
+    token: Text = None
+    """What prompts will say. Default: the placeholder."""
+    dtype: Annotated[Literal["float16", "float32"] | None, arg(metavar="{float16,float32}", help_behavior_hint="")] = (
+        None
+    )
+    """Of the written numbers. Default: float16, and the base's own for pipeline."""
+    rank: Integer = None
+    """Of a LoRA. Default: the smallest that keeps 95 %."""
+    domain: File = None
+    """The concept's domain, where it has moved since."""
+    base: OptionalBase = None
+    """Another copy of the base model."""
+    device: Device = "auto"
+    """cpu, cuda, mps, ...; auto takes the best there is."""
+
+    def run(self) -> Sequence[Path | str]:
+        from e4t.checkpoint import Concept
+        from e4t.export import export
+
+        _at_least("rank", self.rank, 1)
+        _quiet()
+        concept = Concept.load(self.concept)
+        with _status("loading the model"):
+            pipe = pipeline_of(concept, self.concept, domain=self.domain, base=self.base, device=self.device)
+        with _status(f"exporting to {self.to}"):
+            report = export(pipe, concept, self.output, to=self.to, token=self.token, dtype=self.dtype, rank=self.rank)
+        console = _console()
+        for row in report.table:
+            console.print(f"rank {row.rank:>3}: keeps {row.kept:.1%}, energy {row.energy:.1%}, {row.megabytes:.2f} MB")
+        if report.kept is not None:
+            console.print(f"keeps {report.kept:.1%} of what the concept does to the noise prediction")
+        console.print(f"frozen word: cosine {report.similarity.cosine:.3f} with the live one")
+        for note in report.notes:
+            console.print(note)
+        return [report.path]
+
+
+@dataclass(frozen=True)
 class Replay:
     """Make a concept again from its picture, as its folder records it, and say where the two differ."""
 
@@ -488,6 +536,7 @@ Commands = (
     | Annotated[Pretrain, subcommand("pretrain")]
     | Annotated[Personalize, subcommand("personalize")]
     | Annotated[Generate, subcommand("generate")]
+    | Annotated[Export, subcommand("export")]
     | Annotated[Replay, subcommand("replay")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Info, subcommand("info")]
