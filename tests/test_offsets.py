@@ -233,6 +233,11 @@ def test_tuned_weights_swap_and_restore(tiny_backbone):
     torch.testing.assert_close(run(unet), changed)
     again.restore()
     assert torch.equal(run(unet), before)
+    name = "conv_in.weight"
+    for foreign in ({"nothing": difference[name]}, {name: difference[name][:1]}):
+        with pytest.raises(OffsetsError, match="does not fit the model"):
+            again.apply(foreign)
+    assert torch.equal(run(unet), before)
 
 
 def test_fused_projections_and_foreign_layers_are_refused(tiny_backbone):

@@ -230,6 +230,8 @@ def test_wrong_calls(pipe, tiny_backbone):
         E4TPipeline(tiny_backbone)
     with pytest.raises(ConfigError, match="2 negative prompts"):
         pipe("S*", negative_prompt=["a", "b"])
+    with pytest.raises(ConfigError, match="'live' or 'frozen'"), pipe.applied(None, "S*", embedding="alive"):
+        pass
     with pytest.raises(ConfigError, match="no scheduler"):
         pipe("S*", scheduler="MagicScheduler")
     assert E4TPipeline(tiny_backbone, domain=Domain.named("cat")).domain.name == "cat"

@@ -210,6 +210,8 @@ class E4TPipeline:
         ``also`` are further modules that take prompt embeddings (a ControlNet, another U-Net): they get the word, not
         the weights. Afterwards the base is as it was.
         """
+        if embedding not in ("live", "frozen"):
+            raise ConfigError(f"embedding is {embedding!r}; it must be 'live' or 'frozen'")
         self.backbone.require_in_place()
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         tokens = self.model.tokens(prompts, expected=concept is not None).repeat(num_images)

@@ -314,7 +314,15 @@ class TunedWeights:
         return self._live
 
     def apply(self, difference: Mapping[str, Tensor], *, strength: float = 1.0) -> None:
-        """Put base + strength * difference in place, composed in float32 and cast once."""
+        """Put base + strength * difference in place, composed in float32 and cast once.
+
+        Raises OffsetsError for a difference of a parameter that is not here, or of another shape.
+        """
+        places = zip(self._places, self._base, strict=True)
+        shapes = {name: base.shape for (name, _, _), base in places if base is not None}
+        for name, tensor in difference.items():
+            if shapes.get(name) != tensor.shape:
+                raise OffsetsError(f"a tuned weight does not fit the model: '{name}' of shape {list(tensor.shape)}")
         self._live = []
         for (name, _, _), base in zip(self._places, self._base, strict=True):
             assert base is not None
