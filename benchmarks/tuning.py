@@ -22,7 +22,6 @@ import tyro
 from e4t.demo import folder_bytes
 from e4t.evaluation.evaluate import (
     PROMPTS,
-    WEIGHTS,
     Drawer,
     Examination,
     input_picture,
@@ -53,7 +52,7 @@ class TuningConfig:
     output: Path
     count: int = 16
     steps: tuple[int, ...] = (5,)
-    settings: str | None = None  # a JSON file of label to PersonalizeConfig fields; None: those above
+    settings: Path | None = None  # a JSON file of label to PersonalizeConfig fields; None: those above
     judge_folder: Path | None = None
     base: str | None = None
     num_inference_steps: int = 16
@@ -99,11 +98,11 @@ def measure(
 def main(config: TuningConfig) -> None:
     """Measure all settings and write the table."""
     pipe = E4TPipeline.from_pretrained(config.domain, base=config.base, device="cpu")
-    judge = Judge.load(config.judge_folder or WEIGHTS / "judge-1" / pipe.domain.class_word)
+    judge = Judge.load(config.judge_folder) if config.judge_folder else Judge.shipped(pipe.domain.class_word)
     subjects = [identity("validation", 500 + index, judge.kind) for index in range(config.count)]
     drawer = Drawer(pipe, PROMPTS, 0, config.num_inference_steps)
     examination = Examination(judge.layout, subjects, PROMPTS, judge.readable, "validation")
-    settings = json.loads(Path(config.settings).read_text()) if config.settings else SETTINGS
+    settings = json.loads(config.settings.read_text()) if config.settings else SETTINGS
     report: dict[str, Any] = {"count": config.count, "steps": config.steps, "settings": settings, "rows": {}}
     for label, overrides in settings.items():
         report["rows"][label] = rows = measure(drawer, subjects, examination, judge, config, **overrides)

@@ -106,3 +106,11 @@ def test_misleading_captions_are_wrong_and_deterministic() -> None:
         wrong = misleading_caption(index, picture)
         assert wrong != training_caption(index, picture)
         assert wrong == misleading_caption(index, training_picture(index))
+
+
+def test_leaving_something_out_misleads_nobody() -> None:
+    picture = Picture(identity("train", 10**6), scene="beach", style="mosaic", accessory="crown", expression="sad")
+    plain = {"scene": "studio", "style": "photo", "accessory": None, "expression": "neutral"}
+    kept = [other for other in alterations(picture) if captions._adds(picture, other)]
+    assert kept
+    assert not any(getattr(other, name) == value for other in kept for name, value in plain.items())

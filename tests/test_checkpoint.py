@@ -123,3 +123,8 @@ def test_optimizer_round_trip(tmp_path):
     load_optimizer_tensors(second, TrainingState.load(tmp_path / "state").tensors)
     steps(broken, second, 2)
     assert torch.equal(straight, broken)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="there is no domain folder 'nowhere'"):
+        TrainedDomain.load("nowhere")

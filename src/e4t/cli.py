@@ -495,9 +495,8 @@ class Evaluate:
         device = _device(self.device)
         with _status("loading the model"):
             pipe = E4TPipeline.from_pretrained(self.domain, base=self.base, device=device)
-            weights = Path(str(resources.files("e4t.tiny") / "weights"))
-            folder = self.judge_folder or weights / f"judge-{self.judge}" / pipe.domain.class_word
-            judge = Judge.load(folder, device=device)
+            own, kind = self.judge_folder, pipe.domain.class_word
+            judge = Judge.load(own, device=device) if own else Judge.shipped(kind, self.judge, device=device)
         console = _console()
         evaluation = evaluate(
             pipe,
@@ -807,7 +806,7 @@ def _progress(name: str) -> Iterator[_Progress]:
 def _quiet() -> None:
     """Settings of a process that is ours alone: no bars and notices of the libraries, no denormal numbers.
 
-    A small diffusion model trains two and a half times faster on a CPU when denormals are flushed to zero.
+    CPUs are slow at numbers this close to zero, and training makes many of them.
     """
     import diffusers
     import torch

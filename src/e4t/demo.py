@@ -124,7 +124,7 @@ def demo(
     placed = ART_PROMPTS if kind.name == "art" else tuple(SUBJECT_PROMPTS)
     prompts = [prompt.replace("S*", kind.placeholder) for prompt in placed]
     draw = _Draw(pipe, prompts, num_inference_steps, seed)
-    scorer = None if pictures else _scorer(kind.class_word, chosen)
+    scorer = None if pictures or kind.name == "art" else _scorer(kind.class_word, chosen)
     total = 3 + 3 * len(chosen) + (scorer is not None)
     stages = [Stage("load the model", time.perf_counter() - began, 1, total)]
     yield stages[-1]
@@ -174,9 +174,10 @@ def mask_of(picture: Path) -> Image.Image | None:
 def _scorer(class_word: str, pictures: Sequence[Path]) -> Callable[[Report], Scores] | None:
     """What reads the pictures of shipped individuals; None without a judge, or without what draws the world."""
     try:
-        from e4t.evaluation.examples import judge_of, score_examples, truth_of
+        from e4t.evaluation.examples import score_examples, truth_of
+        from e4t.evaluation.judge import Judge
 
-        judge = judge_of(class_word)
+        judge = Judge.shipped(class_word)
     except ModuleNotFoundError as error:
         if error.name not in ("cv2", "resvg_py"):
             raise

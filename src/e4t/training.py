@@ -52,7 +52,7 @@ def train(
     for step in range(start, steps):
         began, losses = time.perf_counter(), []
         for micro in range(accumulation):
-            # The batch too: autoencoder and CLIP encode it anew at every step, which in float32 took half of the time.
+            # The batch too: autoencoder and CLIP are run on it at every step.
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 loss = objective(batch_at(step * accumulation + micro))
             scaler.scale(loss.total / accumulation).backward()

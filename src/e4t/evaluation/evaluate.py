@@ -61,7 +61,6 @@ DRAWINGS, CLASS_WORD = "drawings", "class word"
 SCORES = ("identity", "rank_1_of_50", "rank_1_of_20_twins", "prompt_accuracy", "joint_success")
 CROWD, TWINS = 50, 20
 _SHEET = (12, 6)  # individuals, prompts
-WEIGHTS = Path(__file__).parents[1] / "tiny" / "weights"
 
 Progress = Callable[[str], None]
 
@@ -453,13 +452,17 @@ class EvaluateConfig:
 def main(config: EvaluateConfig) -> None:
     """Evaluate, write the files and print their paths."""
     pipe = E4TPipeline.from_pretrained(config.domain, base=config.base, device=config.device)
-    folder = config.judge_folder or WEIGHTS / f"judge-{config.judge}" / pipe.domain.class_word
+    judge = (
+        Judge.load(config.judge_folder, device=config.device)
+        if config.judge_folder
+        else Judge.shipped(pipe.domain.class_word, config.judge, device=config.device)
+    )
     evaluation = evaluate(
         pipe,
         config.namespace,
         config.count,
         steps=config.steps,
-        judge=Judge.load(folder, device=config.device),
+        judge=judge,
         seed=config.seed,
         num_inference_steps=config.num_inference_steps,
         use_mask=config.use_mask,

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from e4t.errors import DataError
-from e4t.evaluation.evaluate import TWINS, WEIGHTS, Attributes, Examination, score, small
+from e4t.evaluation.evaluate import TWINS, Attributes, Examination, score, small
 from e4t.evaluation.judge import Judge
 from e4t.tiny.world import WORLD_VERSION, Identity
 
@@ -21,11 +21,6 @@ def truth_of(picture: Path) -> Identity:
     if truth["world"] != WORLD_VERSION:
         raise DataError(f"'{picture}' is of version {truth['world']} of the world, this is version {WORLD_VERSION}")
     return Identity(truth["key"].split("/")[0], truth["key"], truth["params"])
-
-
-def judge_of(kind: str, number: int = 1) -> Judge:
-    """A shipped judge. Raises CheckpointError where there is none."""
-    return Judge.load(WEIGHTS / f"judge-{number}" / kind)
 
 
 def score_examples(

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from e4t.errors import CheckpointError, DataError
-from e4t.evaluation.metrics import READABLE, explained
+from e4t.evaluation.metrics import explained, readable
 from e4t.evaluation.truth import CLASSES, Layout, Readings, Truth, shows
 from e4t.tiny.album import snapshot
 from e4t.tiny.captions import training_picture
@@ -33,6 +33,7 @@ from e4t.tiny.trained import Trained
 from e4t.tiny.world import WORLD_VERSION, Picture, draw, identity
 
 RESOLUTION = 128
+SHIPPED = Path(__file__).parents[1] / "tiny" / "weights"
 
 RoundTrip = Callable[[Tensor], Tensor]
 """Pixels ``[n, 3, h, w]`` in [-1, 1] through an autoencoder and back."""
@@ -158,7 +159,7 @@ class Judge:
         try:
             config = json.loads((folder / "config.json").read_text())
             weights = load_file(folder / "model.safetensors")
-            readable = config.pop("readable")
+            names = config.pop("readable")
             expected = _description(config["judge"], config["kind"])
         except (OSError, KeyError, ValueError) as error:
             raise CheckpointError(f"'{folder}' holds no judge: {error!r}") from error
@@ -166,8 +167,13 @@ class Judge:
             raise CheckpointError(f"the judge in '{folder}' was trained on another version of the world")
         network = JudgeNetwork(config["judge"], Layout.of(config["kind"]))
         network.load_state_dict({key: tensor.float() for key, tensor in weights.items()})
-        counted = np.array([name in readable for name in network.layout.names])
+        counted = np.array([name in names for name in network.layout.names])
         return cls(network.to(device).eval(), config["judge"], config["kind"], counted)
+
+    @classmethod
+    def shipped(cls, kind: str, number: int = 1, *, device: str = "cpu") -> Self:
+        """A judge that comes with the package. Raises CheckpointError where there is none of that kind."""
+        return cls.load(SHIPPED / f"judge-{number}" / kind, device=device)
 
     def save(self, folder: Path | str) -> None:
         """Write float16 weights and config.json into ``folder``."""
@@ -411,7 +417,7 @@ def readable_parameters(judge: Judge, through: RoundTrip | None, *, count: int =
     pictures = [_plain(index, judge.kind) for index in range(count)]
     rgb = np.stack([draw(picture, RESOLUTION).rgb for picture in pictures])
     read, truth = judge.read(round_trip(rgb, through) if through else rgb), Truth.of(pictures, judge.kind)
-    return explained(judge.layout, read.identity, truth.identity, truth.visible) >= READABLE
+    return readable(judge.layout, read.identity, truth.identity, truth.visible)
 
 
 def _plain(index: int, kind: str) -> Picture:

@@ -253,7 +253,7 @@ def _adds(picture: Picture, other: Picture) -> bool:
     """Whether a caption of ``other`` has something of its own to say, and does not just leave something out."""
     if other.subject != picture.subject:
         return True
-    nothing = {"scene": "studio", "accessory": None, "expression": "neutral", "transform": None}
+    nothing = {"scene": "studio", "style": "photo", "accessory": None, "expression": "neutral", "transform": None}
     return not any(getattr(other, k) == v and getattr(picture, k) != v for k, v in nothing.items())
 
 

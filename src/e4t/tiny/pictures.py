@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from e4t.tiny.captions import misleading_caption, training_caption, training_picture
+from e4t.tiny.captions import training_caption, training_picture
 from e4t.tiny.world import WORLD_VERSION, draw
 
 SHARD = 2000
@@ -64,19 +64,10 @@ def to_rgb(pixels: Tensor) -> np.ndarray:
     return rgb
 
 
-def captions_of(indices: np.ndarray, variants: int) -> list[list[str]]:
-    """``variants`` wordings of the caption of each picture."""
+def captions_of(indices: np.ndarray, variants: int, wording: Callable[..., str] = training_caption) -> list[list[str]]:
+    """``variants`` wordings of the caption of each picture; `misleading_caption` gives wrong ones instead."""
     captions = []
     for index in map(int, indices):
         picture = training_picture(index)
-        captions.append([training_caption(index, picture, variant=v) for v in range(variants)])
-    return captions
-
-
-def misleading_captions_of(indices: np.ndarray, variants: int) -> list[list[str]]:
-    """For each wording of `captions_of`, the same with one attribute that the picture does not have."""
-    captions = []
-    for index in map(int, indices):
-        picture = training_picture(index)
-        captions.append([misleading_caption(index, picture, variant=v) for v in range(variants)])
+        captions.append([wording(index, picture, variant=v) for v in range(variants)])
     return captions
