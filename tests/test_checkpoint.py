@@ -34,7 +34,8 @@ def trained():
 
 @pytest.fixture
 def concept(trained):
-    tensors = {"residual": torch.randn(3), "deltas/a.left": torch.randn(3, 1)}
+    vectors = {name: torch.randn(3) for name in ("image_half", "bias", "residual", "frozen_offset")}
+    tensors = {**vectors, "deltas/a.left": torch.randn(3, 1)}
     return Concept(trained.domain, trained.id, trained.base, 5, tensors, {"save_dtype": "float32"})
 
 
@@ -64,7 +65,7 @@ def test_concept_round_trip_and_overwriting(concept, tmp_path):
     assert files(tmp_path) == ["anna"]
     assert (loaded.domain, loaded.domain_id, loaded.steps) == (concept.domain, concept.domain_id, 5)
     assert torch.equal(loaded.group("deltas")["a.left"], concept.tensors["deltas/a.left"])
-    assert concept.num_bytes == 4 * 6
+    assert concept.num_bytes == 4 * 15
 
 
 def test_mismatches_name_both(concept, trained):
@@ -94,7 +95,7 @@ def test_foreign_and_broken_folders(trained, concept, tmp_path):
         TrainedDomain.load(folder)
     folder = concept.save(tmp_path / "anna")
     (folder / "model.safetensors").write_bytes(b"broken")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="not the file that was saved"):
         Concept.load(folder)
 
 

@@ -68,14 +68,19 @@ class Backbone:
         from transformers import CLIPTextModel, CLIPTokenizer
 
         name = resolve(source)
+        if Path(name).suffix in (".ckpt", ".pt", ".pth", ".bin"):
+            raise CheckpointError(f"'{name}' is a pickle, which can run programs; use a model in safetensors format")
         try:
             index = diffusers.StableDiffusionPipeline.load_config(name)
             scheduler = getattr(diffusers, index["scheduler"][1])
+            read: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
             vision, mean, std, vision_name = _load_image_encoder(name, image_encoder, dtype)
             backbone = cls(
-                unet=diffusers.UNet2DConditionModel.from_pretrained(name, subfolder="unet", torch_dtype=dtype),
-                vae=diffusers.AutoencoderKL.from_pretrained(name, subfolder="vae", torch_dtype=dtype),
-                text_encoder=CLIPTextModel.from_pretrained(name, subfolder="text_encoder", dtype=dtype),
+                unet=diffusers.UNet2DConditionModel.from_pretrained(name, subfolder="unet", **read),
+                vae=diffusers.AutoencoderKL.from_pretrained(name, subfolder="vae", **read),
+                text_encoder=CLIPTextModel.from_pretrained(
+                    name, subfolder="text_encoder", dtype=dtype, use_safetensors=True
+                ),
                 tokenizer=CLIPTokenizer.from_pretrained(name, subfolder="tokenizer"),
                 scheduler=scheduler.from_pretrained(name, subfolder="scheduler"),
                 image_encoder=vision,
@@ -258,9 +263,9 @@ def _load_image_encoder(
     location = str(Path(source) / "image_encoder") if own else str(image_encoder or DEFAULT_IMAGE_ENCODER)
     config = AutoConfig.from_pretrained(location)
     if config.model_type == "clip":
-        vision = CLIPModel.from_pretrained(location, dtype=dtype).vision_model
+        vision = CLIPModel.from_pretrained(location, dtype=dtype, use_safetensors=True).vision_model
     else:
-        vision = CLIPVisionModel.from_pretrained(location, dtype=dtype)
+        vision = CLIPVisionModel.from_pretrained(location, dtype=dtype, use_safetensors=True)
     mean, std = _normalisation(location, source)
     return vision, mean, std, None if own else location
 

@@ -21,13 +21,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from e4t.config import EncoderConfig, GenerateConfig, OffsetsConfig, PersonalizeConfig
+from e4t.config import EncoderConfig, GenerateConfig, OffsetsConfig, PersonalizeConfig, PretrainConfig, fits
 from e4t.domain import Domain
-from e4t.errors import CheckpointError, MismatchError
+from e4t.errors import CheckpointError, ConfigError, MismatchError
 
 FORMAT_VERSION = 1
 _WEIGHTS = "model.safetensors"
 _CONFIG = "config.json"
+_SEAL = "weights_sha256"
+_MAX_CONFIG_BYTES = 4 * 2**20
+_VECTORS = ("image_half", "bias", "residual", "frozen_offset")
+_GROUPS = {"domain": ("encoder", "offsets"), "concept": ("deltas", "encoder", "unet", "text_encoder")}
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,12 @@ class BaseModel:
     name: str
     fingerprint: str
     image_encoder: str | None = None  # None: the one inside the base's folder
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> BaseModel:
+        return cls(
+            _typed(values, "name", str), _typed(values, "fingerprint", str), _typed(values, "image_encoder", str | None)
+        )
 
     def check(self, other_name: str, other_fingerprint: str, *, owner: str) -> None:
         """Raise MismatchError, with both names, where the weights differ."""
@@ -99,18 +109,21 @@ class TrainedDomain:
     def load(cls, folder: str | Path) -> TrainedDomain:
         config, tensors = _read(Path(folder), "domain")
         with _explained(folder):
-            return cls(
+            trained = cls(
                 domain=Domain.from_dict(config["domain"]),
-                base=BaseModel(**config["base"]),
+                base=BaseModel.from_dict(config["base"]),
                 encoder=EncoderConfig.from_dict(config["encoder"]),
                 offsets=OffsetsConfig.from_dict(config["offsets"]),
-                embedding_scale=float(config["embedding_scale"]),
-                tensors={name: tensor.float() for name, tensor in tensors.items()},
-                pretrain=config.get("pretrain", {}),
-                training=config.get("training", {}),
-                personalize=config.get("personalize", {}),
-                generate=config.get("generate", {}),
+                embedding_scale=_typed(config, "embedding_scale", float),
+                tensors=_numbers(tensors, "domain"),
+                pretrain=_typed(config, "pretrain", dict),
+                training=_typed(config, "training", dict),
+                personalize=_typed(config, "personalize", dict),
+                generate=_typed(config, "generate", dict),
             )
+            PretrainConfig.from_dict(trained.pretrain)
+            _ = trained.personalize_config, trained.generate_config
+            return trained
 
 
 @dataclass(frozen=True)
@@ -168,15 +181,20 @@ class Concept:
     def load(cls, folder: str | Path) -> Concept:
         config, tensors = _read(Path(folder), "concept")
         with _explained(folder):
-            return cls(
+            concept = cls(
                 domain=Domain.from_dict(config["domain"]),
-                domain_id=config["domain_id"],
-                base=BaseModel(**config["base"]),
-                steps=int(config["steps"]),
-                tensors={name: tensor.float() for name, tensor in tensors.items()},
-                config=config["personalize"],
-                provenance=config.get("provenance", {}),
+                domain_id=_typed(config, "domain_id", str | None),
+                base=BaseModel.from_dict(config["base"]),
+                steps=_typed(config, "steps", int),
+                tensors=_numbers(tensors, "concept"),
+                config=_typed(config, "personalize", dict),
+                provenance=_typed(config, "provenance", dict),
             )
+            PersonalizeConfig.from_dict(concept.config)
+        lengths = {tuple(tensors[name].shape) if name in tensors else None for name in _VECTORS}
+        if len(lengths) != 1 or len(lengths.pop() or ()) != 1:
+            raise CheckpointError(f"'{folder}' needs the vectors {', '.join(_VECTORS)}, all of one length")
+        return concept
 
     def _stored(self) -> dict[str, Tensor]:
         """The tensors as a folder holds them."""
@@ -216,7 +234,8 @@ class TrainingState:
     @classmethod
     def load(cls, folder: str | Path) -> TrainingState:
         config, tensors = _read(Path(folder), "training")
-        return cls(config["step"], config["arguments"], tensors)
+        with _explained(folder):
+            return cls(_typed(config, "step", int), _typed(config, "arguments", dict), tensors)
 
     def group(self, name: str) -> dict[str, Tensor]:
         return group(self.tensors, name)
@@ -251,18 +270,41 @@ def _explained(folder: str | Path) -> Iterator[None]:
     """Turns what a hand-edited or broken config raises into one sentence."""
     try:
         yield
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{Path(folder) / _CONFIG} is incomplete or broken: {error}") from error
+    except KeyError as error:
+        raise CheckpointError(f"'{Path(folder) / _CONFIG}' has no {error}; save or download it anew") from error
+    except (TypeError, ValueError, AttributeError, ConfigError) as error:
+        raise CheckpointError(f"'{Path(folder) / _CONFIG}' is incomplete or broken: {error}") from error
+
+
+def _typed(config: Mapping[str, Any], name: str, hint: Any) -> Any:
+    """A value of a config. Raises KeyError where it is missing and ValueError where it is of another type."""
+    value = config[name]
+    if not fits(value, hint):
+        raise ValueError(f"{name!r} is not of type {getattr(hint, '__name__', hint)}")
+    return value
+
+
+def _numbers(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """The tensors as float32. Raises ValueError for a foreign name, a type that is not float, and a NaN or infinity."""
+    for name, tensor in tensors.items():
+        vector = kind == "concept" and name in _VECTORS
+        if not vector and name.split("/")[0] not in _GROUPS[kind]:
+            raise ValueError(f"a {kind} has no tensor called {name[:60]!r}")
+        if not tensor.is_floating_point():
+            raise ValueError(f"tensor {name!r} is of type {tensor.dtype}, not a float")
+        if not tensor.isfinite().all():
+            raise ValueError(f"tensor {name!r} holds values that are no numbers")
+    return {name: tensor.float() for name, tensor in tensors.items()}
 
 
 def _write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor], card: str) -> Path:
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    text = json.dumps({"format_version": FORMAT_VERSION, **config}, indent=2) + "\n"
+    save_file(tensors, beside / _WEIGHTS, metadata={"format": "pt"})
+    text = json.dumps({"format_version": FORMAT_VERSION, **config, _SEAL: _sha256(beside / _WEIGHTS)}, indent=2) + "\n"
     (beside / _CONFIG).write_text(text, encoding="utf-8")
     (beside / "README.md").write_text(card, encoding="utf-8")
-    save_file(tensors, beside / _WEIGHTS, metadata={"format": "pt"})
     _replace(beside, folder)
     return folder
 
@@ -283,19 +325,40 @@ def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CheckpointError(f"there is no {kind} folder '{folder}'; 'e4t info' lists what is shipped")
     if not (folder / _CONFIG).is_file():
         raise CheckpointError(f"'{folder}' is no {kind} folder: it has no {_CONFIG}")
-    try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        found, version = config.get("kind"), config.get("format_version")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise CheckpointError(f"'{folder / _CONFIG}' cannot be read: {error}") from error
+    config = _read_config(folder / _CONFIG)
+    found, version = config.get("kind"), config.get("format_version")
     if found != kind:
-        raise CheckpointError(f"'{folder}' is a {found or 'foreign'} folder, not a {kind} folder")
+        known = found if found in (*_GROUPS, "training") else "foreign"
+        raise CheckpointError(f"'{folder}' is a {known} folder, not a {kind} folder")
     if version != FORMAT_VERSION:
-        raise CheckpointError(f"'{folder}' has format version {version}; this package reads {FORMAT_VERSION}")
+        raise CheckpointError(f"'{folder}' has format version {version!r:.20}; this package reads {FORMAT_VERSION}")
+    weights = folder / _WEIGHTS
     try:
-        return config, load_file(folder / _WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"'{folder / _WEIGHTS}' cannot be read: {error}") from error
+        if config.get(_SEAL) not in (None, _sha256(weights)):
+            raise CheckpointError(f"'{weights}' is not the file that was saved: damaged or changed; get it anew")
+        return config, load_file(weights)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"'{weights}' cannot be read: {error}") from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise CheckpointError(f"'{path}' has more than {_MAX_CONFIG_BYTES // 2**20} MB, which no config needs")
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"'{path}' cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"'{path}' cannot be read: it holds no names and values")
+    return config
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _cast(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
-from e4t.config import GenerateConfig, PersonalizeConfig, PretrainConfig
+from e4t.config import GenerateConfig, PersonalizeConfig, PretrainConfig, at_least
 from e4t.errors import CheckpointError, ConfigError, E4TError
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ class Demo:
 
         for image in self.image:
             load_image(image)  # what cannot be read is refused before anything slow
-        _at_least("steps", self.steps, 0)
-        _at_least("num-inference-steps", self.num_inference_steps, 1)
+        at_least("steps", self.steps, 0)
+        at_least("num-inference-steps", self.num_inference_steps, 1)
         _quiet()
         began = time.perf_counter()
         stages = demo(
@@ -153,8 +153,6 @@ class Pretrain:
         file = _read_sections(self.config)
         config = PretrainConfig.paper(self.domain) if self.preset == "paper" else PretrainConfig()
         config = overridden(config.updated(file.get("pretrain", {})), self.settings, self._given())
-        for name in ("steps", "batch_size", "accumulation", "checkpoint_every"):
-            _at_least(name, getattr(config, name), 1)
 
         from dataclasses import replace
 
@@ -240,8 +238,6 @@ class Personalize:
                 pipe = E4TPipeline.from_base(self.base, class_word=self.domain, device=_device(self.device))
         config = PersonalizeConfig.paper() if self.preset == "paper" else pipe.personalize_config
         config = overridden(config, self.settings, self._given())
-        _at_least("steps", config.steps, 0)
-        _at_least("batch_size", config.batch_size, 1)
         if self.base is not None:
             _console().print(f"no pre-trained domain: {config.steps} steps from the class word '{self.domain}'")
         concept: Concept | None = None
@@ -307,8 +303,8 @@ class Generate:
     """cpu, cuda, mps, ...; auto takes the best there is."""
 
     def run(self) -> Sequence[Path | str]:
-        _at_least("num-images", self.num_images, 1)
-        _at_least("num-inference-steps", self.num_inference_steps, 1)
+        at_least("num-images", self.num_images, 1)
+        at_least("num-inference-steps", self.num_inference_steps, 1)
 
         from e4t.checkpoint import Concept
         from e4t.provenance import picture_notes
@@ -386,7 +382,7 @@ class Export:
         from e4t.checkpoint import Concept
         from e4t.export import export
 
-        _at_least("rank", self.rank, 1)
+        at_least("rank", self.rank, 1)
         _quiet()
         concept = Concept.load(self.concept)
         with _status("loading the model"):
@@ -478,10 +474,10 @@ class Evaluate:
     """cpu, cuda, mps, ...; auto takes the best there is."""
 
     def run(self) -> Sequence[Path | str]:
-        _at_least("count", self.count, 1)
-        _at_least("num-inference-steps", self.num_inference_steps, 1)
+        at_least("count", self.count, 1)
+        at_least("num-inference-steps", self.num_inference_steps, 1)
         for steps in self.steps or (-1,):
-            _at_least("steps", steps, 0)
+            at_least("steps", steps, 0)
         try:
             from e4t.evaluation.evaluate import evaluate
             from e4t.evaluation.judge import Judge
@@ -628,11 +624,6 @@ def _read_sections(path: Path | None) -> dict[str, Any]:
             raise ConfigError(f"section {name!r} of '{path}' must hold names and values")
         known[name].from_dict(section)
     return sections
-
-
-def _at_least(name: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise ConfigError(f"{name} is {value}; it must be {least} or more")
 
 
 # Folders

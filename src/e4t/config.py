@@ -9,8 +9,9 @@ sections named after the classes here ("pretrain", "personalize", "generate"), a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from typing_extensions import Self
 
@@ -31,12 +32,19 @@ class _Section:
         return cls().updated(values)
 
     def updated(self, values: Mapping[str, Any]) -> Self:
-        """A copy with some fields replaced; lists become tuples, unknown names are an error."""
-        known = {f.name: f for f in fields(self)}  # type: ignore[arg-type]
+        """A copy with some fields replaced; lists become tuples. Unknown names and odd values are errors."""
+        known = get_type_hints(type(self))
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise ConfigError(f"unknown setting {unknown[0]!r} for {type(self).__name__}; known: {', '.join(known)}")
-        return replace(self, **{name: self._plain(name, value) for name, value in values.items()})  # type: ignore[type-var]
+            raise ConfigError(
+                f"unknown setting {_shortened(unknown[0])} for {type(self).__name__}; known: {', '.join(known)}"
+            )
+        plain = {name: self._plain(name, value) for name, value in values.items()}
+        for name, value in plain.items():
+            if not fits(value, known[name]):
+                wanted = getattr(known[name], "__name__", str(known[name]))
+                raise ConfigError(f"{name} is {_shortened(value)}; it must be of type {wanted}")
+        return replace(self, **plain)  # type: ignore[type-var]
 
     def _plain(self, name: str, value: Any) -> Any:
         current = getattr(self, name)
@@ -58,6 +66,7 @@ class EncoderConfig(_Section):
     head_gain: float = 0.0  # [?] "linear" only: 0 starts at E = 0, else a factor on torch's initialisation
 
     def __post_init__(self) -> None:
+        at_least("layer_stride", self.layer_stride, 1)
         _check("unet_blocks", self.unet_blocks, ("all", "resolutions", "mid", "none"))
         _check("head", self.head, ("paper", "linear"))
 
@@ -77,6 +86,7 @@ class OffsetsConfig(_Section):
     attentions: tuple[str, ...] = ("self", "cross")  # [P]
 
     def __post_init__(self) -> None:
+        at_least("rank", self.rank, 1)
         _check("form", self.form, ("paper", "lowrank", "none"))
         for name in self.projections:
             _check("projections", name, ("to_q", "to_k", "to_v", "to_out"))
@@ -116,6 +126,8 @@ class PretrainConfig(_Section):
     offsets: OffsetsConfig = field(default_factory=OffsetsConfig)
 
     def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation", "checkpoint_every"):
+            at_least(name, getattr(self, name), 1)
         _check("regularisation_reduction", self.regularisation_reduction, ("sum", "mean"))
         _check("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
         _check("save_dtype", self.save_dtype, ("float32", "float16"))
@@ -165,6 +177,14 @@ class PersonalizeConfig(_Section):
     frozen_timesteps: int = 8  # the frozen embedding is the mean prediction over so many timesteps
 
     def __post_init__(self) -> None:
+        for name, least in {
+            "steps": 0,
+            "batch_size": 1,
+            "accumulation": 1,
+            "delta_rank": 0,
+            "frozen_timesteps": 1,
+        }.items():
+            at_least(name, getattr(self, name), least)
         for name in self.tune:
             _check("tune", name, TUNABLE)
         _check("regularisation_reduction", self.regularisation_reduction, ("sum", "mean"))
@@ -212,6 +232,8 @@ class GenerateConfig(_Section):
     width: int | None = None
 
     def __post_init__(self) -> None:
+        at_least("num_images", self.num_images, 1)
+        at_least("num_inference_steps", self.num_inference_steps, 1)
         _check("embedding", self.embedding, ("live", "frozen"))
 
     @classmethod
@@ -219,6 +241,31 @@ class GenerateConfig(_Section):
         return cls(num_inference_steps=50, guidance_scale=7.5, embedding="live", scheduler="DDIMScheduler")
 
 
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value read from a file is what a type hint says. Whole numbers pass as float; infinite ones never."""
+    if isinstance(hint, UnionType):
+        return any(fits(value, one) for one in get_args(hint))
+    if get_origin(hint) is tuple:
+        parts = get_args(hint)
+        parts = parts[:1] * len(value) if isinstance(value, tuple) and parts[-1] is Ellipsis else parts
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(fits, value, parts))
+    if hint in (int, float):
+        kinds = (int, float) if hint is float else int
+        return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < 2**63
+    return isinstance(value, hint)
+
+
+def at_least(name: str, value: float | None, least: float) -> None:
+    """Raises ConfigError for a number below ``least``; None is a setting that was not given."""
+    if value is not None and value < least:
+        raise ConfigError(f"{name} is {_shortened(value)}; it must be {least} or more")
+
+
 def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+        raise ConfigError(f"{name} is {_shortened(value)}; it must be one of {', '.join(map(repr, allowed))}")
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

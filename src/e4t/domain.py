@@ -41,6 +41,8 @@ class Domain:
     templates: tuple[str, ...] = _PHOTO_TEMPLATES
 
     def __post_init__(self) -> None:
+        if not all(isinstance(text, str) for text in (self.name, self.class_word, self.placeholder, *self.templates)):
+            raise ConfigError("name, class word, placeholder and templates of a domain must be text")
         if not self.placeholder.strip():
             raise ConfigError("the placeholder is empty; use a word no prompt has, such as 'S*'")
         if not self.templates or any("{}" not in template for template in self.templates):

@@ -6,7 +6,7 @@ that word, and applying a concept to the weights and taking it off again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -16,7 +16,7 @@ from e4t.backbone import Backbone
 from e4t.checkpoint import BaseModel, Concept, TrainedDomain, group, prefixed
 from e4t.config import EncoderConfig, OffsetsConfig
 from e4t.domain import Domain
-from e4t.errors import ConfigError
+from e4t.errors import CheckpointError, ConfigError, MismatchError
 from e4t.models.encoder import ConceptEncoder
 from e4t.models.features import feature_widths, pooled_features
 from e4t.models.offsets import TunedWeights, WeightOffsets
@@ -73,8 +73,11 @@ class E4TModel(nn.Module):
             embedding_scale=trained.embedding_scale,
         )
         model.domain_id = trained.id
-        heads = model.encoder.heads()
-        for name, tensor in group(trained.tensors, "encoder").items():
+        heads, stored = model.encoder.heads(), group(trained.tensors, "encoder")
+        odd = [name for name in heads.keys() | stored.keys() if _shape(heads, name) != _shape(stored, name)]
+        if odd:
+            raise CheckpointError(f"the domain's encoder does not fit this base model: '{min(odd)}' is missing or odd")
+        for name, tensor in stored.items():
             heads[name].data.copy_(tensor)
         if trained.offsets.form != "none":
             model.offsets.load_domain_state(group(trained.tensors, "offsets"))
@@ -173,6 +176,12 @@ class E4TModel(nn.Module):
     def _put_on(self, concept: Concept, strength: float) -> None:
         concept.base.check(self.backbone.name, self.base.fingerprint, owner="the concept")
         concept.check(self.domain, self.domain_id)
+        length = len(concept.tensors["image_half"])
+        if length != self.backbone.embedding_dim:
+            raise MismatchError(
+                f"the concept's vectors have {length} numbers, but words of '{self.backbone.name}' have "
+                f"{self.backbone.embedding_dim}"
+            )
         self.encoder.bias.data.copy_(concept.tensors["bias"])
         self.encoder.residual.data.copy_(concept.tensors["residual"])
         self.offsets.load_concept_state(concept.group("deltas"))
@@ -202,6 +211,10 @@ class E4TModel(nn.Module):
             yield self
         finally:
             self.take_off()
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size | None:
+    return tensors[name].shape if name in tensors else None
 
 
 def _build_encoder(backbone: Backbone, config: EncoderConfig) -> ConceptEncoder:

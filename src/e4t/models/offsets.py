@@ -244,6 +244,7 @@ class WeightOffsets(nn.Module):
 
     def load_domain_state(self, state: Mapping[str, Tensor]) -> None:
         """Take Δ from `domain_state`, whatever form it was trained in. Raises OffsetsError if it does not fit."""
+        _check_names(state)
         lefts, rights = self._split(state, "left", 0), self._split(state, "right", 1)
         for (linear, offset), left, right in zip(self.items(), lefts, rights, strict=True):
             domain = LowRank(linear.out_features, linear.in_features, left.shape[1])
@@ -262,6 +263,7 @@ class WeightOffsets(nn.Module):
         self.drop_concept()
         if not state:
             return
+        _check_names(state)
         parts = {name: self._split(state, name, axis) for name, axis in _AXES.items() if name in state}
         rank = 0 if "value" in parts else parts["left"][0].shape[1]
         for number, (linear, offset) in enumerate(self.items()):
@@ -358,6 +360,16 @@ class TunedWeights:
 
 _AXES: dict[str, int | None] = {"left": 0, "right": 1, "value": None}
 """Which side of a matrix the rows of a stored tensor stand for; None: all of its entries."""
+
+
+def _check_names(state: Mapping[str, Tensor]) -> None:
+    """Raises OffsetsError unless there are two factors of one rank, or all entries."""
+    if state.keys() == {"value"}:
+        return
+    ranks = {tensor.shape[-1] for tensor in state.values() if tensor.ndim == 2}
+    if state.keys() != {"left", "right"} or len(ranks) != 1 or 0 in ranks:
+        found = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in sorted(state.items())[:4]) or "nothing"
+        raise OffsetsError(f"offsets must be two factors, left and right, of one rank, or one value; not {found:.120}")
 
 
 def _stacked(names: tuple[str, str], factors: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
