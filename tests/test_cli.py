@@ -99,6 +99,16 @@ def test_personalize_with_other_settings_and_a_mask(
     assert (settings["steps"], settings["tune"], settings["frozen_timesteps"]) == (1, ["residual"], 2)
 
 
+def test_what_is_kept_can_be_chosen_and_drawn(domain: Path, pictures: Path, tmp_path: Path) -> None:
+    sizes = []
+    for keep in ("full", "low-rank", "embedding", "replay"):
+        folder = tmp_path / keep
+        assert cli.main(["personalize", str(domain), str(pictures / "0.png"), "--keep", keep, "-o", str(folder)]) == 0
+        assert cli.main(["generate", str(folder), "S*", "--num-inference-steps", "1", "-o", str(tmp_path / "out")]) == 0
+        sizes.append((folder / "model.safetensors").stat().st_size)
+    assert sizes[0] > sizes[1] > sizes[2]
+
+
 def test_personalize_without_a_domain(base: Path, pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "rex"
     command = ["personalize", "cat", str(pictures / "0.png"), "--base", str(base), "--output", str(folder)]

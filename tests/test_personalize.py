@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -8,8 +10,9 @@ from e4t import personalize as module
 from e4t.checkpoint import Concept
 from e4t.config import TUNABLE, PersonalizeConfig
 from e4t.domain import Domain
+from e4t.errors import CheckpointError, MismatchError
 from e4t.model import E4TModel
-from e4t.personalize import personalize, prepare
+from e4t.personalize import personalize, prepare, replayed
 
 
 def last(model, picture, config, **options):
@@ -151,3 +154,37 @@ def test_a_concept_is_small(tiny_model, picture):
 def test_tuned_heads_are_stored_without_their_image_side(tiny_model, picture, quick_personalize):
     concept = last(tiny_model, picture, quick_personalize.updated({"tune": ["encoder"]}))
     assert {name.split(".")[0] for name in concept.group("encoder")} == {"unet_linears"}
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_replay_is_the_concept_again_bit_for_bit(tiny_model, picture, quick_personalize, tmp_path, masked):
+    config = quick_personalize.updated({"tune": ("encoder", "deltas", "unet", "bias"), "seed": 3}).keeping("replay")
+    mask = Image.new("L", picture.size, 255) if masked else None
+    tuned = last(tiny_model, picture, config, mask=mask)
+    kept = Concept.load(tuned.save(tmp_path / "anna"))
+    assert kept.to_be_replayed
+    assert {name.split("/")[0] for name in kept.tensors} == {"replay"}
+    assert kept.num_bytes == tuned.num_bytes < 3000
+    assert "picture itself" in (tmp_path / "anna" / "README.md").read_text()
+    again = replayed(tiny_model, kept)
+    assert again.tensors.keys() == tuned.tensors.keys()
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in tuned.tensors.items())
+
+
+def test_a_replay_has_to_be_tuned_before_it_is_worn(tiny_model, make_model, picture, quick_personalize, tmp_path):
+    kept = Concept.load(last(tiny_model, picture, quick_personalize.keeping("replay")).save(tmp_path / "anna"))
+    with pytest.raises(CheckpointError, match="tune it again"), tiny_model.wearing(kept):
+        pass
+    narrow = replace(kept, tensors={**kept.tensors, "replay/latents": torch.zeros(1, 4, 8, 7)})
+    with pytest.raises(MismatchError, match="does not fit"):
+        replayed(tiny_model, narrow)
+
+
+def test_what_is_kept_is_what_is_tuned(tiny_model, picture, quick_personalize):
+    sizes = {}
+    for keep in ("full", "low-rank", "embedding"):
+        concept = last(tiny_model, picture, quick_personalize.keeping(keep))
+        groups = {name.split("/")[0] for name in concept.tensors if "/" in name}
+        assert groups == {"full": {"deltas", "unet"}, "low-rank": {"deltas"}, "embedding": set()}[keep]
+        sizes[keep] = concept.num_bytes
+    assert sizes["full"] > sizes["low-rank"] > sizes["embedding"]

@@ -54,6 +54,14 @@ def test_one_image_to_pictures(pipe, picture, tmp_path):
         assert np.abs(one - other).max() <= 2  # a concept is saved in float16
 
 
+def test_a_replay_draws_the_same_pictures(pipe, picture, tmp_path):
+    tuned = pipe.personalize(picture, keep="replay")
+    kept = Concept.load(tuned.save(tmp_path / "anna"))
+    first, again = (arrays(pipe("a photo of S*", concept=one, seed=1)) for one in (tuned, kept))
+    assert np.array_equal(first, again)
+    assert pipe.ready(kept) is pipe.ready(kept)  # tuned once
+
+
 def test_settings_come_from_the_domain(pipe, picture):
     assert pipe.personalize(picture).steps == 2
     assert pipe.personalize(picture, steps=1).steps == 1

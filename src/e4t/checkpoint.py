@@ -31,7 +31,7 @@ _CONFIG = "config.json"
 _SEAL = "weights_sha256"
 _MAX_CONFIG_BYTES = 4 * 2**20
 _VECTORS = ("image_half", "bias", "residual", "frozen_offset")
-_GROUPS = {"domain": ("encoder", "offsets"), "concept": ("deltas", "encoder", "unet", "text_encoder")}
+_GROUPS = {"domain": ("encoder", "offsets"), "concept": ("deltas", "encoder", "unet", "text_encoder", "replay")}
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ class Concept:
 
     ``tensors``: ``image_half`` [D] (the image side of the encoder, once and for all), ``bias`` [D], ``residual`` [D],
     ``frozen_offset`` [D] (mean E over timesteps), and as tuned ``deltas/…`` (`WeightOffsets.concept_state`),
-    ``encoder/…``, ``unet/…`` and ``text_encoder/…`` (differences by parameter name).
+    ``encoder/…``, ``unet/…`` and ``text_encoder/…`` (differences by parameter name). One that is kept as a replay has
+    ``replay/latents``, ``replay/image_features`` and ``replay/mask`` instead, once it is loaded: see `to_be_replayed`.
     ``history`` holds the concept after every step, 0 first, where it was asked for; it is not saved.
     """
 
@@ -148,8 +149,12 @@ class Concept:
     @property
     def num_bytes(self) -> int:
         """Size of the weights as saved."""
-        dtype: torch.dtype = getattr(torch, PersonalizeConfig.from_dict(self.config).save_dtype)
-        return sum(tensor.numel() for tensor in self.tensors.values()) * dtype.itemsize
+        return sum(tensor.numel() * tensor.dtype.itemsize for tensor in self._stored().values())
+
+    @property
+    def to_be_replayed(self) -> bool:
+        """Whether this holds only what tuning starts from; `e4t.personalize.replayed` repeats it."""
+        return "image_half" not in self.tensors
 
     def group(self, name: str) -> dict[str, Tensor]:
         """The tensors under ``name/``, without the prefix."""
@@ -191,14 +196,19 @@ class Concept:
                 provenance=_typed(config, "provenance", dict),
             )
             PersonalizeConfig.from_dict(concept.config)
+        if "replay/latents" in tensors and all(name.startswith("replay/") for name in tensors):
+            return concept
         lengths = {tuple(tensors[name].shape) if name in tensors else None for name in _VECTORS}
         if len(lengths) != 1 or len(lengths.pop() or ()) != 1:
             raise CheckpointError(f"'{folder}' needs the vectors {', '.join(_VECTORS)}, all of one length")
         return concept
 
     def _stored(self) -> dict[str, Tensor]:
-        """The tensors as a folder holds them."""
-        return _cast(self.tensors, PersonalizeConfig.from_dict(self.config).save_dtype)
+        """The tensors as a folder holds them: those of a replay alone, if that is what is kept."""
+        config = PersonalizeConfig.from_dict(self.config)
+        if config.keep == "replay":
+            return {name: tensor.half() for name, tensor in self.tensors.items() if name.startswith("replay/")}
+        return _cast(self.tensors, config.save_dtype)
 
     def differences(self, other: Concept) -> dict[str, float]:
         """Tensors that are not stored bit for bit alike: name to largest difference, as a share of the largest value.
@@ -398,8 +408,15 @@ All settings are in `config.json`; its sections `personalize` and `generate` ove
 """
 
 
+_REPLAY_WARNING = """> **This folder holds the picture itself**, as latents of the autoencoder: whoever has the folder
+> can look at it. It keeps what tuning starts from instead of its result, and is tuned again when it is used.
+
+"""
+
+
 def _concept_card(concept: Concept) -> str:
     domain = concept.domain
+    warning = _REPLAY_WARNING if PersonalizeConfig.from_dict(concept.config).keep == "replay" else ""
     return f"""---
 base_model: {concept.base.name}
 library_name: e4t
@@ -408,8 +425,8 @@ tags: [text-to-image, diffusers, personalization, e4t]
 ---
 # A concept of the domain “{domain.name}”
 
-Learned from one image in {concept.steps} steps. Needs its domain (`{concept.domain_id or "none"}`) and the base model
-`{concept.base.name}`; say `{domain.placeholder}` in a prompt to draw it:
+{warning}Learned from one image in {concept.steps} steps. Needs its domain (`{concept.domain_id or "none"}`) and the
+base model `{concept.base.name}`; say `{domain.placeholder}` in a prompt to draw it:
 
 ```python
 from e4t import Concept, E4TPipeline

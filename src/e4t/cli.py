@@ -205,6 +205,9 @@ class Personalize:
     """Where the subject is: a black-and-white picture of the same shape, white inside."""
     preset: Literal["default", "paper"] = "default"
     """paper: every value known of the paper; default: as measured for the domain."""
+    keep: Annotated[Literal["full", "low-rank", "embedding", "replay"] | None, arg(help_behavior_hint="")] = None
+    """What to tune and therefore to store: the whole U-Net, low-rank changes, the word alone, or (replay) what tuning
+    starts from, to be tuned again when loaded. Default: as measured for the domain."""
     steps: Steps = None
     """Tuning steps."""
     batch_size: BatchSize = None
@@ -237,7 +240,7 @@ class Personalize:
             else:
                 pipe = E4TPipeline.from_base(self.base, class_word=self.domain, device=_device(self.device))
         config = PersonalizeConfig.paper() if self.preset == "paper" else pipe.personalize_config
-        config = overridden(config, self.settings, self._given())
+        config = overridden(config.keeping(self.keep), self.settings, self._given())
         if self.base is not None:
             _console().print(f"no pre-trained domain: {config.steps} steps from the class word '{self.domain}'")
         concept: Concept | None = None

@@ -173,6 +173,7 @@ class PersonalizeConfig(_Section):
     mixed_precision: str = "no"
     gradient_checkpointing: bool = False
     seed: int = 0
+    keep: str = "tuned"  # "tuned": what was tuned is what is stored; "replay": what tuning starts from, to repeat it
     save_dtype: str = "float16"  # of a concept folder
     frozen_timesteps: int = 8  # the frozen embedding is the mean prediction over so many timesteps
 
@@ -187,6 +188,7 @@ class PersonalizeConfig(_Section):
             at_least(name, getattr(self, name), least)
         for name in self.tune:
             _check("tune", name, TUNABLE)
+        _check("keep", self.keep, ("tuned", "replay"))
         _check("regularisation_reduction", self.regularisation_reduction, ("sum", "mean"))
         _check("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
         _check("save_dtype", self.save_dtype, ("float32", "float16"))
@@ -197,6 +199,21 @@ class PersonalizeConfig(_Section):
             return self.residual_learning_rate
         own: float | None = getattr(self, f"{part}_learning_rate")
         return self.learning_rate if own is None else own
+
+    def keeping(self, what: str | None) -> PersonalizeConfig:
+        """Tuned so that ``what`` is stored: "full", "low-rank", "embedding" or "replay"; None changes nothing."""
+        vectors = ("residual", "bias")
+        if what == "full":
+            return replace(self, tune=(*vectors, "deltas", "unet"), delta_rank=0)
+        if what == "low-rank":
+            return replace(self, tune=(*vectors, "deltas"), delta_rank=self.delta_rank or 4)
+        if what == "embedding":
+            return replace(self, tune=vectors)
+        if what == "replay":
+            return replace(self, keep="replay")
+        if what is not None:
+            raise ConfigError(f"keep is {what!r}; it must be full, low-rank, embedding or replay")
+        return self
 
     @classmethod
     def paper(cls) -> PersonalizeConfig:

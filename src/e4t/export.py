@@ -130,7 +130,7 @@ def export(
     places = _Places.of(Path(output), to, concept.domain.placeholder if token is None else token)
     _check_numbers(to, dtype, rank)
     _check_options(pipe, to, places.token, dtype)
-    source = _Source.of(pipe, concept, to, places, dtype)
+    source = _Source.of(pipe, pipe.ready(concept), to, places, dtype)
     if to == "pipeline":
         return _export_pipeline(source)
     if to == "textual-inversion":
@@ -145,6 +145,7 @@ def lora_table(
 ) -> tuple[LoraRow, ...]:
     """What LoRAs of growing rank would keep of a concept, and their size. Raises ConfigError as `export` does."""
     _check_numbers("lora-diffusers", dtype, min(ranks, default=0))
+    concept = pipe.ready(concept)
     merged = _Merged.of(pipe, concept)
     merged.require_changes("lora-diffusers")
     merged.require_layers(pipe, "lora-diffusers", _CARRIED["lora-diffusers"])

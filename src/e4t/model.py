@@ -173,9 +173,15 @@ class E4TModel(nn.Module):
             self.take_off()
             raise
 
-    def _put_on(self, concept: Concept, strength: float) -> None:
+    def check(self, concept: Concept) -> None:
+        """Raise MismatchError for a concept of another base model or domain."""
         concept.base.check(self.backbone.name, self.base.fingerprint, owner="the concept")
         concept.check(self.domain, self.domain_id)
+
+    def _put_on(self, concept: Concept, strength: float) -> None:
+        self.check(concept)
+        if concept.to_be_replayed:
+            raise CheckpointError("the concept keeps only what its tuning starts from; tune it again with replayed()")
         length = len(concept.tensors["image_half"])
         if length != self.backbone.embedding_dim:
             raise MismatchError(

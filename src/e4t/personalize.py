@@ -15,12 +15,15 @@ from e4t.backbone import draw_noise
 from e4t.checkpoint import Concept, prefixed
 from e4t.config import PersonalizeConfig
 from e4t.data import square_mask, square_pixels
+from e4t.errors import CheckpointError, MismatchError
 from e4t.model import E4TModel
 from e4t.objective import Batch, E4TObjective
 from e4t.provenance import image_digest, versions
 from e4t.training import Step, draw_timesteps, generator_at, train
 
 _WHOLE = ("encoder", "unet", "text_encoder")
+_MOST_PASSES = 1_000_000
+"""Pictures in all steps of a repetition: a file from a stranger may not keep a machine busy for ever."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,22 @@ class Constants:
     image_features: list[Tensor]  # [1, width] each
     mask: Tensor | None  # [1, 1, h, w]
 
+    def tensors(self) -> dict[str, Tensor]:
+        """As a concept stores them: ``latents``, ``image_features`` [layers, width] and ``mask``; float16."""
+        parts = {"latents": self.latents}
+        if self.image_features:
+            parts["image_features"] = torch.cat(self.image_features)
+        if self.mask is not None:
+            parts["mask"] = self.mask
+        return {name: tensor.half().cpu() for name, tensor in parts.items()}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], device: torch.device | str) -> Constants:
+        """From `tensors`, float32."""
+        parts = {name: tensor.to(device, torch.float32) for name, tensor in tensors.items()}
+        features = parts.get("image_features", torch.empty(0, 1))
+        return cls(parts["latents"], [row[None] for row in features], parts.get("mask"))
+
 
 def personalize(
     model: E4TModel,
@@ -57,9 +76,51 @@ def personalize(
     """
     mask = mask if config.mask_loss else None
     model.offsets.require("ejected", "tune")
-    model.backbone.require_in_place()
     constants = prepare(model, image, mask)
-    tuning = _Tuning(model, config, constants, _provenance(image, mask))
+    if config.keep == "replay":  # tuned from what is stored, so that a repetition starts from the same numbers
+        constants = Constants.of(constants.tensors(), model.backbone.device)
+    yield from tune(model, constants, config=config, provenance=_provenance(image, mask), keep_steps=keep_steps)
+
+
+def replayed(model: E4TModel, concept: Concept) -> Concept:
+    """Tune again as a concept with ``keep="replay"`` was tuned: bit for bit the same on the same machine.
+
+    Raises MismatchError for a concept of another base or domain, or whose constants do not fit the base, and
+    CheckpointError for one that asks for more work than any tuning needs.
+    """
+    model.check(concept)
+    config = PersonalizeConfig.from_dict({**concept.config, "steps": concept.steps})
+    if config.steps * config.accumulation * config.batch_size > _MOST_PASSES:
+        raise CheckpointError(f"the concept asks for {config.steps} steps of {config.batch_size} to be repeated")
+    constants = Constants.of(concept.group("replay"), model.backbone.device)
+    _check_fit(model, constants)
+    *_, last = tune(model, constants, config=config, provenance=concept.provenance)
+    assert last.concept is not None
+    return last.concept
+
+
+def _check_fit(model: E4TModel, constants: Constants) -> None:
+    backbone = model.backbone
+    side = backbone.unet.config.sample_size
+    layers = len(model.encoder.image_linears)
+    wanted = [(1, backbone.vae.config.latent_channels, side, side), *[(1, backbone.image_width)] * layers]
+    found = [tuple(tensor.shape) for tensor in (constants.latents, *constants.image_features)]
+    if wanted != found or (constants.mask is not None and constants.mask.shape != (1, 1, side, side)):
+        raise MismatchError(f"what the concept keeps for its repetition does not fit the base model '{backbone.name}'")
+
+
+def tune(
+    model: E4TModel,
+    constants: Constants,
+    *,
+    config: PersonalizeConfig,
+    provenance: Mapping[str, Any],
+    keep_steps: bool = False,
+) -> Iterator[PersonalizeStep]:
+    """The steps of `personalize`, from an image that is already prepared."""
+    model.offsets.require("ejected", "tune")
+    model.backbone.require_in_place()
+    tuning = _Tuning(model, config, constants, provenance)
     objective = E4TObjective(model, regularisation=config.regularisation, reduction=config.regularisation_reduction)
     try:
         groups = tuning.start()
@@ -182,6 +243,8 @@ class _Tuning:
             "frozen_offset": self._mean_offset(image_half).cpu(),
         }
         tensors |= prefixed("deltas", model.offsets.concept_state())
+        if self.config.keep == "replay":
+            tensors |= prefixed("replay", self.constants.tensors())
         image_side = {f"image_linears.{name}" for name, _ in encoder.image_linears.named_parameters()}  # in image_half
         for part, tuned in model.tuned.items():
             difference = tuned.difference()

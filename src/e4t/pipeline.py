@@ -26,7 +26,7 @@ from e4t.errors import CheckpointError, ConfigError
 from e4t.images import load_image, load_mask
 from e4t.model import E4TModel
 from e4t.models.text import Tokens
-from e4t.personalize import PersonalizeStep, personalize
+from e4t.personalize import PersonalizeStep, personalize, replayed
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class E4TPipeline:
         else:
             raise ConfigError("a pipeline needs a trained domain, or at least a domain's class word")
         self.stock = _stock_pipeline(backbone, safety or {})
+        self._replayed: tuple[Concept, Concept] | None = None  # the last one, as loaded and as tuned again
 
     @classmethod
     def from_pretrained(
@@ -148,6 +149,14 @@ class E4TPipeline:
         white = load_mask(mask) if mask is not None else None
         yield from personalize(self.model, picture, config=settings, mask=white, keep_steps=keep_steps)
 
+    def ready(self, concept: Concept) -> Concept:
+        """The concept with all its weights: one kept as a replay is tuned again, the last one only once."""
+        if not concept.to_be_replayed:
+            return concept
+        if self._replayed is None or self._replayed[0] is not concept:
+            self._replayed = concept, replayed(self.model, concept)
+        return self._replayed[1]
+
     # Drawing
 
     def __call__(
@@ -220,6 +229,7 @@ class E4TPipeline:
             if concept is None:
                 yield Applied(self.stock, self._embeds(tokens, None), negative)
                 return
+            concept = self.ready(concept)
             stack.enter_context(self.model.wearing(concept, strength=strength))
             frozen = self.model.word(concept.tensors["frozen_offset"].to(self.backbone.device), strength=strength)
             result = Applied(self.stock, self._embeds(tokens, frozen), negative)

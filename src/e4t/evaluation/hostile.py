@@ -469,11 +469,11 @@ def _as_written(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
 
 
 def concept_reader(pipe: E4TPipeline) -> Callable[[Path], None]:
-    """Loads a concept and puts it on the model."""
+    """Loads a concept, tunes it again if it is kept as a replay, and puts it on the model."""
 
     def read(folder: Path) -> None:
         concept = Concept.load(folder)
-        with pipe.model.wearing(concept):
+        with pipe.model.wearing(pipe.ready(concept)):
             _as_written(concept.tensors, folder)
 
     return read
@@ -555,7 +555,7 @@ def misnamed(data: bytes, rng: random.Random) -> bytes:
 
 
 def examine(pipe: E4TPipeline, *, folders: int, pictures: int) -> dict[str, Any]:
-    """Examine ``folders`` damaged concepts, as many domains, and ``pictures`` damaged pictures."""
+    """Examine ``folders`` damaged concepts, as many domains, a quarter as many replays, and ``pictures`` pictures."""
     if pipe.trained is None:
         raise E4TError("the examination needs a pre-trained domain")
     memory = _peak_megabytes()
@@ -564,9 +564,11 @@ def examine(pipe: E4TPipeline, *, folders: int, pictures: int) -> dict[str, Any]
     picture = Image.fromarray(np.random.default_rng(1).integers(0, 255, (side, side, 3), dtype=np.uint8))
     with tempfile.TemporaryDirectory() as scratch:
         concept = pipe.personalize(picture, steps=1, batch_size=2).save(Path(scratch) / "concept")
+        replay = pipe.personalize(picture, steps=1, batch_size=2, keep="replay").save(Path(scratch) / "replay")
         domain = pipe.trained.save(Path(scratch) / "domain", dtype="float16")
         tallies = {
             "concept folders": examine_folder(concept, concept_reader(pipe), intact, folders),
+            "replay folders": examine_folder(replay, concept_reader(pipe), intact, folders // 4),
             "domain folders": examine_folder(domain, domain_reader(pipe), intact, folders),
             "pictures": examine_pictures(pictures),
         }
