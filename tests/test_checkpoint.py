@@ -48,7 +48,7 @@ def test_domain_round_trip(trained, tmp_path, dtype):
     trained.save(tmp_path / "face", dtype=dtype)
     loaded = TrainedDomain.load(tmp_path / "face")
     assert files(tmp_path) == ["face"]
-    assert files(tmp_path / "face") == ["README.md", "config.json", "model.safetensors"]
+    assert files(tmp_path / "face") == ["README.md", "config.json", "domain.safetensors"]
     assert (loaded.domain, loaded.base, loaded.encoder, loaded.id) == (
         trained.domain, trained.base, trained.encoder, trained.id,
     )  # fmt: skip
@@ -94,7 +94,7 @@ def test_foreign_and_broken_folders(trained, concept, tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read"):
         TrainedDomain.load(folder)
     folder = concept.save(tmp_path / "anna")
-    (folder / "model.safetensors").write_bytes(b"broken")
+    (folder / "concept.safetensors").write_bytes(b"broken")
     with pytest.raises(CheckpointError, match="not the file that was saved"):
         Concept.load(folder)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,15 @@ def test_no_damaged_file_does_harm(pipe):
     assert "| concept folders |" in hostile.page(report, "command")
 
 
-def test_failures_are_found(tmp_path):
+def test_the_trap_works(monkeypatch):
+    import pickle
+
+    monkeypatch.setattr(hostile, "_sprung", [])
+    pickle.loads(hostile.pickled(b"", random.Random(0)))
+    assert hostile._sprung
+
+
+def test_failures_are_found():
     def explode() -> None:
         raise RuntimeError("boom")
 
@@ -72,7 +81,7 @@ def concept_folder(pipe, picture, tmp_path) -> Path:
 
 
 def test_any_change_of_the_weights_is_noticed(concept_folder):
-    weights = concept_folder / "model.safetensors"
+    weights = concept_folder / "concept.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
@@ -92,8 +101,8 @@ def test_any_change_of_the_weights_is_noticed(concept_folder):
     ],
 )
 def test_wrong_tensors_are_named(concept_folder, name, value, sentence):
-    tensors = load_file(concept_folder / "model.safetensors") | {name: value}
-    save_file(tensors, concept_folder / "model.safetensors")
+    tensors = load_file(concept_folder / "concept.safetensors") | {name: value}
+    save_file(tensors, concept_folder / "concept.safetensors")
     hostile.unseal(concept_folder)
     with pytest.raises(CheckpointError, match=sentence):
         Concept.load(concept_folder)

@@ -26,7 +26,6 @@ from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError, MismatchError
 
 FORMAT_VERSION = 1
-_WEIGHTS = "model.safetensors"
 _CONFIG = "config.json"
 _SEAL = "weights_sha256"
 _MAX_CONFIG_BYTES = 4 * 2**20
@@ -311,8 +310,9 @@ def _write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor], 
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    save_file(tensors, beside / _WEIGHTS, metadata={"format": "pt"})
-    text = json.dumps({"format_version": FORMAT_VERSION, **config, _SEAL: _sha256(beside / _WEIGHTS)}, indent=2) + "\n"
+    weights = beside / f"{config['kind']}.safetensors"
+    save_file(tensors, weights, metadata={"format": "pt"})
+    text = json.dumps({"format_version": FORMAT_VERSION, **config, _SEAL: _sha256(weights)}, indent=2) + "\n"
     (beside / _CONFIG).write_text(text, encoding="utf-8")
     (beside / "README.md").write_text(card, encoding="utf-8")
     _replace(beside, folder)
@@ -342,7 +342,7 @@ def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CheckpointError(f"'{folder}' is a {known} folder, not a {kind} folder")
     if version != FORMAT_VERSION:
         raise CheckpointError(f"'{folder}' has format version {version!r:.20}; this package reads {FORMAT_VERSION}")
-    weights = folder / _WEIGHTS
+    weights = folder / f"{kind}.safetensors"
     try:
         if config.get(_SEAL) not in (None, _sha256(weights)):
             raise CheckpointError(f"'{weights}' is not the file that was saved: damaged or changed; get it anew")

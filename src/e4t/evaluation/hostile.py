@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 import random
 import shutil
 import struct
@@ -40,9 +39,10 @@ from e4t.pipeline import E4TPipeline
 
 LONGEST_SENTENCE = 1000  # some list every setting there is
 MOST_SECONDS = 5.0
-WEIGHTS, CONFIG, SEAL = "model.safetensors", "config.json", "weights_sha256"
+CONFIG, SEAL = "config.json", "weights_sha256"
 
 FileMutation = Callable[[bytes, random.Random], bytes]
+Place = Callable[[Path], Path]
 TensorMutation = Callable[[dict[str, torch.Tensor], random.Random], dict[str, torch.Tensor]]
 JsonMutation = Callable[[dict[str, Any], random.Random], Any]
 
@@ -85,19 +85,15 @@ def overwrite(data: bytes, rng: random.Random) -> bytes:
 
 
 def pickled(data: bytes, rng: random.Random) -> bytes:
-    """A pickle that would leave a trace if anybody opened it."""
-    return pickle.dumps(_Trap(), protocol=rng.choice((2, 4)))
+    """A pickle that leaves a trace if anybody opens it; written out, so that nothing here can open one."""
+    return f"c{_spring.__module__}\n_spring\n(tR.".encode()
 
 
-class _Trap:
-    sprung = False
-
-    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
-        return _spring, ()
+_sprung: list[bool] = []
 
 
 def _spring() -> None:
-    _Trap.sprung = True
+    _sprung.append(True)
 
 
 BYTES: tuple[FileMutation, ...] = (flip_bits, flip_early_bits, cut, grow, noise, overwrite, pickled)
@@ -370,7 +366,7 @@ def attempt(tally: Tally, damage: str, read: Callable[[], None]) -> None:
     except Exception as error:  # whatever else a file leads to is what is looked for
         problem = f"{type(error).__name__}: {str(error)[:200]}"
     seconds = time.perf_counter() - began
-    if _Trap.sprung:
+    if _sprung:
         problem = "a pickle was opened"
     if problem is None and seconds > MOST_SECONDS:
         problem = f"took {seconds:.1f} s"
@@ -385,16 +381,26 @@ class Damage:
     apply: Callable[[Path, random.Random], None]
 
 
-def _of_bytes(mutate: FileMutation, file: str) -> Damage:
-    def apply(folder: Path, rng: random.Random) -> None:
-        (folder / file).write_bytes(mutate((folder / file).read_bytes(), rng))
+def _weights(folder: Path) -> Path:
+    """The folder's safetensors file, called after what the folder is."""
+    return next(folder.glob("*.safetensors"))
 
-    return Damage(f"{mutate.__name__} in {file}", apply)
+
+def _config(folder: Path) -> Path:
+    return folder / CONFIG
+
+
+def _of_bytes(mutate: FileMutation, place: Place) -> Damage:
+    def apply(folder: Path, rng: random.Random) -> None:
+        file = place(folder)
+        file.write_bytes(mutate(file.read_bytes(), rng))
+
+    return Damage(f"{mutate.__name__} in {_NAMES[place]}", apply)
 
 
 def _of_tensors(mutate: TensorMutation) -> Damage:
     def apply(folder: Path, rng: random.Random) -> None:
-        save_file(mutate(load_file(folder / WEIGHTS), rng), folder / WEIGHTS)
+        save_file(mutate(load_file(_weights(folder)), rng), _weights(folder))
 
     return Damage(f"{mutate.__name__} of tensors", apply)
 
@@ -407,25 +413,29 @@ def _of_json(mutate: JsonMutation) -> Damage:
     return Damage(f"{mutate.__name__} in {CONFIG}", apply)
 
 
-def _missing(file: str) -> Damage:
-    return Damage(f"{file} missing", lambda folder, rng: (folder / file).unlink())
+def _missing(place: Place) -> Damage:
+    return Damage(f"{_NAMES[place]} missing", lambda folder, rng: place(folder).unlink())
 
 
-def _folder_instead(file: str) -> Damage:
+def _folder_instead(place: Place) -> Damage:
     def apply(folder: Path, rng: random.Random) -> None:
-        (folder / file).unlink()
-        (folder / file).mkdir()
+        file = place(folder)
+        file.unlink()
+        file.mkdir()
 
-    return Damage(f"a folder instead of {file}", apply)
+    return Damage(f"a folder instead of {_NAMES[place]}", apply)
+
+
+_NAMES: dict[Place, str] = {_weights: "the weights", _config: CONFIG}
 
 
 DAMAGES: tuple[Damage, ...] = (
-    *(_of_bytes(mutate, WEIGHTS) for mutate in (*BYTES, *HEADER)),
-    *(_of_bytes(mutate, CONFIG) for mutate in (*BYTES, *TEXT)),
+    *(_of_bytes(mutate, _weights) for mutate in (*BYTES, *HEADER)),
+    *(_of_bytes(mutate, _config) for mutate in (*BYTES, *TEXT)),
     *map(_of_tensors, TENSORS),
     *map(_of_json, JSON),
-    *map(_missing, (WEIGHTS, CONFIG)),
-    *map(_folder_instead, (WEIGHTS, CONFIG)),
+    *map(_missing, _NAMES),
+    *map(_folder_instead, _NAMES),
 )
 
 
@@ -463,7 +473,7 @@ def examine_folder(folder: Path, read: Callable[[Path], None], intact: Callable[
 
 
 def _as_written(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    stored = load_file(folder / WEIGHTS)
+    stored = load_file(_weights(folder))
     if stored.keys() != tensors.keys() or any(not torch.equal(tensors[n], t.float()) for n, t in stored.items()):
         raise AssertionError("the tensors in memory are not those of the file")
 
