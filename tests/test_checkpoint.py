@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from e4t.checkpoint import (
     BaseModel,
@@ -129,3 +131,18 @@ def test_optimizer_round_trip(tmp_path):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="there is no domain folder 'nowhere'"):
         TrainedDomain.load("nowhere")
+
+
+def test_a_preview_is_kept_small_and_shown_in_the_card(concept, tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (900, 700, 3), dtype=np.uint8))
+    folder = concept.with_preview(noise).save(tmp_path / "anna")
+    assert (folder / "preview.jpg").stat().st_size <= 30_000
+    with Image.open(folder / "preview.jpg") as shown:
+        assert max(shown.size) == 256
+    assert "](preview.jpg)" in (folder / "README.md").read_text()
+    assert Concept.load(folder).preview == (folder / "preview.jpg").read_bytes()
+    for odd in (b"not a picture", b"\xff\xd8\xff" + bytes(50_000)):
+        (folder / "preview.jpg").write_bytes(odd)
+        assert Concept.load(folder).preview is None
+    assert "preview" not in (concept.save(folder) / "README.md").read_text()
+    assert not (folder / "preview.jpg").exists()

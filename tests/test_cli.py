@@ -80,6 +80,7 @@ def test_pretrain_records_what_it_was_told(domain: Path) -> None:
 
 
 def test_personalize_uses_the_settings_of_the_domain(concept: Path) -> None:
+    assert (concept / "preview.jpg").is_file()
     config = json.loads((concept / "config.json").read_text())
     assert (config["steps"], config["personalize"]["batch_size"]) == (2, 2)
 
@@ -90,13 +91,24 @@ def test_personalize_with_other_settings_and_a_mask(
     mask = tmp_path / "mask.png"
     Image.new("L", (24, 20), 255).save(mask)
     command = ["personalize", str(domain), str(pictures / "0.png"), "--output", str(tmp_path / "anna")]
-    command += ["--mask", str(mask), "--steps", "1", "--set", "tune=residual", "--set", "frozen_timesteps=2"]
+    command += [
+        "--mask",
+        str(mask),
+        "--steps",
+        "1",
+        "--no-preview",
+        "--set",
+        "tune=residual",
+        "--set",
+        "frozen_timesteps=2",
+    ]
     assert cli.main(command) == 0
     out, err = capsys.readouterr()
     assert out == f"{tmp_path / 'anna'}\n"
     assert "1/1  loss" in err
     settings = json.loads((tmp_path / "anna" / "config.json").read_text())["personalize"]
     assert (settings["steps"], settings["tune"], settings["frozen_timesteps"]) == (1, ["residual"], 2)
+    assert not (tmp_path / "anna" / "preview.jpg").exists()
 
 
 def test_what_is_kept_can_be_chosen_and_drawn(domain: Path, pictures: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import struct
 from dataclasses import replace
@@ -526,6 +527,12 @@ def test_table_is_true_to_the_file(bare, low_rank, tmp_path):
 
 
 # Metadata
+
+
+def test_the_preview_goes_along(bare, low_rank, picture, tmp_path):
+    shown = low_rank.with_preview(picture)
+    _, metadata = header(export(bare, shown, tmp_path / "anna.safetensors", to="diff").path)
+    assert base64.b64decode(metadata["modelspec.thumbnail"].removeprefix("data:image/jpeg;base64,")) == shown.preview
 
 
 def test_metadata_that_web_uis_read(bare, low_rank, tmp_path):

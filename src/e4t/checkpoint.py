@@ -14,9 +14,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,10 +26,12 @@ from torch import Tensor
 from e4t.config import EncoderConfig, GenerateConfig, OffsetsConfig, PersonalizeConfig, PretrainConfig, fits
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError, MismatchError
+from e4t.images import MAX_PREVIEW_BYTES, preview
 
 FORMAT_VERSION = 1
 _CONFIG = "config.json"
 _SEAL = "weights_sha256"
+_PREVIEW = "preview.jpg"
 _MAX_CONFIG_BYTES = 4 * 2**20
 _VECTORS = ("image_half", "bias", "residual", "frozen_offset")
 _GROUPS = {"domain": ("encoder", "offsets"), "concept": ("deltas", "encoder", "unet", "text_encoder", "replay")}
@@ -143,6 +147,7 @@ class Concept:
     tensors: Mapping[str, Tensor] = field(repr=False)
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)  # digests of image and mask, versions
+    preview: bytes | None = field(default=None, repr=False)  # a small JPEG of what it draws
     history: tuple[Concept, ...] = field(default=(), repr=False)
 
     @property
@@ -179,7 +184,8 @@ class Concept:
             "personalize": dict(self.config),
             "provenance": dict(self.provenance),
         }
-        return _write(Path(folder), config, self._stored(), _concept_card(self))
+        files = {_PREVIEW: self.preview} if self.preview else {}
+        return _write(Path(folder), config, self._stored(), _concept_card(self), files)
 
     @classmethod
     def load(cls, folder: str | Path) -> Concept:
@@ -193,6 +199,7 @@ class Concept:
                 tensors=_numbers(tensors, "concept"),
                 config=_typed(config, "personalize", dict),
                 provenance=_typed(config, "provenance", dict),
+                preview=_read_preview(Path(folder) / _PREVIEW),
             )
             PersonalizeConfig.from_dict(concept.config)
         if "replay/latents" in tensors and all(name.startswith("replay/") for name in tensors):
@@ -223,6 +230,10 @@ class Concept:
             elif not torch.equal(one, two):
                 found[name] = float((one.float() - two.float()).abs().max() / one.float().abs().max().clamp(min=1e-30))
         return found
+
+    def with_preview(self, image: Image.Image) -> Concept:
+        """With a picture to be shown in the model card, in galleries, and by programs that read exports."""
+        return replace(self, preview=preview(image))
 
     def with_history(self, history: tuple[Concept, ...]) -> Concept:
         return replace(self, history=history)
@@ -306,7 +317,13 @@ def _numbers(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
-def _write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor], card: str) -> Path:
+def _write(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: dict[str, Tensor],
+    card: str,
+    files: Mapping[str, bytes] = MappingProxyType({}),
+) -> Path:
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -315,6 +332,8 @@ def _write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor], 
     text = json.dumps({"format_version": FORMAT_VERSION, **config, _SEAL: _sha256(weights)}, indent=2) + "\n"
     (beside / _CONFIG).write_text(text, encoding="utf-8")
     (beside / "README.md").write_text(card, encoding="utf-8")
+    for name, data in files.items():
+        (beside / name).write_bytes(data)
     _replace(beside, folder)
     return folder
 
@@ -361,6 +380,16 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(f"'{path}' cannot be read: it holds no names and values")
     return config
+
+
+def _read_preview(path: Path) -> bytes | None:
+    """A concept's preview, if there is one and it is what one should be; it is for looking at, so never an error."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_PREVIEW_BYTES + 1)
+    except OSError:
+        return None
+    return data if data.startswith(b"\xff\xd8\xff") and len(data) <= MAX_PREVIEW_BYTES else None
 
 
 def _sha256(path: Path) -> str:
@@ -416,6 +445,7 @@ _REPLAY_WARNING = """> **This folder holds the picture itself**, as latents of t
 
 def _concept_card(concept: Concept) -> str:
     domain = concept.domain
+    shown = f"![What it draws]({_PREVIEW})\n\n" if concept.preview else ""
     warning = _REPLAY_WARNING if PersonalizeConfig.from_dict(concept.config).keep == "replay" else ""
     return f"""---
 base_model: {concept.base.name}
@@ -425,8 +455,8 @@ tags: [text-to-image, diffusers, personalization, e4t]
 ---
 # A concept of the domain “{domain.name}”
 
-{warning}Learned from one image in {concept.steps} steps. Needs its domain (`{concept.domain_id or "none"}`) and the
-base model `{concept.base.name}`; say `{domain.placeholder}` in a prompt to draw it:
+{shown}{warning}Learned from one image in {concept.steps} steps. Needs its domain (`{concept.domain_id or "none"}`)
+and the base model `{concept.base.name}`; say `{domain.placeholder}` in a prompt to draw it:
 
 ```python
 from e4t import Concept, E4TPipeline

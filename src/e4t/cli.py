@@ -205,7 +205,10 @@ class Personalize:
     """Where the subject is: a black-and-white picture of the same shape, white inside."""
     preset: Literal["default", "paper"] = "default"
     """paper: every value known of the paper; default: as measured for the domain."""
-    keep: Annotated[Literal["full", "low-rank", "embedding", "replay"] | None, arg(help_behavior_hint="")] = None
+    keep: Annotated[
+        Literal["full", "low-rank", "embedding", "replay"] | None,
+        arg(metavar="{full,low-rank,embedding,replay}", help_behavior_hint=""),
+    ] = None
     """What to tune and therefore to store: the whole U-Net, low-rank changes, the word alone, or (replay) what tuning
     starts from, to be tuned again when loaded. Default: as measured for the domain."""
     steps: Steps = None
@@ -218,6 +221,8 @@ class Personalize:
     """Autocast; what is tuned stays float32."""
     gradient_checkpointing: bool = False
     """Less memory, more time."""
+    preview: bool = True
+    """Draw one picture for the model card; --no-preview saves its time."""
     seed: Integer = None
     """Seed of noise and timesteps."""
     settings: Settings = ()
@@ -251,6 +256,9 @@ class Personalize:
                 concept = step.concept or concept
         if concept is None:
             raise CheckpointError("personalizing ended without a concept; please report this")
+        if self.preview:
+            with _status("drawing the preview"):
+                concept = concept.with_preview(pipe(pipe.domain.prompts[0], concept=concept).images[0])
         folder = concept.save(self.output)
         if self.base is None:
             remember_domain(folder, self.domain)

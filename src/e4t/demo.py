@@ -151,7 +151,7 @@ def demo(
         began = time.perf_counter()
         after = draw(concept)
         yield finished(f"{path.stem}: {len(prompts)} pictures after {concept.steps} steps", began)
-        saved = concept.save(output / path.stem)
+        saved = concept.with_preview(after[0]).save(output / path.stem)
         people.append(Person(path.stem, image, before, after, seconds, folder_bytes(saved), mask is not None))
         tuned_steps = concept.steps
 

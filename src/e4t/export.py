@@ -8,6 +8,7 @@ however low the rank of Δ is.
 
 from __future__ import annotations
 
+import base64
 import copy
 import hashlib
 import inspect
@@ -619,6 +620,8 @@ def _metadata(source: _Source, kind: str | None = None) -> dict[str, str]:
         "modelspec.prediction_type": "v" if prediction == "v_prediction" else prediction,
         "modelspec.trigger_phrase": source.places.trigger,
     }
+    if concept.preview:
+        metadata["modelspec.thumbnail"] = f"data:image/jpeg;base64,{base64.b64encode(concept.preview).decode()}"
     if _is_sd1(backbone.unet.config):
         kinds = {"textual-inversion": "/textual-inversion", "pipeline": "", "single-file": ""}
         metadata["modelspec.architecture"] = f"stable-diffusion-v1{kinds.get(kind or source.to, '/lora')}"

@@ -19,6 +19,7 @@ ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64_000_000  # 8000 x 8000, more than a phone camera gives
 MIN_SIDE = 8
+MAX_PREVIEW_BYTES = 30_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF", "JPEG2000")
 """What Pillow may be asked to decode: formats that can run programs or fetch files (EPS, ...) are left out."""
 
@@ -65,6 +66,18 @@ def square(image: Image.Image, size: int) -> Image.Image:
     cropped = image.crop((left, top, left + side, top + side))
     # Cropped first: with a box, the filter would reach for pixels outside of it.
     return cropped if side == size else cropped.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def preview(image: Image.Image, *, side: int = 256, limit: int = MAX_PREVIEW_BYTES) -> bytes:
+    """A JPEG of at most ``side`` pixels and ``limit`` bytes, for model cards and for the metadata of files."""
+    small = _on_white(image.copy())
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    for quality in (90, 75, 50, 25, 5):
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=quality)
+        if len(buffer.getvalue()) <= limit:
+            return buffer.getvalue()
+    raise ImageError(f"a picture of {small.width} x {small.height} does not fit into {limit} bytes; make it smaller")
 
 
 def _decode(source: ImageSource) -> Image.Image:
