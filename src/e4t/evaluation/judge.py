@@ -1,6 +1,6 @@
 """Judges: two networks that read drawings, and share nothing with what they judge.
 
-    python -m e4t.evaluation.judge WORK --judge 1 --kind face --steps 6000
+    python -m e4t.evaluation.judge WORK --judge 1 --kind face --steps 5000
 
 A judge learns from the world's own data about its drawings, which no other network here sees. Its drawings went
 through the autoencoder, blur and noise, because that is what generated pictures look like. Judge 1 selects during
@@ -229,12 +229,12 @@ class JudgeConfig:
     work: Path  # the folder of the tiny model's training, with its drawn pictures and its autoencoder
     judge: int = 1
     kind: str = "face"
-    steps: int = 6_000
+    steps: int = 5_000
     batch: int = 64
     learning_rate: float = 1e-3
     warmup: int = 200
     ema: float = 0.998
-    round_trips: int = 8_000  # so many of the first pictures are also there as the autoencoder returns them
+    round_trips: int = 4_000  # so many of the first pictures are also there as the autoencoder returns them
     checkpoint_every: int = 250
     device: str = "cpu"
 

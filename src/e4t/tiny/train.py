@@ -1,6 +1,6 @@
 """Train the tiny Stable Diffusion from nothing: draw, VAE, base (U-Net and text encoder together), CLIP, export.
 
-    python -m e4t.tiny.train WORK --base-steps 20000
+    python -m e4t.tiny.train WORK
 
 Every stage checkpoints; to resume, run the same command again. A larger number of steps continues a finished stage.
 Captions are the only supervision: nothing here sees an identity's parameters.
@@ -50,8 +50,8 @@ class TinyConfig:
     pictures: int = 40_000
     vae_steps: int = 6_000
     smooth_steps: int = 2_000
-    base_steps: int = 20_000
-    clip_steps: int = 6_000
+    base_steps: int = 12_500
+    clip_steps: int = 1_500
     vae_batch: int = 16  # crops of 64 px
     base_batch: int = 64
     clip_batch: int = 64
