@@ -18,7 +18,7 @@ done
   [ "${GATES:-}" = ignore ]
 
 mkdir -p "$WEIGHTS"
-for model in tiny judge-1 judge-2; do
+for model in tiny judge-2; do
   rm -rf "${WEIGHTS:?}/$model"
   cp -r "$WORK/$model" "$WEIGHTS/$model"
 done

@@ -469,10 +469,8 @@ class Evaluate:
     """How many individuals."""
     steps: tuple[int, ...] = (0, 1, 5, 15)
     """Numbers of tuning steps to examine."""
-    judge: Literal[1, 2] = 1
-    """1 selects during development, 2 fills published tables."""
     judge_folder: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """A judge of your own instead."""
+    """Another judge than the shipped one, which fills published tables; select by another."""
     base: OptionalBase = None
     """Another copy of the base model."""
     num_inference_steps: int = 25
@@ -503,7 +501,7 @@ class Evaluate:
         with _status("loading the model"):
             pipe = E4TPipeline.from_pretrained(self.domain, base=self.base, device=device)
             own, kind = self.judge_folder, pipe.domain.class_word
-            judge = Judge.load(own, device=device) if own else Judge.shipped(kind, self.judge, device=device)
+            judge = Judge.load(own, device=device) if own else Judge.shipped(kind, device=device)
         console = _console()
         evaluation = evaluate(
             pipe,

@@ -1,6 +1,6 @@
 """How well the base model itself does what it is told: the limit of everything built on it.
 
-    python -m e4t.evaluation.base MODEL --judge 2 --output docs/results/base.json
+    python -m e4t.evaluation.base MODEL --output docs/results/base.json
 
 Three questions to a judge: is what a caption says in the picture, for individuals nobody trained on; is a named
 individual drawn by its name; and what does the autoencoder take away. Every figure stands beside its ceiling: what the
@@ -169,9 +169,8 @@ class BaseConfig:
 
     model: tyro.conf.Positional[Path]  # a folder as the recipe exports it
     output: Path  # JSON; a table in markdown comes beside it
-    judge: int = 1
     kind: str = "face"
-    judge_folder: Path | None = None  # instead of the shipped judges
+    judge_folder: Path | None = None  # instead of the shipped judge
     count: int = 1000
     named: int = 100
     num_inference_steps: int = 25
@@ -184,7 +183,7 @@ def main(config: BaseConfig) -> None:
 
     pipe = StableDiffusionPipeline.from_pretrained(config.model)
     pipe.set_progress_bar_config(disable=True)
-    judge = Judge.load(config.judge_folder) if config.judge_folder else Judge.shipped(config.kind, config.judge)
+    judge = Judge.load(config.judge_folder) if config.judge_folder else Judge.shipped(config.kind)
     painter = Painter(pipe, config.num_inference_steps, config.guidance_scale)
     report = {
         "judge": judge.number,

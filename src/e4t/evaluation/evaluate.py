@@ -440,8 +440,7 @@ class EvaluateConfig:
     namespace: str = "held-out-1"
     count: int = 50
     steps: tuple[int, ...] = (0, 1, 5, 15)
-    judge: int = 1  # 1 selects during development, 2 fills published tables
-    judge_folder: Path | None = None  # instead of the shipped judges
+    judge_folder: Path | None = None  # instead of the shipped judge 2: judge 1, to select by
     base: str | None = None
     seed: int = 0
     num_inference_steps: int = 25
@@ -455,7 +454,7 @@ def main(config: EvaluateConfig) -> None:
     judge = (
         Judge.load(config.judge_folder, device=config.device)
         if config.judge_folder
-        else Judge.shipped(pipe.domain.class_word, config.judge, device=config.device)
+        else Judge.shipped(pipe.domain.class_word, device=config.device)
     )
     evaluation = evaluate(
         pipe,

@@ -24,7 +24,6 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
-from e4t.errors import DataError
 from e4t.evaluation.judge import RESOLUTION, Judge
 from e4t.evaluation.metrics import explained
 from e4t.evaluation.truth import Layout, Truth, visible_parameters
@@ -160,11 +159,9 @@ def identity_gate(clip: Any, judge: Judge, *, fit: int = 3000, count: int = 400)
     """Share of the variance the judge explains on validation individuals that a ridge on [CLS] states explains too.
 
     Over the parameters that the judge reads, each fitted where it can be seen, on plain pictures of training
-    individuals; a parameter that CLIP reads better than the judge counts as read like the judge's. Raises DataError if
-    the judge reads fewer than `LEAST_PARAMETERS`.
+    individuals; a parameter that CLIP reads better than the judge counts as read like the judge's. It is not passed
+    with a judge that reads fewer than `LEAST_PARAMETERS`: such a judge knows too little to ask for.
     """
-    if judge.readable.sum() < LEAST_PARAMETERS:
-        raise DataError(f"the judge reads {judge.readable.sum()} parameters only; the gate needs {LEAST_PARAMETERS}")
     shown = {"train": fit, "validation": count}
     pictures = {name: [snapshot(name, i, judge.kind) for i in range(n)] for name, n in shown.items()}
     rgb = {name: _drawn(each) for name, each in pictures.items()}
@@ -181,7 +178,7 @@ def identity_gate(clip: Any, judge: Judge, *, fit: int = 3000, count: int = 400)
     return {
         "identity in [CLS]": {
             "value": value,
-            "passed": value >= LEAST_IDENTITY,
+            "passed": value >= LEAST_IDENTITY and len(counted) >= LEAST_PARAMETERS,
             "parameters": len(counted),
             "judge and ridge": details,
         }

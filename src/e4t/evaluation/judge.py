@@ -4,8 +4,8 @@
 
 A judge learns from the world's own data about its drawings, which no other network here sees. Its drawings went
 through the autoencoder, blur and noise, because that is what generated pictures look like. Judge 1 selects during
-development and judge 2 fills published tables; they differ in architecture and seed. To resume, run the same command
-again.
+development and stays in the work folder; judge 2 fills published tables and is shipped. They differ in architecture and
+seed. To resume, run the same command again.
 """
 
 from __future__ import annotations
@@ -171,9 +171,9 @@ class Judge:
         return cls(network.to(device).eval(), config["judge"], config["kind"], counted)
 
     @classmethod
-    def shipped(cls, kind: str, number: int = 1, *, device: str = "cpu") -> Self:
-        """A judge that comes with the package. Raises CheckpointError where there is none of that kind."""
-        return cls.load(SHIPPED / f"judge-{number}" / kind, device=device)
+    def shipped(cls, kind: str, *, device: str = "cpu") -> Self:
+        """Judge 2, which comes with the package. Raises CheckpointError where there is none of that kind."""
+        return cls.load(SHIPPED / "judge-2" / kind, device=device)
 
     def save(self, folder: Path | str) -> None:
         """Write float16 weights and config.json into ``folder``."""
