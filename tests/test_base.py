@@ -79,6 +79,6 @@ def test_pictures_do_not_depend_on_the_batch() -> None:
         images = [np.full((2, 2, 3), float(torch.rand(1, generator=g)) * 255, np.uint8) for g in generator]
         return SimpleNamespace(images=[Image.fromarray(image) for image in images])
 
-    one, other = (base.Painter(pipe, batch=size).draw(["a"] * 5) for size in (2, 5))
+    one, other = (base.Painter(pipe, through=lambda pixels: pixels, batch=size).draw(["a"] * 5) for size in (2, 5))
     assert np.array_equal(one, other)
     assert len(np.unique(one[:, 0, 0, 0])) > 1

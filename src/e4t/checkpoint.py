@@ -363,7 +363,7 @@ def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CheckpointError(f"'{folder}' has format version {version!r:.20}; this package reads {FORMAT_VERSION}")
     weights = folder / f"{kind}.safetensors"
     try:
-        if config.get(_SEAL) not in (None, _sha256(weights)):
+        if _SEAL in config and config[_SEAL] != _sha256(weights):
             raise CheckpointError(f"'{weights}' is not the file that was saved: damaged or changed; get it anew")
         return config, load_file(weights)
     except (OSError, SafetensorError, ValueError) as error:

@@ -178,14 +178,10 @@ class PersonalizeConfig(_Section):
     frozen_timesteps: int = 8  # the frozen embedding is the mean prediction over so many timesteps
 
     def __post_init__(self) -> None:
-        for name, least in {
-            "steps": 0,
-            "batch_size": 1,
-            "accumulation": 1,
-            "delta_rank": 0,
-            "frozen_timesteps": 1,
-        }.items():
-            at_least(name, getattr(self, name), least)
+        for name in ("steps", "delta_rank"):
+            at_least(name, getattr(self, name), 0)
+        for name in ("batch_size", "accumulation", "frozen_timesteps"):
+            at_least(name, getattr(self, name), 1)
         for name in self.tune:
             _check("tune", name, TUNABLE)
         _check("keep", self.keep, ("tuned", "replay"))

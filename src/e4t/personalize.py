@@ -75,7 +75,6 @@ def personalize(
     The model is afterwards as it was before, also when the caller stops early.
     """
     mask = mask if config.mask_loss else None
-    model.offsets.require("ejected", "tune")
     constants = prepare(model, image, mask)
     if config.keep == "replay":  # tuned from what is stored, so that a repetition starts from the same numbers
         constants = Constants.of(constants.tensors(), model.backbone.device)

@@ -22,7 +22,7 @@ import tyro
 from e4t.evaluation import metrics
 from e4t.evaluation.evaluate import Attributes, Examination, prompt_text, prompted, score
 from e4t.evaluation.gates import described, gate_pictures
-from e4t.evaluation.judge import RESOLUTION, Judge, RoundTrip, round_trip
+from e4t.evaluation.judge import RESOLUTION, Judge, RoundTrip, autoencoder, round_trip
 from e4t.evaluation.truth import CLASSES, Truth
 from e4t.tiny.captions import names
 from e4t.tiny.world import Picture, draw, identity
@@ -35,6 +35,7 @@ class Painter:
     """A stock pipeline and how it draws; picture i of a list is drawn with seed i."""
 
     pipe: Any
+    through: RoundTrip  # its autoencoder
     num_inference_steps: int = 25
     guidance_scale: float = 4.0
     guidance_rescale: float = 0.5
@@ -53,17 +54,6 @@ class Painter:
                 guidance_rescale=self.guidance_rescale,
             ).images
         return np.stack([np.asarray(image.convert("RGB")) for image in parts])
-
-    @property
-    def through(self) -> RoundTrip:
-        """Pixels through the pipeline's autoencoder and back."""
-
-        @torch.no_grad()
-        def pass_through(pixels: torch.Tensor) -> torch.Tensor:
-            returned: torch.Tensor = self.pipe.vae.decode(self.pipe.vae.encode(pixels).latent_dist.mean).sample
-            return returned
-
-        return pass_through
 
 
 def _drawings(pictures: Sequence[Picture]) -> np.ndarray:
@@ -184,7 +174,7 @@ def main(config: BaseConfig) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(config.model)
     pipe.set_progress_bar_config(disable=True)
     judge = Judge.load(config.judge_folder) if config.judge_folder else Judge.shipped(config.kind)
-    painter = Painter(pipe, config.num_inference_steps, config.guidance_scale)
+    painter = Painter(pipe, autoencoder(config.model / "vae"), config.num_inference_steps, config.guidance_scale)
     report = {
         "judge": judge.number,
         "kind": judge.kind,

@@ -22,6 +22,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -457,19 +458,20 @@ def examine_folder(folder: Path, read: Callable[[Path], None], intact: Callable[
             if (number // len(DAMAGES)) % 2:
                 unseal(copy)
             damage.apply(copy, rng)
-            before = sorted(Path(scratch).rglob("*"))
-
-            def careful(copy: Path = copy, before: list[Path] = before, scratch: str = scratch) -> None:
-                try:
-                    read(copy)
-                finally:
-                    if sorted(Path(scratch).rglob("*")) != before:
-                        raise AssertionError("files were left behind")
-                    if not intact():
-                        raise AssertionError("the model is not what it was before")
-
-            attempt(tally, damage.name, careful)
+            attempt(tally, damage.name, partial(_read_carefully, read, copy, intact))
     return tally
+
+
+def _read_carefully(read: Callable[[Path], None], folder: Path, intact: Callable[[], bool]) -> None:
+    """``read`` the folder, and find out whether that left anything behind or changed the model."""
+    before = sorted(folder.parent.rglob("*"))
+    try:
+        read(folder)
+    finally:
+        if sorted(folder.parent.rglob("*")) != before:
+            raise AssertionError("files were left behind")
+        if not intact():
+            raise AssertionError("the model is not what it was before")
 
 
 def _as_written(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
@@ -536,7 +538,7 @@ def examine_pictures(count: int) -> Tally:
             name = PICTURE_FORMATS[number // len(mutations) % len(PICTURE_FORMATS)]
             file = Path(scratch) / f"picture.{name.lower()}"
             file.write_bytes(mutate(whole[name], rng))
-            attempt(tally, f"{mutate.__name__} in a picture", lambda file=file: _read_picture(file))  # type: ignore[misc]
+            attempt(tally, f"{mutate.__name__} in a picture", partial(_read_picture, file))
     return tally
 
 
