@@ -28,3 +28,9 @@ def test_round_trip():
 def test_refused(values):
     with pytest.raises(ConfigError):
         Domain("dog", "dog", **values)
+
+
+def test_a_foreign_field_is_named_in_one_short_sentence():
+    with pytest.raises(ConfigError, match="no field called 'xxx") as caught:
+        Domain.from_dict({**Domain.named("face").to_dict(), "x" * 10_000: 1})
+    assert len(str(caught.value)) < 120

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from e4t.errors import ConfigError
@@ -58,6 +58,9 @@ class Domain:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Domain:
+        unknown = values.keys() - {f.name for f in fields(cls)}
+        if unknown:
+            raise ConfigError(f"a domain has no field called {min(unknown)[:60]!r}")
         return cls(**{**values, "templates": tuple(values["templates"])})
 
     @classmethod
