@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,6 +79,23 @@ def test_every_expression_has_words() -> None:
 def test_names_are_many_and_unique() -> None:
     surnames = [name.split()[-1] for kind in NAMED for name in names(kind)]
     assert len(set(surnames)) == sum(NAMED.values())
+
+
+def test_every_process_says_the_same() -> None:
+    program = (
+        "from e4t.tiny.captions import *\n"
+        "pictures = [training_picture(i) for i in range(40)]\n"
+        "print([names(kind) for kind in NAMED], [name_of(p.subject) for p in pictures])\n"
+        "print([(training_caption(i, p), misleading_caption(i, p)) for i, p in enumerate(pictures)])\n"
+        "print(pictures)"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, check=True, env=os.environ | {"PYTHONHASHSEED": seed}
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(said) == 1
 
 
 def test_every_caption_fits_the_text_encoder(tmp_path: Path) -> None:

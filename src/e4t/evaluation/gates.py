@@ -289,15 +289,18 @@ def _probe(states: Tensor, answers: dict[str, list[str]], fit: int) -> dict[str,
 
 @torch.no_grad()
 def _caption_states(text_encoder: Any, tokenizer: Any, texts: list[str]) -> Tensor:
-    """The mean of a caption's own token states, and the state of its end, side by side: ``[n, 2 * width]``."""
+    """Token states, ``[n, 3 * width]``: a caption's own ones averaged, that of its end, and the padding's averaged.
+
+    The U-Net reads all of them, and this base keeps much in the padding.
+    """
     parts = []
     for start in range(0, len(texts), 250):
         ids = tokenise(tokenizer, texts[start : start + 250])
         states = text_encoder(ids).last_hidden_state
         ends = (ids == tokenizer.eos_token_id).int().argmax(-1, keepdim=True)  # the first one; padding follows
         own = (torch.arange(ids.shape[1]) <= ends)[..., None]
-        mean, end = (states * own).sum(1) / own.sum(1), states[torch.arange(len(ids)), ends[:, 0]]
-        parts.append(torch.cat([mean, end], dim=-1))
+        means = [(states * where).sum(1) / where.sum(1).clamp(min=1) for where in (own, ~own)]
+        parts.append(torch.cat([means[0], states[torch.arange(len(ids)), ends[:, 0]], means[1]], dim=-1))
     return torch.cat(parts)
 
 

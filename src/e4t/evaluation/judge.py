@@ -314,8 +314,8 @@ def train_judge(
 ) -> Judge:
     """Train on drawn pictures ``[n, 128, 128, 3]`` and their indices in the training stream ``[n]``.
 
-    ``returned`` holds the first of the same pictures as the autoencoder gives them back; where a picture is among
-    them, the judge is shown that one every other time. Resumes from the checkpoint in ``config.work``.
+    ``returned`` holds the first of the same pictures as the autoencoder gives them back; one half of what the judge is
+    shown are these, the other half are drawings of all. Resumes from the checkpoint in ``config.work``.
     """
     torch.manual_seed(1000 + config.judge)
     layout = Layout.of(config.kind)
@@ -327,12 +327,13 @@ def train_judge(
     network = JudgeNetwork(config.judge, layout).to(config.device).train()
     trained = Trained({"judge": network}, config.learning_rate, config.warmup, config.ema, config.steps)
     trained.load(config.checkpoint)
+    first = 0 if returned is None else int((rows < len(returned)).sum())  # so many of them are there as returned
 
     def losses() -> Iterator[Tensor]:
         while True:
             generator = torch.Generator().manual_seed(10**6 * config.judge + trained.step)
-            picks = torch.randint(len(rows), (config.batch,), generator=generator)
-            through = torch.rand(config.batch, generator=generator) < 0.5
+            through = (torch.rand(config.batch, generator=generator) < 0.5) & (first > 0)
+            picks = (torch.rand(config.batch, generator=generator) * torch.where(through, first, len(rows))).long()
             pixels = to_pixels(_shown(rgb, returned, rows[picks], through)).to(config.device)
             identity, classes = network(augment(pixels, generator).bfloat16())
             yield judge_loss(layout, identity, classes, targets.rows(picks, config.device))
@@ -344,11 +345,10 @@ def train_judge(
 
 
 def _shown(rgb: np.ndarray, returned: np.ndarray | None, rows: Tensor, through: Tensor) -> np.ndarray:
-    """The pictures of ``rows``, as returned by the autoencoder where ``through`` says so and that is at hand."""
+    """The pictures of ``rows``, as returned by the autoencoder where ``through`` says so."""
     shown: np.ndarray = rgb[rows.numpy()]
     if returned is not None:
-        use = (through & (rows < len(returned))).numpy()
-        shown[use] = returned[rows.numpy()[use]]
+        shown[through.numpy()] = returned[rows[through].numpy()]
     return shown
 
 

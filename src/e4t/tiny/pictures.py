@@ -50,7 +50,7 @@ def load_shards(folder: Path, count: int | None = None, *, size: int = 128) -> t
     if not paths:
         raise FileNotFoundError(f"no drawn pictures in {folder}; run the 'draw' stage first")
     indices = [np.arange(SHARD) + SHARD * int(path.name.split(".")[0]) for path in paths]
-    return np.concatenate([np.load(path) for path in paths]), np.concatenate(indices)
+    return np.concatenate([np.load(path, mmap_mode="r") for path in paths]), np.concatenate(indices)
 
 
 def to_pixels(rgb: np.ndarray) -> Tensor:

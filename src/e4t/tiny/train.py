@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from e4t.tiny import architecture, samples
-from e4t.tiny.captions import NAMED, misleading_caption, names, training_caption
+from e4t.tiny.captions import NAMED, misleading_caption, names, training_caption, training_picture
 from e4t.tiny.pictures import captions_of, draw_shards, load_shards, to_pixels
 from e4t.tiny.trained import Trained, step_of, write_beside
 from e4t.tiny.world import WORLD_VERSION
@@ -38,6 +38,8 @@ from e4t.tiny.world import WORLD_VERSION
 STAGES = ("draw", "vae", "smooth", "encode", "base", "clip", "export")
 CAPTION_VARIANTS = 3
 CAPTION_DROPOUT = 0.1
+WORDS_WEIGHT = 0.02  # of naming a caption's words from the state at its end
+ALIKE = 8  # pictures of one scene and style in a batch of CLIP's
 LATENT_NOISE = 0.4
 """Largest noise on latents, as a share of their standard deviation, that the autoencoder learns to bear."""
 
@@ -259,11 +261,16 @@ def _cached_tokens(path: Path, tokenizer: CLIPTokenizer, indices: np.ndarray, wo
 
 
 def train_base(config: TinyConfig, latents: Tensor, tokens: Tensor, tokenizer: CLIPTokenizer) -> None:
-    """U-Net and text encoder together by v-prediction on captions, one in ten of them empty."""
+    """U-Net and text encoder together by v-prediction on captions, one in ten of them empty.
+
+    The U-Net reads what it needs of a caption in the states of padding tokens, and the state at the caption's end,
+    which CLIP will be aligned to, says little. So a linear map, thrown away later, has to name the words from there.
+    """
     torch.manual_seed(config.seed)
     networks: dict[str, Any] = {
         "unet": architecture.build_unet(),
         "text_encoder": architecture.build_text_encoder(tokenizer),
+        "words": torch.nn.Linear(architecture.TEXT_WIDTH, len(tokenizer)),
     }
     trained = _new(config, networks, "base")
     networks["unet"].to(memory_format=torch.channels_last)
@@ -286,12 +293,12 @@ def train_base(config: TinyConfig, latents: Tensor, tokens: Tensor, tokenizer: C
             t = torch.randint(scheduler.config["num_train_timesteps"], size, generator=generator)
             noisy = scheduler.add_noise(clean, noise, t)
             target = scheduler.get_velocity(clean, noise, t).to(config.device)
-            yield _velocity_loss(networks, noisy.to(config.device), t.to(config.device), ids.to(config.device), target)
+            yield _base_loss(networks, noisy.to(config.device), t.to(config.device), ids.to(config.device), target)
 
     def sample() -> Image.Image:
         vae = _trained_vae(config)
         vae.register_to_config(scaling_factor=_scaling_factor(config))
-        parts = {name: trained.averaged(name) for name in networks}
+        parts = {name: trained.averaged(name) for name in ("unet", "text_encoder")}
         return samples.from_text(_stock_pipeline(vae=vae, tokenizer=tokenizer, scheduler=scheduler, **parts))
 
     _run(config, "base", trained, losses(), sample)
@@ -301,33 +308,59 @@ def _stock_pipeline(**parts: Any) -> StableDiffusionPipeline:
     return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
-def _velocity_loss(networks: dict[str, nn.Module], noisy: Tensor, t: Tensor, ids: Tensor, target: Tensor) -> Tensor:
-    states = networks["text_encoder"](ids).last_hidden_state
+def _base_loss(networks: dict[str, Any], noisy: Tensor, t: Tensor, ids: Tensor, velocity: Tensor) -> Tensor:
+    read = networks["text_encoder"](ids)
     noisy = noisy.to(torch.bfloat16, memory_format=torch.channels_last)
-    return F.mse_loss(networks["unet"](noisy, t, states).sample.float(), target)
+    predicted = networks["unet"](noisy, t, read.last_hidden_state).sample.float()
+    return F.mse_loss(predicted, velocity) + WORDS_WEIGHT * _words_loss(networks["words"](read.pooler_output), ids)
 
 
-def train_clip(config: TinyConfig, rgb: np.ndarray, tokens: Tensor, wrong: Tensor, tokenizer: CLIPTokenizer) -> None:
+def _words_loss(logits: Tensor, ids: Tensor) -> Tensor:
+    """Cross-entropy of each caption's words, whatever their order: logits ``[n, vocabulary]``, ids ``[n, tokens]``."""
+    words = (ids != ids[:, :1]) & (ids != ids[:, -1:])  # neither the start nor the padding
+    likelihood = logits.float().log_softmax(-1).gather(1, ids)
+    return -(likelihood * words).sum() / words.sum().clamp(min=1)
+
+
+def train_clip(
+    config: TinyConfig, rgb: np.ndarray, indices: np.ndarray, tokens: Tensor, wrong: Tensor, tokenizer: CLIPTokenizer
+) -> None:
     """Align a vision tower to the frozen text tower.
 
     Every picture has to choose among the captions of the batch and as many ``wrong`` ones, its own with one attribute
-    changed among them; an image-image term between two views of one drawing carries what captions do not say.
+    changed among them; an image-image term between two views of one drawing carries what captions do not say. A batch
+    is made of groups that share scene and style: telling those apart would be enough otherwise, and nothing finer
+    than that would have to reach [CLS].
     """
     torch.manual_seed(config.seed)
     clip: Any = _clip_of(config, tokenizer)
     trained = _new(config, {"clip": clip}, "clip")
+    groups = _alike(indices, min(ALIKE, config.clip_batch))
 
     def losses() -> Iterator[Tensor]:
         while True:
             generator = _generator(config, "clip", trained.step)
-            picks = torch.randint(len(rgb), (config.clip_batch,), generator=generator)
-            wording = torch.randint(tokens.shape[1], (config.clip_batch,), generator=generator)
+            chosen = torch.randperm(len(groups), generator=generator)[: config.clip_batch // groups.shape[1]]
+            picks = groups[chosen].flatten()
+            wording = torch.randint(tokens.shape[1], picks.shape, generator=generator)
             pixels = clip_pixels(rgb[picks.numpy()]).to(config.device)
             first, second = _view(pixels, generator), _view(pixels, generator)
             ids = torch.cat([tokens[picks, wording], wrong[picks, wording]]).long().to(config.device)
             yield _contrastive_loss(clip, first, second, ids)
 
     _run(config, "clip", trained, losses())
+
+
+def _alike(indices: np.ndarray, size: int) -> Tensor:
+    """Rows of pictures that share kind of subject, style and scene, ``[groups, size]``; each picture at most once."""
+
+    def key(row: int) -> tuple[str, ...]:
+        picture = training_picture(int(indices[row]))
+        style = "art" if picture.art else picture.style
+        return picture.subject.kind, picture.transform or "", style, picture.scene
+
+    order = sorted(range(len(indices)), key=key)
+    return torch.tensor(order[: len(order) // size * size]).view(-1, size)
 
 
 def _clip_of(config: TinyConfig, tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -485,7 +518,7 @@ def train_tiny(config: TinyConfig) -> None:
     if "base" in config.stages:
         train_base(config, latents, tokens, tokenizer)
     if "clip" in config.stages:
-        train_clip(config, rgb, tokens, misleading_tokens(config, tokenizer, indices), tokenizer)
+        train_clip(config, rgb, indices, tokens, misleading_tokens(config, tokenizer, indices), tokenizer)
     if "export" in config.stages:
         export(config, tokenizer, config.work / "tiny")
 
