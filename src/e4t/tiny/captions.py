@@ -74,7 +74,7 @@ def _unique_names() -> tuple[str, ...]:
     combined = [(o + v + e).capitalize() for o in _ONSETS for v in _VOWELS for e in _ENDS]
     double = [(o + v + m + e).capitalize() for o in _ONSETS[::2] for v in _VOWELS for m in ("ri", "no") for e in _ENDS]
     rng = stream("names")
-    once = dict.fromkeys(combined + double)  # a set's order differs from one process to the next, and so would the names
+    once = dict.fromkeys(combined + double)  # not a set, whose order differs from one process to the next
     return tuple(sorted(once, key=lambda _: rng.random()))
 
 
