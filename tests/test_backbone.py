@@ -127,3 +127,13 @@ def test_noise_is_the_same_anywhere():
     one, other = (draw_noise((2, 3), torch.Generator().manual_seed(0)) for _ in range(2))
     assert torch.equal(one, other)
     assert F.mse_loss(one, torch.zeros_like(one)) > 0
+
+
+def test_pickled_weights_beside_a_model_are_not_read(tiny_backbone, tmp_path):
+    """A folder whose U-Net is there as a pickle only."""
+    save(tiny_backbone, tmp_path / "base")
+    unet = tmp_path / "base" / "unet"
+    torch.save(tiny_backbone.unet.state_dict(), unet / "diffusion_pytorch_model.bin")
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(CheckpointError):
+        Backbone.from_pretrained(tmp_path / "base", device="cpu")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from conftest import build_backbone
@@ -144,6 +145,11 @@ def test_generate_prints_its_pictures(concept: Path, tmp_path: Path, capsys: pyt
     told = capsys.readouterr().out
     assert 'prompt: "a photo of S* at the beach"' in told
     assert "seed: 6" in told
+    with Image.open(printed[1]) as image:
+        avoiding = np.asarray(image)
+    assert cli.main([*command, "--negative-prompt", ""]) == 0
+    with Image.open(printed[1]) as image:
+        assert not np.array_equal(np.asarray(image), avoiding)
     assert cli.main([*command, "--no-metadata"]) == 0
     assert cli.main(["info", str(printed[1])]) == 2
     assert "does not say how it was made" in capsys.readouterr().err
@@ -312,3 +318,8 @@ def test_demo_prompts_are_made_of_what_the_world_can_draw() -> None:
 
 def test_readable_bytes() -> None:
     assert [demo.readable_bytes(n) for n in (900, 12_345, 2_500_000)] == ["0.9 kB", "12 kB", "2.5 MB"]
+
+
+def test_denormal_numbers_are_flushed(concept: Path) -> None:
+    assert cli.main(["info", str(concept)]) == 0
+    assert float(torch.tensor(1e-40) * torch.tensor(1.0)) == 0  # they make a CPU several times slower

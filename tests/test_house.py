@@ -144,6 +144,44 @@ def test_no_pickle_no_copied_models_no_miscellany() -> None:
                 assert not (isinstance(owner, ast.Name) and owner.id == "torch"), f"{path}: torch.{node.func.attr}"
 
 
+def test_no_version_is_forced_on_users() -> None:
+    """Ranges have a lower end and nothing else; the two commands of the README pin in constraints.txt."""
+    tables = (
+        PYPROJECT.split("dependencies]")[0]
+        + PYPROJECT.split("[project.optional-dependencies]")[1].split("[project.")[0]
+    )
+    listed = re.findall(r"^dependencies = \[(.*?)^\]", tables, re.DOTALL | re.MULTILINE)
+    listed += re.findall(
+        r"^\w+ = \[(.*?)\]$", PYPROJECT.split("[project.optional-dependencies]")[1].split("[project.")[0], re.MULTILINE
+    )
+    names = [name for part in listed for name in re.findall(r'"([^"]+)"', part)]
+    assert len(names) > 15
+    for name in names:
+        assert re.fullmatch(r"e4t\[\w+\]|[\w-]+>=[\d.]+", name), name
+
+
+def test_heavy_libraries_are_imported_where_they_are_needed() -> None:
+    """Only the tiny model's own training loads diffusers and transformers at its head."""
+    for path in SOURCES:
+        if "tiny" in path.parts:
+            continue
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        heads = {node.module or "" for node in body if isinstance(node, ast.ImportFrom)}
+        heads |= {alias.name for node in body if isinstance(node, ast.Import) for alias in node.names}
+        assert not {head.split(".")[0] for head in heads} & {"diffusers", "transformers", "gradio", "peft"}, path
+
+
+def test_no_class_is_a_copy_of_the_libraries() -> None:
+    for path in SOURCES:
+        source = path.read_text(encoding="utf-8")
+        assert "HuggingFace Team" not in source, path
+        classes = {node.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)}
+        copied = [
+            name for name in classes if re.search(r"UNet|Attention\b|AttnProcessor|AutoencoderKL|CLIP|Scheduler$", name)
+        ]
+        assert copied == [], path
+
+
 def test_every_module_says_what_it_is_for() -> None:
     for path in SOURCES:
         source = path.read_text(encoding="utf-8")

@@ -40,6 +40,28 @@ def test_gradients_reach_all_that_is_trained_and_nothing_else(make_backbone, mak
         assert all(p.grad is None for p in module.parameters())
 
 
+def test_features_see_no_prompt_and_the_prediction_sees_the_concept(tiny_model):
+    """Both passes go through the encoder half: one with the empty prompt, the other with S* in it."""
+    seen = []
+    block = tiny_model.backbone.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
+    handle = block.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["encoder_hidden_states"].detach()), with_kwargs=True
+    )
+    batch = make_batch(tiny_model)
+    with torch.no_grad():
+        E4TObjective(tiny_model, regularisation=0.0, reduction="sum")(batch)
+        handle.remove()
+        noisy = tiny_model.backbone.add_noise(batch.latents, batch.noise, batch.timesteps)
+        word = tiny_model.word(
+            tiny_model.offset(noisy, batch.timesteps, tiny_model.encoder.image_half(batch.image_features))
+        )
+        empty = tiny_model.prompt_embeds(tiny_model.tokens([""], expected=False), None)
+        about = tiny_model.prompt_embeds(batch.tokens, word)
+    assert len(seen) == 2
+    torch.testing.assert_close(seen[0], empty.expand_as(seen[0]))
+    torch.testing.assert_close(seen[1], about)
+
+
 def test_regulariser_is_of_the_offset_alone_and_a_batch_mean(tiny_model):
     """Penalising class + offset, or summing over the batch, lets the word collapse."""
     objective = E4TObjective(tiny_model, regularisation=0.5, reduction="sum")

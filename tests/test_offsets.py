@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,9 +47,18 @@ def test_paper_form_has_values_and_gradients_of_four_linears():
 
 @pytest.mark.parametrize("form", [PaperForm(6, 5), LowRank(6, 5, 3)])
 def test_delta_starts_at_zero_and_learns(form):
+    """Through its last factor alone: were more of it zero, the rest could never learn."""
     assert not form().any()
-    (form() * torch.randn(6, 5)).sum().backward()
-    assert any(p.grad is not None and p.grad.any() for p in form.parameters())
+    wanted = torch.randn(6, 5)
+    (form() * wanted).sum().backward()
+    last = {"row_wise.weight", "row_wise.bias", "right"}
+    for name, parameter in form.named_parameters():
+        assert bool(parameter.grad is not None and parameter.grad.any()) == (name in last), name
+    with torch.no_grad():
+        for parameter in form.parameters():
+            parameter -= 0.1 * parameter.grad
+    (form() * wanted).sum().backward()
+    assert all(parameter.grad.any() for parameter in form.parameters())
 
 
 @pytest.mark.parametrize("form", ["paper", "lowrank"])
@@ -128,6 +138,33 @@ def test_half_precision_weights_are_composed_in_float32(tiny_backbone):
             total += linear.weight.numel()
     assert changed > 0.8 * total
     assert all(p.dtype == torch.float32 for p in offsets.parameters())
+
+
+def test_half_precision_is_cast_once(tiny_backbone):
+    """Casting after Δ and again after D would round twice."""
+    unet = tiny_backbone.unet.half()
+    offsets = WeightOffsets(unet, OffsetsConfig())
+    offsets.add_concept(0)
+    randomize(offsets, 0.03)
+    base = [linear.weight.float() for linear, _ in offsets.items()]
+    with offsets.fused():
+        for (linear, offset), weight in zip(offsets.items(), base, strict=True):
+            expected = weight * (1 + offset.domain()) + offset.concept()
+            assert linear.weight.dtype == torch.float16
+            assert torch.equal(linear.weight, expected.half())
+
+
+def test_tuned_copies_of_half_precision_weights_are_float32(tiny_backbone):
+    tuned = TunedWeights(tiny_backbone.unet.half())
+    live = tuned.start()
+    assert all(parameter.dtype == torch.float32 for parameter in live)
+    with torch.no_grad():
+        live[0] += 1e-5  # less than half precision can tell
+    difference = tuned.difference()
+    tuned.apply(difference)
+    tuned.restore()
+    name = next(iter(difference))
+    assert 5e-6 < difference[name].mean() < 2e-5
 
 
 def test_fusing_into_bfloat16_is_refused(tiny_backbone):
@@ -247,7 +284,39 @@ def test_fused_projections_and_foreign_layers_are_refused(tiny_backbone):
         WeightOffsets(unet, OffsetsConfig())
     unet.unfuse_qkv_projections()
     attention = next(module for path, module in unet.named_modules() if path.endswith("attn1"))
-    attention.fused_projections = False
     attention.to_q = nn.Sequential(attention.to_q)
     with pytest.raises(OffsetsError, match="plain linear"):
         WeightOffsets(unet, OffsetsConfig())
+
+
+def test_what_happens_to_the_unet_later_is_noticed(tiny_backbone):
+    """Offsets on layers that nothing reads any more would do nothing, and say nothing."""
+    unet = tiny_backbone.unet
+    offsets = WeightOffsets(unet, OffsetsConfig())
+    unet.fuse_qkv_projections()
+    for put_on in (offsets.inject, offsets.fuse):
+        with pytest.raises(OffsetsError, match="unfuse"):
+            put_on()
+    unet.unfuse_qkv_projections()
+    attention = next(module for path, module in unet.named_modules() if path.endswith("attn1"))
+    plain = attention.to_q
+    attention.to_q = nn.Sequential(plain)
+    with pytest.raises(OffsetsError, match="unload LoRA"):
+        offsets.inject()
+    attention.to_q = copy.deepcopy(plain)
+    with pytest.raises(OffsetsError, match="replaced"):
+        offsets.inject()
+    attention.to_q = plain
+    with offsets.injected():
+        pass
+
+
+def test_the_fingerprint_is_the_same_after_all(tiny_backbone):
+    """Ejecting moves parameters to another place in the state dict, where a layer has a bias."""
+    before = tiny_backbone.fingerprint
+    order = list(tiny_backbone.unet.state_dict())
+    offsets = WeightOffsets(tiny_backbone.unet, OffsetsConfig(projections=("to_q", "to_out")))
+    with offsets.injected():
+        pass
+    assert list(tiny_backbone.unet.state_dict()) != order  # or this test shows nothing
+    assert replace(tiny_backbone).fingerprint == before  # a new one: this one remembers

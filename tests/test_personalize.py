@@ -9,6 +9,7 @@ from PIL import Image
 from e4t import personalize as module
 from e4t.checkpoint import Concept
 from e4t.config import TUNABLE, PersonalizeConfig
+from e4t.data import square_pixels
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, MismatchError
 from e4t.model import E4TModel
@@ -105,6 +106,23 @@ def test_batch_is_one_image_with_independent_noise_and_constants_computed_once(
     assert batch.timesteps[0] != batch.timesteps[1]
     assert torch.equal(batch.latents, other.latents)  # no random crop, no mirroring
     assert not torch.equal(batch.noise, other.noise)
+
+
+def test_the_whole_picture_is_learned_as_it_is(tiny_model, picture):
+    """Its centre square: no crop at random and no mirror, not even one drawn once."""
+    pixels = square_pixels(picture, 16)[None]
+    constants = prepare(tiny_model, picture, None)
+    assert torch.equal(constants.latents, tiny_model.backbone.encode(pixels))
+    for found, expected in zip(constants.image_features, tiny_model.image_features(pixels), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_a_concept_holds_the_attentions_at_most_unless_asked(tiny_model, picture):
+    """No gigabytes for a concept: neither U-Net nor text encoder are tuned by default."""
+    assert not {"unet", "text_encoder"} & set(PersonalizeConfig().tune)
+    concept = last(tiny_model, picture, PersonalizeConfig(steps=1, batch_size=1))
+    attention = sum(linear.weight.numel() for linear, _ in tiny_model.offsets.items())
+    assert concept.num_bytes < 2 * attention + 2000
 
 
 def test_mask(tiny_model, picture, quick_personalize):

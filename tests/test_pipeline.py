@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from e4t.checkpoint import Concept, TrainedDomain
 from e4t.config import PersonalizeConfig
@@ -228,9 +229,32 @@ def test_the_safety_checker_of_a_base_stays_on(pipe, tmp_path):
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
     index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
     (base / "model_index.json").write_text(json.dumps(index))
-    checked = E4TPipeline.from_base(base, class_word="cat", device="cpu")
-    assert isinstance(checked.stock.safety_checker, StableDiffusionSafetyChecker)
-    assert checked("a photo of S*", num_inference_steps=1).images
+    pipe.trained.save(tmp_path / "domain")
+    for checked in (
+        E4TPipeline.from_base(base, class_word="cat", device="cpu"),
+        E4TPipeline.from_pretrained(tmp_path / "domain", base=base, device="cpu"),
+    ):
+        asked = []
+        assert isinstance(checked.stock.safety_checker, StableDiffusionSafetyChecker)
+        checked.stock.safety_checker.register_forward_pre_hook(lambda module, args, asked=asked: asked.append(module))
+        assert checked("a photo of S*", num_inference_steps=1).images
+        assert len(asked) == 1
+
+
+def test_the_mask_reaches_the_loss(pipe, picture):
+    half = Image.new("L", picture.size)
+    half.paste(255, (0, 0, picture.width, picture.height // 2))
+    masked, plain = pipe.personalize(picture, mask=half), pipe.personalize(picture)
+    assert not torch.equal(masked.tensors["residual"], plain.tensors["residual"])
+
+
+def test_offsets_are_composed_once_for_a_drawing(pipe, concept):
+    """Not in every attention call."""
+    composed = []
+    for _, offset in pipe.model.offsets.items():
+        offset.register_forward_pre_hook(lambda module, args: composed.append(module))
+    pipe("a photo of S*", concept=concept, num_inference_steps=3)
+    assert len(composed) == len(list(pipe.model.offsets.items()))
 
 
 def test_wrong_calls(pipe, tiny_backbone):

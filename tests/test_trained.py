@@ -70,6 +70,15 @@ def test_it_learns_and_the_average_follows() -> None:
     assert layers[0].weight.dtype == torch.bfloat16  # type: ignore[index]
 
 
+def test_a_slow_average_does_not_begin_with_the_start() -> None:
+    layers = network()
+    state = trained(layers, ema_decay=0.9999)
+    start = state.masters["net.0.weight"].clone()
+    state.update(loss(layers, 0))
+    moved = (state.masters["net.0.weight"] - start).norm()
+    assert 0 < (state.masters["net.0.weight"] - state.average["net.0.weight"]).norm() < 0.3 * moved
+
+
 def test_resuming_is_exact(tmp_path: Path) -> None:
     whole, half, rest = network(), network(), network()
     one, two, three = trained(whole), trained(half), trained(rest)

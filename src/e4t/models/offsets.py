@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from weakref import WeakSet
 
 import torch
@@ -127,7 +128,8 @@ class WeightOffsets(nn.Module):
     def __init__(self, unet: nn.Module, config: OffsetsConfig) -> None:
         super().__init__()
         self.config = config
-        self._linears = _attention_linears(unet, config)
+        self._found = partial(_attention_linears, unet, config)
+        self._linears = self._found()
         self.offsets = nn.ModuleDict(
             {
                 _key(path): WeightOffset(linear.out_features, linear.in_features, form=config.form, rank=config.rank)
@@ -286,9 +288,15 @@ class WeightOffsets(nn.Module):
         return list(torch.split(tensor.float(), sizes))
 
     def require(self, state: str, verb: str) -> None:
-        """Raises OffsetsError in another state, and while another object's offsets are on the U-Net."""
+        """Raises OffsetsError in another state, and where something else has changed the U-Net's attention.
+
+        That is another object's offsets, fused q, k and v, or a LoRA: what is done to weights that nothing reads any
+        more would be without effect, and without a word.
+        """
         if self.state != state:
             raise OffsetsError(f"cannot {verb} weight offsets that are {self.state}; eject them first")
+        if [id(linear) for linear in self._found().values()] != [id(linear) for linear in self._linears.values()]:
+            raise OffsetsError(f"cannot {verb}: attention layers of the U-Net were replaced; make the offsets anew")
         if any(linear in _FUSED or parametrize.is_parametrized(linear) for linear in self._linears.values()):
             raise OffsetsError(f"cannot {verb}: the U-Net carries the offsets of another object; eject those first")
 
@@ -395,7 +403,9 @@ def _attention_linears(unet: nn.Module, config: OffsetsConfig) -> dict[str, nn.L
         kind = names.get(path.rsplit(".", 1)[-1])
         if kind not in config.attentions:
             continue
-        if getattr(module, "fused_projections", False):
+        if type(getattr(module, "processor", None)).__name__.startswith(
+            "Fused"
+        ):  # the layers' own mark outlives unfusing
             raise OffsetsError(f"{path} has fused q, k and v; call unfuse_qkv_projections() first")
         for projection in config.projections:
             leaf = f"{projection}.0" if projection == "to_out" else projection
