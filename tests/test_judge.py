@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,16 @@ def test_trains_saves_and_loads_equal(
     for name in CLASSES:
         np.testing.assert_array_equal(one.classes[name], two.classes[name])
     assert set(one.answers(0)) == set(CLASSES)
+
+
+def test_a_judge_goes_on_from_one_of_its_kind(drawn: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    judge = train_judge(JudgeConfig(tmp_path, judge=2, steps=2, batch=4, warmup=1), *drawn)
+    judge.save(tmp_path / "saved")
+    (tmp_path / "new").mkdir()
+    config = JudgeConfig(tmp_path / "new", judge=2, steps=0, initial=tmp_path / "saved")
+    np.testing.assert_array_equal(train_judge(config, *drawn).read(drawn[0]).identity, judge.read(drawn[0]).identity)
+    with pytest.raises(CheckpointError, match="holds judge 2 of kind 'face'; --initial needs judge 1"):
+        train_judge(replace(config, judge=1), *drawn)
 
 
 def test_pictures_without_the_kind_are_an_error(drawn: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:

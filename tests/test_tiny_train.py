@@ -231,3 +231,27 @@ def test_naming_words_counts_words_alone() -> None:
     logits[0, [2, 5]] = 20.0
     assert float(train._words_loss(logits, ids)) == pytest.approx(np.log(2), abs=1e-3)  # one of two words, each
     assert float(train._words_loss(logits[1:], ids[1:])) == 0  # nothing is said
+
+
+def test_going_on_from_an_exported_folder(trained: TinyConfig, tmp_path: Path) -> None:
+    config = replace(trained, work=tmp_path, initial=trained.work / "tiny", base_steps=0, clip_steps=0)
+    train_tiny(config)
+    assert not (tmp_path / "vae.safetensors").exists()
+    for path in sorted((trained.work / "tiny").glob("*/*.safetensors")):
+        before, after = load_file(path), load_file(tmp_path / "tiny" / path.parent.name / path.name)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before), path
+    train_tiny(replace(config, base_steps=2, stages=("base",)))
+    assert step_of(tmp_path / "base.safetensors") == 2
+
+
+def test_a_new_word_starts_from_the_pieces_it_was_read_in(tmp_path: Path) -> None:
+    before = architecture.build_tokenizer(["mira kolan"], tmp_path / "before")
+    after = architecture.build_tokenizer(["mira kolan mirakol"], tmp_path / "after")
+    rows = torch.randn(len(before), 4)
+    translated = train._translated(rows, tmp_path / "before", after)
+    assert translated.shape == (len(after), 4)
+    kept, pieces = before.get_vocab()["kolan</w>"], before("mirakol", add_special_tokens=False)["input_ids"]
+    assert len(pieces) > 1
+    torch.testing.assert_close(translated[after.get_vocab()["kolan</w>"]], rows[kept])
+    torch.testing.assert_close(translated[after.get_vocab()["mirakol</w>"]], rows[pieces].mean(dim=0))

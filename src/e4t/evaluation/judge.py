@@ -237,6 +237,7 @@ class JudgeConfig:
     round_trips: int = 4_000  # so many of the first pictures are also there as the autoencoder returns them
     checkpoint_every: int = 250
     device: str = "cpu"
+    initial: Path | None = None  # a folder of a judge of the same kind and number, to go on from
 
     @property
     def folder(self) -> Path:
@@ -324,7 +325,7 @@ def train_judge(
     if not len(rows):
         raise DataError(f"none of the {len(pictures)} drawn pictures shows a {config.kind}")
     targets = _Targets.of(Truth.of([pictures[row] for row in rows.tolist()], config.kind), layout)
-    network = JudgeNetwork(config.judge, layout).to(config.device).train()
+    network = _initial(config, layout).to(config.device).train()
     trained = Trained({"judge": network}, config.learning_rate, config.warmup, config.ema, config.steps)
     trained.load(config.checkpoint)
     first = 0 if returned is None else int((rows < len(returned)).sum())  # so many of them are there as returned
@@ -342,6 +343,18 @@ def train_judge(
     return Judge(
         trained.averaged("judge").half().float().eval(), config.judge, config.kind, np.ones(len(layout.names), bool)
     )
+
+
+def _initial(config: JudgeConfig, layout: Layout) -> JudgeNetwork:
+    if config.initial is None:
+        return JudgeNetwork(config.judge, layout)
+    earlier = Judge.load(config.initial)
+    if (earlier.number, earlier.kind) != (config.judge, config.kind):
+        raise CheckpointError(
+            f"'{config.initial}' holds judge {earlier.number} of kind '{earlier.kind}'; "
+            f"--initial needs judge {config.judge} of kind '{config.kind}'"
+        )
+    return earlier.network
 
 
 def _shown(rgb: np.ndarray, returned: np.ndarray | None, rows: Tensor, through: Tensor) -> np.ndarray:

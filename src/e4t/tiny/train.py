@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from safetensors.torch import load_file
@@ -65,6 +65,8 @@ class TinyConfig:
     seed: int = 0
     device: str = "cpu"
     stages: tuple[str, ...] = STAGES
+    initial: Path | None = None
+    """An exported folder to go on from instead of nothing: its autoencoder stays, the rest learns on."""
 
 
 def _log(work: Path, stage: str, **values: Any) -> None:
@@ -211,6 +213,43 @@ def _averaged(config: TinyConfig, stage: str, name: str, network: Any) -> Any:
     tensors = load_file(config.work / f"{stage}.safetensors")
     network.load_state_dict({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
     return network.to(config.device)
+
+
+def adopt(config: TinyConfig, folder: Path, tokenizer: CLIPTokenizer) -> None:
+    """Make an exported ``folder`` what the stages find as their step 0, where they have not begun.
+
+    Its words may be of another vocabulary: a word that is new here starts as the mean of the pieces it was read in.
+    """
+    text = CLIPTextModel.from_pretrained(folder / "text_encoder")
+    rows = _translated(text.get_input_embeddings().weight.detach(), folder / "tokenizer", tokenizer)
+    vae = AutoencoderKL.from_pretrained(folder / "vae")
+    clip = CLIPModel.from_pretrained(folder / "image_encoder")
+    base = {
+        "unet": UNet2DConditionModel.from_pretrained(folder / "unet").state_dict(),
+        "text_encoder": text.state_dict() | {"embeddings.token_embedding.weight": rows},
+        "words": nn.Linear(architecture.TEXT_WIDTH, len(tokenizer)).state_dict(),
+    }
+    seeing = {key: tensor for key, tensor in clip.state_dict().items() if not key.startswith("text_model.")}
+    for stage, networks in {"smooth": {"vae": vae.state_dict()}, "base": base, "clip": {"clip": seeing}}.items():
+        if not (path := config.work / f"{stage}.safetensors").exists():
+            weights = {f"{name}.{key}": t for name, state in networks.items() for key, t in state.items()}
+            tensors = {f"{part}/{key}": t.float().clone() for part in ("master", "ema") for key, t in weights.items()}
+            write_beside(tensors, path, {"step": "0"})
+    (config.work / "scaling_factor.json").write_text(json.dumps(vae.config["scaling_factor"]))
+
+
+def _translated(rows: Tensor, before: Path, tokenizer: CLIPTokenizer) -> Tensor:
+    """A table of embeddings, ``[words, width]``, for the vocabulary of ``tokenizer`` instead of the one ``before``."""
+    old = CLIPTokenizer.from_pretrained(before)
+    known = old.get_vocab()
+
+    def row(token: str) -> Tensor:
+        if token in known:
+            return rows[known[token]]
+        return rows[old(token.removesuffix("</w>"), add_special_tokens=False)["input_ids"]].mean(dim=0)
+
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    return torch.stack([row(token) for token, _ in vocabulary])
 
 
 def tokenizer_of(config: TinyConfig) -> CLIPTokenizer:
@@ -507,10 +546,12 @@ def train_tiny(config: TinyConfig) -> None:
         for drawn in draw_shards(config.work / "pictures", config.pictures):
             _log(config.work, "draw", pictures=drawn)
     tokenizer = tokenizer_of(config)
+    if config.initial is not None:
+        adopt(config, config.initial, tokenizer)
     rgb, indices = load_shards(config.work / "pictures", config.pictures)
-    if "vae" in config.stages:
+    if "vae" in config.stages and config.initial is None:
         train_vae(config, rgb)
-    if "smooth" in config.stages:
+    if "smooth" in config.stages and config.initial is None:
         smooth_vae(config, rgb)
     if "base" in config.stages or "encode" in config.stages:
         latents = encode_pictures(config, rgb)
