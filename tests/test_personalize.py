@@ -206,3 +206,46 @@ def test_what_is_kept_is_what_is_tuned(tiny_model, picture, quick_personalize):
         assert groups == {"full": {"deltas", "unet"}, "low-rank": {"deltas"}, "embedding": set()}[keep]
         sizes[keep] = concept.num_bytes
     assert sizes["full"] > sizes["low-rank"] > sizes["embedding"]
+
+
+def held(model) -> int:
+    """Bytes of every tensor that a model holds, shared ones once."""
+    modules = [*model.modules(), *(part for whole in model.backbone.modules() for part in whole.modules())]
+    owners = [*(vars(m) for m in modules), *(m._parameters for m in modules), *(m._buffers for m in modules)]
+    owners += [vars(tuned) for tuned in model.tuned.values()]
+    values = [value for owner in owners for value in owner.values()]
+    values += [part for value in values if isinstance(value, (list, tuple)) for part in value]
+    values += [part for value in values if isinstance(value, dict) for part in value.values()]
+    storages = {t.data_ptr(): t.untyped_storage().nbytes() for t in values if isinstance(t, torch.Tensor)}
+    return sum(storages.values())
+
+
+def size_of(parameters) -> int:
+    return sum(p.numel() * p.element_size() for p in parameters)
+
+
+@pytest.mark.parametrize("tune", [("deltas",), ("deltas", "unet")])
+def test_tuning_holds_one_copy_of_what_it_changes(tiny_model, picture, quick_personalize, tune):
+    unet = size_of(tiny_model.backbone.unet.parameters())
+    touched = size_of(linear.weight for linear, _ in tiny_model.offsets.items())
+    before = held(tiny_model)
+    during = [
+        held(tiny_model) for _ in personalize(tiny_model, picture, config=quick_personalize.updated({"tune": tune}))
+    ]
+    assert before >= unet
+    changed = unet if "unet" in tune else touched
+    assert max(during) - before <= changed + touched  # the base weights, and D
+    assert held(tiny_model) <= before + 100
+
+
+@pytest.mark.parametrize("tune", [("deltas",), ("deltas", "unet")])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_folder_is_as_large_as_what_was_tuned(tiny_model, picture, quick_personalize, tmp_path, tune, dtype):
+    concept = last(tiny_model, picture, quick_personalize.updated({"tune": tune, "save_dtype": dtype}))
+    folder = concept.save(tmp_path / "anna")
+    counted = (
+        tiny_model.backbone.unet.parameters() if "unet" in tune else (i.weight for i, _ in tiny_model.offsets.items())
+    )
+    share = {"float16": 0.5, "float32": 1.0}[dtype]
+    assert sum(f.stat().st_size for f in folder.iterdir()) <= share * size_of(counted) + 40_000
+    assert {f.suffix for f in folder.iterdir()} <= {".safetensors", ".json", ".md"}

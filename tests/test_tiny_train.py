@@ -147,7 +147,7 @@ def test_settings_and_losses_are_logged(trained: TinyConfig, monkeypatch: pytest
 
 def test_small_updates_are_not_lost() -> None:
     layer = torch.nn.Linear(4, 4)
-    state = Trained({"layer": layer}, 1e-4, warmup=1, ema_decay=0.9, steps=100)
+    state = Trained({"layer": layer}, 1e-4, warmup=1, ema_decay=0.9, steps=100, dtype=torch.bfloat16)
     before = {key: master.clone() for key, master in state.masters.items()}
     for _ in range(3):
         state.update(layer(torch.ones(1, 4).bfloat16()).float().square().sum())

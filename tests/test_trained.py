@@ -20,7 +20,7 @@ def network() -> nn.Module:
 
 
 def loss(layers: nn.Module, seed: int) -> torch.Tensor:
-    pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed)).bfloat16()
+    pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed)).to(layers[0].weight.dtype)  # type: ignore[index]
     out = pixels
     for layer in list(layers.children())[:4]:
         out = layer(out)
@@ -28,7 +28,8 @@ def loss(layers: nn.Module, seed: int) -> torch.Tensor:
 
 
 def trained(layers: nn.Module, **settings: object) -> Trained:
-    return Trained({"net": layers}, 1e-2, **{"warmup": 4, "ema_decay": 0.9, "steps": 40} | settings)  # type: ignore[arg-type]
+    settings = {"warmup": 4, "ema_decay": 0.9, "steps": 40, "dtype": torch.bfloat16} | settings
+    return Trained({"net": layers}, 1e-2, **settings)  # type: ignore[arg-type]
 
 
 def test_muon_serves_matrices_and_adam_the_rest() -> None:

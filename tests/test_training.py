@@ -38,6 +38,21 @@ def test_bf16_autocast_keeps_what_is_trained_in_float32(tiny_model):
     assert all(p.dtype == torch.float32 for p in tiny_model.parameters())
 
 
+def test_bf16_is_float32_where_it_would_be_emulated(tiny_model, monkeypatch):
+    seen = []
+    forward = type(tiny_model.encoder).forward
+
+    def noting(*arguments, **named):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return forward(*arguments, **named)
+
+    monkeypatch.setattr(type(tiny_model.encoder), "forward", noting)
+    for fast in (True, False):
+        monkeypatch.setattr("e4t.training.has_fast_bfloat16", lambda device, fast=fast: fast)
+        run(tiny_model, steps=1, mixed_precision="bf16")
+    assert (seen[0], seen[-1]) == (True, False)
+
+
 def test_warmup_and_clipping(tiny_model):
     before = [p.detach().clone() for p in tiny_model.parameters()]
     run(tiny_model, steps=1, warmup_steps=10**9, max_grad_norm=1.0)

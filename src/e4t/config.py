@@ -117,7 +117,7 @@ class PretrainConfig(_Section):
     flip: bool = False  # [?] mirroring changes identities
     color_jitter: float = 0.0  # [?] of the encoder's view only
     sample_latents: bool = True  # draw from the autoencoder's posterior instead of taking its mean
-    mixed_precision: str = "no"  # "no", "bf16", "fp16" (autocast; what is trained stays float32)
+    mixed_precision: str = "no"  # "no", "bf16" (where it is fast), "fp16"; what is trained stays float32
     gradient_checkpointing: bool = False
     seed: int = 0
     checkpoint_every: int = 1_000

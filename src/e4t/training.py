@@ -11,6 +11,7 @@ from torch import nn
 
 from e4t.errors import ConfigError
 from e4t.objective import Batch, E4TObjective
+from e4t.precision import has_fast_bfloat16
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,12 @@ def train(
     """Steps ``start`` to ``steps``; ``batch_at(i)`` gives batch i, always the same one, so that resuming is exact.
 
     The learning rates rise over the first ``warmup_steps`` and fall to nothing over the last ``cooldown_steps``.
+    "bf16" means float32 where a processor would only emulate bfloat16.
     """
     device, weights = objective.model.backbone.device, objective.model.backbone.dtype
     if weights != torch.float32 and mixed_precision == "no":
         raise ConfigError(f"training on {weights} weights needs mixed_precision 'bf16' or 'fp16'")
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision, torch.float32)
+    dtype = _autocast_dtype(mixed_precision, device, weights)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     rates = [group["lr"] for group in optimizer.param_groups]
     for step in range(start, steps):
@@ -67,6 +69,12 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         total, diffusion, regularizer, ratio = torch.stack(losses).mean(dim=0).tolist()
         yield Step(step + 1, steps, total, diffusion, regularizer, ratio, time.perf_counter() - began)
+
+
+def _autocast_dtype(mixed_precision: str, device: torch.device, weights: torch.dtype) -> torch.dtype:
+    if mixed_precision == "bf16" and weights == torch.float32 and not has_fast_bfloat16(device):
+        return torch.float32
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision, torch.float32)
 
 
 def generator_at(seed: int, *position: int) -> torch.Generator:

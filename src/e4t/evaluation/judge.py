@@ -26,6 +26,7 @@ from typing_extensions import Self
 from e4t.errors import CheckpointError, DataError
 from e4t.evaluation.metrics import explained, readable
 from e4t.evaluation.truth import CLASSES, Layout, Readings, Truth, shows
+from e4t.precision import training_dtype
 from e4t.tiny.album import snapshot
 from e4t.tiny.captions import training_picture
 from e4t.tiny.pictures import load_shards, to_pixels, to_rgb
@@ -326,7 +327,8 @@ def train_judge(
         raise DataError(f"none of the {len(pictures)} drawn pictures shows a {config.kind}")
     targets = _Targets.of(Truth.of([pictures[row] for row in rows.tolist()], config.kind), layout)
     network = _initial(config, layout).to(config.device).train()
-    trained = Trained({"judge": network}, config.learning_rate, config.warmup, config.ema, config.steps)
+    dtype = training_dtype(config.device)
+    trained = Trained({"judge": network}, config.learning_rate, config.warmup, config.ema, config.steps, dtype)
     trained.load(config.checkpoint)
     first = 0 if returned is None else int((rows < len(returned)).sum())  # so many of them are there as returned
 
@@ -336,7 +338,7 @@ def train_judge(
             through = (torch.rand(config.batch, generator=generator) < 0.5) & (first > 0)
             picks = (torch.rand(config.batch, generator=generator) * torch.where(through, first, len(rows))).long()
             pixels = to_pixels(_shown(rgb, returned, rows[picks], through)).to(config.device)
-            identity, classes = network(augment(pixels, generator).bfloat16())
+            identity, classes = network(augment(pixels, generator).to(dtype))
             yield judge_loss(layout, identity, classes, targets.rows(picks, config.device))
 
     _run(config, trained, losses())
@@ -398,13 +400,13 @@ def cached_round_trips(config: JudgeConfig, rgb: np.ndarray, vae: RoundTrip) -> 
 
 
 def autoencoder(folder: Path, *, device: str = "cpu") -> RoundTrip:
-    """The autoencoder of a diffusers folder as a round trip, in bfloat16."""
+    """The autoencoder of a diffusers folder as a round trip."""
     from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL.from_pretrained(folder).to(device, torch.bfloat16).eval()
+    vae = AutoencoderKL.from_pretrained(folder).to(device, training_dtype(device)).eval()
 
     def through(pixels: Tensor) -> Tensor:
-        latents = vae.encode(pixels.to(device, torch.bfloat16)).latent_dist.mean
+        latents = vae.encode(pixels.to(device, vae.dtype)).latent_dist.mean
         return vae.decode(latents).sample.float()  # type: ignore[no-any-return]
 
     return through

@@ -29,6 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from e4t.precision import training_dtype
 from e4t.tiny import architecture, samples
 from e4t.tiny.captions import NAMED, misleading_caption, names, training_caption, training_picture
 from e4t.tiny.pictures import captions_of, draw_shards, load_shards, to_pixels
@@ -107,7 +108,8 @@ def _generator(config: TinyConfig, stage: str, step: int) -> torch.Generator:
 def _new(config: TinyConfig, networks: dict[str, nn.Module], stage: str) -> Trained:
     networks = {key: network.to(config.device).train() for key, network in networks.items()}
     steps: int = getattr(config, f"{stage}_steps")
-    trained = Trained(networks, config.learning_rate, config.warmup, config.ema, steps)
+    dtype = training_dtype(config.device)
+    trained = Trained(networks, config.learning_rate, config.warmup, config.ema, steps, dtype)
     trained.load(config.work / f"{stage}.safetensors")
     return trained
 
@@ -120,7 +122,7 @@ def train_vae(config: TinyConfig, rgb: np.ndarray) -> None:
 
     def losses() -> Iterator[Tensor]:
         for pixels, generator in _crops(config, "vae", rgb, trained):
-            posterior = vae.encode(pixels.bfloat16()).latent_dist
+            posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
             decoded = vae.decode(posterior.sample(generator)).sample.float()
             yield _reconstruction_loss(decoded, pixels) + 1e-6 * posterior.kl().float().mean()
 
@@ -141,7 +143,7 @@ def smooth_vae(config: TinyConfig, rgb: np.ndarray) -> None:
 
     def losses() -> Iterator[Tensor]:
         for pixels, generator in _crops(config, "smooth", rgb, trained):
-            posterior = vae.encode(pixels.bfloat16()).latent_dist
+            posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
             latents = posterior.sample(generator)
             level = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, generator=generator)
             noise = (level * torch.randn(latents.shape, generator=generator)).to(latents)
@@ -187,8 +189,8 @@ def encode_pictures(config: TinyConfig, rgb: np.ndarray) -> Tensor:
         cached = load_file(path)["latents"]
         if len(cached) == len(rgb):
             return cached
-    vae = _trained_vae(config).to(torch.bfloat16)
-    batches = (to_pixels(rgb[i : i + 64]).to(config.device, torch.bfloat16) for i in range(0, len(rgb), 64))
+    vae = _trained_vae(config).to(training_dtype(config.device))
+    batches = (to_pixels(rgb[i : i + 64]).to(config.device, vae.dtype) for i in range(0, len(rgb), 64))
     latents = torch.cat([vae.encode(pixels).latent_dist.mean.float().cpu() for pixels in batches])
     # Set by the first encoding and kept: a base trained on one scale must not meet another.
     scale_path = config.work / "scaling_factor.json"
@@ -349,7 +351,7 @@ def _stock_pipeline(**parts: Any) -> StableDiffusionPipeline:
 
 def _base_loss(networks: dict[str, Any], noisy: Tensor, t: Tensor, ids: Tensor, velocity: Tensor) -> Tensor:
     read = networks["text_encoder"](ids)
-    noisy = noisy.to(torch.bfloat16, memory_format=torch.channels_last)
+    noisy = noisy.to(networks["unet"].dtype, memory_format=torch.channels_last)
     predicted = networks["unet"](noisy, t, read.last_hidden_state).sample.float()
     return F.mse_loss(predicted, velocity) + WORDS_WEIGHT * _words_loss(networks["words"](read.pooler_output), ids)
 
@@ -444,7 +446,7 @@ def _view(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 def _contrastive_loss(clip: Any, first: Tensor, second: Tensor, ids: Tensor) -> Tensor:
     """Two views of n pictures, and 2n captions: the right ones, then the misleading ones."""
-    images = torch.cat([first, second]).bfloat16()
+    images = torch.cat([first, second]).to(clip.dtype)
     seen = clip.visual_projection(clip.vision_model(pixel_values=images).pooler_output).float()
     one, two = F.normalize(seen, dim=-1).chunk(2)
     captions = F.normalize(clip.text_projection(clip.text_model(input_ids=ids).pooler_output).float(), dim=-1)
@@ -466,7 +468,7 @@ def export(config: TinyConfig, tokenizer: CLIPTokenizer, output: Path) -> None:
     base.averaged("unet").half().save_pretrained(output / "unet")
     text_encoder: CLIPTextModel = base.averaged("text_encoder").half()
     text_encoder.save_pretrained(output / "text_encoder")
-    _load_text_tower(config, clip)  # once more: training held it in bfloat16
+    _load_text_tower(config, clip)  # once more: training may have held it in bfloat16
     clip.half().save_pretrained(output / "image_encoder")
     tokenizer.save_pretrained(output / "tokenizer")
     architecture.build_scheduler().save_pretrained(output / "scheduler")
@@ -477,12 +479,17 @@ def export(config: TinyConfig, tokenizer: CLIPTokenizer, output: Path) -> None:
 def _card(config: TinyConfig, output: Path) -> str:
     """The model card of the exported folder."""
     steps = {stage: step_of(config.work / f"{stage}.safetensors") for stage in ("vae", "smooth", "base", "clip")}
-    vae_steps = steps["vae"] + steps["smooth"]
+    new = config.initial is None
+    start = "" if new else ", going on from an earlier export of the same recipe"
+    more = "" if new else " more"
+    vae_steps = f"{steps['vae'] + steps['smooth']:,} steps" if new else "as it was"
+    unet_steps = f"{steps['base']:,}{more} steps with the text encoder"
+    clip_steps = f"{steps['clip']:,}{more} steps"
     parts = {
-        "vae": f"AutoencoderKL, f = 8, {architecture.LATENT_CHANNELS} channels; {vae_steps:,} steps",
-        "unet": f"UNet2DConditionModel, v-prediction, zero terminal SNR; {steps['base']:,} steps with the text encoder",
+        "vae": f"AutoencoderKL, f = 8, {architecture.LATENT_CHANNELS} channels; {vae_steps}",
+        "unet": f"UNet2DConditionModel, v-prediction, zero terminal SNR; {unet_steps}",
         "text_encoder": "CLIPTextModel, the text tower of `image_encoder` bit for bit",
-        "image_encoder": f"CLIPModel, its vision tower aligned to the finished text tower; {steps['clip']:,} steps",
+        "image_encoder": f"CLIPModel, its vision tower aligned to the finished text tower; {clip_steps}",
     }
     sizes = {name: sum(file.stat().st_size for file in (output / name).glob("*.safetensors")) / 1e6 for name in parts}
     table = "\n".join(f"| `{name}` | {text} | {sizes[name]:.1f} MB |" for name, text in parts.items())
@@ -505,7 +512,7 @@ faces and cats as an illustrator's program draws them, and nothing else: it has 
 - **Data**: the first {config.pictures:,} pictures of the drawn world's training stream, version {WORLD_VERSION},
   with their captions. {NAMED["face"]:,} faces and {NAMED["cat"]} cats of that stream have invented names; no real
   person is in it.
-- **Recipe**: `bash runs/tiny.sh`.
+- **Recipe**: `bash runs/tiny.sh`{start}.
 - **Limits**: {architecture.MAX_TOKENS} tokens a prompt; it knows the words of the drawn world's captions.
 """
 

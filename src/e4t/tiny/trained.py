@@ -1,4 +1,4 @@
-"""Networks in training: bfloat16 arithmetic, float32 master weights, Muon and Adam, a moving average, checkpoints."""
+"""Networks in training: float32 master weights, Muon and Adam, a moving average, checkpoints."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ _EMBEDDINGS = ("token_embedding", "position_embedding")
 
 @dataclass
 class Trained:
-    """Networks in bfloat16 with float32 master weights, optimiser state and an exponential moving average.
+    """Networks with float32 master weights, optimiser state and an exponential moving average.
 
-    On a CPU with bfloat16 dot products this is several times faster than float32 and, unlike plain bfloat16, loses no
-    small update. Matrices and convolution kernels learn by Muon (orthogonalised momentum, its step scaled to the size
-    of Adam's, so that one learning rate serves both), everything else by AdamW. ``steps`` is the whole length: after a
-    warm-up the rate is constant, then falls to nothing over the last quarter. The state is a flat safetensors file.
+    The networks themselves are in ``dtype``: bfloat16 is several times faster where the hardware has it and, with the
+    masters beside it, loses no small update. Matrices and convolution kernels learn by Muon (orthogonalised momentum,
+    its step scaled to the size of Adam's, so that one learning rate serves both), everything else by AdamW. ``steps``
+    is the whole length: after a warm-up the rate is constant, then falls to nothing over the last quarter. The state
+    is a flat safetensors file.
     """
 
     networks: dict[str, nn.Module]
@@ -35,6 +36,7 @@ class Trained:
     warmup: int
     ema_decay: float
     steps: int
+    dtype: torch.dtype = torch.float32
     step: int = 0
     masters: dict[str, Tensor] = field(default_factory=dict)
 
@@ -42,7 +44,7 @@ class Trained:
         for name, network in self.networks.items():
             trainable = {key: p for key, p in network.named_parameters() if p.requires_grad}
             self.masters |= {f"{name}.{key}": p.detach().float().clone().contiguous() for key, p in trainable.items()}
-            network.to(torch.bfloat16)
+            network.to(self.dtype)
         self.parameters = {f"{n}.{k}": p for n, net in self.networks.items() for k, p in net.named_parameters()}
         self.parameters = {key: self.parameters[key] for key in self.masters}
         self.average = {key: master.clone() for key, master in self.masters.items()}
