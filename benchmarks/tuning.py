@@ -2,8 +2,9 @@
 
     python benchmarks/tuning.py tiny-face --judge-folder WORK/judge-1/face --output out/tuning.json
 
-Nothing here sees the individuals that results are published on. Each setting is scored by a judge after the same number
-of steps, beside the bytes of a concept and the seconds of tuning; the table is printed as it grows.
+Nothing here sees the individuals that results are published on. After the same number of steps, each setting is scored
+by a judge and by its loss on other drawings (`e4t.evaluation.transfer`), beside the bytes of a concept and the seconds
+of tuning; the table is printed as it grows.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from e4t.evaluation.evaluate import (
     score,
 )
 from e4t.evaluation.judge import Judge
+from e4t.evaluation.transfer import OtherDrawings
 from e4t.pipeline import E4TPipeline
 from e4t.tiny.world import Identity, identity
 
@@ -72,6 +74,8 @@ def measure(
     Seconds are those of the largest number of steps, measured without keeping the steps before it.
     """
     pictures: dict[int, list[np.ndarray]] = {}
+    learned: dict[int, list[Any]] = {}
+    others = OtherDrawings.of(drawer.pipe, subjects, drawer.prompts)
     seconds, size = float("inf"), 0
     for number, subject in enumerate(subjects):
         photo, mask = input_picture(subject)
@@ -82,6 +86,7 @@ def measure(
             drawer.pipe.personalize(photo, mask=mask, **{"steps": max(config.steps), **o})
             seconds = min(seconds, time.perf_counter() - began)
         for steps, concept in concepts.items():
+            learned.setdefault(steps, []).append(concept)
             pictures.setdefault(steps, []).append(drawer.generate(drawer.texts(subject), concept, 1000 * number))
         if not number:
             with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +94,9 @@ def measure(
     rows = {}
     for steps, images in pictures.items():
         table = score(examination, judge.read(np.concatenate(images)))
+        gains = others.gains(learned[steps])
         rows[str(steps)] = {
+            **{name: round(value, 3) for name, value in gains.items()},
             "identity": round(table.identity, 3),
             "twin": round(float(table.twin.mean()), 3),
             "prompt": round(float(table.found.mean()), 3),

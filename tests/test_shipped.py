@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 
 from e4t import Concept, E4TPipeline
 from e4t.config import PretrainConfig
-from e4t.evaluation.evaluate import evaluate
+from e4t.evaluation.evaluate import PROMPTS, evaluate, input_picture
 from e4t.evaluation.judge import Judge
+from e4t.evaluation.transfer import OtherDrawings
+from e4t.tiny.world import identity
 
 TINY = Path(str(resources.files("e4t.tiny")))
 WEIGHTS = TINY / "weights"
@@ -89,6 +91,18 @@ def test_one_picture_becomes_a_concept_that_draws(pipe: E4TPipeline, tmp_path: P
     kept = Concept.load(concept.save(tmp_path / "anna"))
     again = pipe("a photo of S*", concept=kept, **settings).images[0]
     assert np.abs(pixels(again) - pixels(drawn)).mean() < 2  # kept in half precision
+
+
+def test_a_concept_is_worth_something_on_other_drawings_of_its_own(pipe: E4TPipeline) -> None:
+    subjects = [identity("validation", 500 + index, "face") for index in range(2)]
+    drawings = OtherDrawings.of(pipe, subjects, PROMPTS[:3])
+    concepts = [pipe.personalize(input_picture(subject)[0]) for subject in subjects]
+    bare = drawings.loss(0, None)
+    own, exchanged = drawings.gains(concepts), drawings.gains(concepts[::-1])
+    assert own["over_another"] > 0.05
+    assert exchanged["over_another"] == pytest.approx(1 - 1 / (1 - own["over_another"]))
+    assert exchanged["over_class_word"] < own["over_class_word"]
+    assert drawings.loss(0, None) == bare  # taken off again
 
 
 def test_joint_success_stays_above_its_floor(pipe: E4TPipeline) -> None:
