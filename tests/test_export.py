@@ -251,6 +251,8 @@ def test_textual_inversion_draws_a_concept_that_is_only_a_word(bare, word_only, 
 
 def test_pipeline_draws_the_concept(pipe, concept, base, tmp_path):
     report = export(pipe, concept, tmp_path / "anna", to="pipeline")
+    written = {file.suffix for file in report.path.rglob("*") if file.is_file()}
+    assert written <= {".safetensors", ".json", ".txt"}  # no pickle
     stock = load_folder(report.path)
     check_picture(stock, pipe, concept, base, EXACT)
     assert report.kept is None
