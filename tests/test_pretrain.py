@@ -69,7 +69,7 @@ def test_other_settings_are_refused(tiny_backbone, image_folder, quick_pretrain,
         {"gradient_checkpointing": True},
         {"offsets": {"form": "lowrank"}, "encoder": {"head": "linear"}},
         {"offsets": {"form": "none"}, "save_dtype": "float16"},
-        {"accumulation": 2, "color_jitter": 0.1, "warmup_steps": 2, "max_grad_norm": 1.0},
+        {"accumulation": 2, "color_jitter": 0.1, "stratified_timesteps": True, "warmup_steps": 2, "max_grad_norm": 1.0},
     ],
 )
 def test_options(tiny_backbone, image_folder, quick_pretrain, tmp_path, changes):

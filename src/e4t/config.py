@@ -112,6 +112,7 @@ class PretrainConfig(_Section):
     regularisation_reduction: str = "sum"  # [?] over the embedding's dimensions: "sum" or "mean"
     min_timestep: int = 0  # [?] timesteps are uniform in [min_timestep, max_timestep)
     max_timestep: int | None = None  # None: all of the schedule
+    stratified_timesteps: bool = False  # [?] one timestep from each of batch_size equal intervals
     resolution: int | None = None  # None: the base model's own
     crop_scale: tuple[float, float] = (0.8, 1.0)  # [?] share of the area; (1, 1) turns cropping off
     flip: bool = False  # [?] mirroring changes identities

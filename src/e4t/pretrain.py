@@ -129,17 +129,19 @@ def batches(model: E4TModel, images: ImageData, config: PretrainConfig) -> Calla
     """Batch i, from the seed and i alone."""
     backbone = model.backbone
     prompts = model.tokens(model.domain.prompts)
-    high = config.max_timestep or backbone.num_timesteps
+    size, low, high = config.batch_size, config.min_timestep, config.max_timestep or backbone.num_timesteps
 
     def batch_at(index: int) -> Batch:
-        views = images.views(index, config.batch_size)
+        views = images.views(index, size)
         generator = generator_at(config.seed, index)
         latents = backbone.encode(views.target, generator if config.sample_latents else None)
-        picks = torch.randint(len(prompts), (config.batch_size,), generator=generator)
+        picks = torch.randint(len(prompts), (size,), generator=generator)
+        noise = draw_noise(latents.shape, generator, backbone.device)
+        timesteps = draw_timesteps(size, low, high, generator, stratified=config.stratified_timesteps)
         return Batch(
             latents=latents,
-            noise=draw_noise(latents.shape, generator, backbone.device),
-            timesteps=draw_timesteps(config.batch_size, config.min_timestep, high, generator).to(backbone.device),
+            noise=noise,
+            timesteps=timesteps.to(backbone.device),
             tokens=prompts[picks.to(backbone.device)],
             image_features=model.image_features(views.reference),
         )
