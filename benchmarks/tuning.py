@@ -1,10 +1,10 @@
 """Which parts of the model to tune on one picture, and how fast: every setting on the same validation individuals.
 
-    python benchmarks/tuning.py tiny-face --judge-folder WORK/judge-1/face --output out/tuning.json
+    python benchmarks/tuning.py tiny-face --output out/tuning.json --judge-folder WORK/judge-1/face
 
 Nothing here sees the individuals that results are published on. After the same number of steps, each setting is scored
-by a judge and by its loss on other drawings (`e4t.evaluation.transfer`), beside the bytes of a concept and the seconds
-of tuning; the table is printed as it grows.
+by its loss on other drawings (`e4t.evaluation.transfer`) and, if there is one, by a judge, beside the bytes of a
+concept and the seconds of tuning; the table is printed as it grows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 import tyro
+from PIL import Image
 
+from e4t.checkpoint import Concept
 from e4t.demo import folder_bytes
 from e4t.evaluation.evaluate import (
     PROMPTS,
@@ -39,13 +41,17 @@ _DELTAS = (*_WORD, "deltas")
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "word 2e-2": {"tune": _WORD, "residual_learning_rate": 2e-2},
-    "rank 4, 1e-2": {"tune": _DELTAS, "delta_rank": 4, "learning_rate": 1e-2},
-    "dense 3e-4": {"tune": _DELTAS, "learning_rate": 3e-4},
+    "rank 8, 3e-3": {"tune": _DELTAS, "delta_rank": 8, "learning_rate": 3e-3},
+    "dense 7e-4": {"tune": _DELTAS, "learning_rate": 7e-4},
     "dense 1e-3": {"tune": _DELTAS, "learning_rate": 1e-3},
-    "dense 2e-3": {"tune": _DELTAS, "learning_rate": 2e-3},
-    "dense 1e-3, word 2e-2": {"tune": _DELTAS, "learning_rate": 1e-3, "residual_learning_rate": 2e-2},
+    "dense 1.5e-3": {"tune": _DELTAS, "learning_rate": 1.5e-3},
+    "U-Net 1e-4": {"tune": (*_DELTAS, "unet"), "learning_rate": 1e-4},
     "U-Net 3e-4": {"tune": (*_DELTAS, "unet"), "learning_rate": 3e-4},
-    "U-Net 1e-3": {"tune": (*_DELTAS, "unet"), "learning_rate": 1e-3},
+    "U-Net 3e-4, t independent": {
+        "tune": (*_DELTAS, "unet"),
+        "learning_rate": 3e-4,
+        "stratified_timesteps": False,
+    },
     "encoder, U-Net 3e-4": {"tune": ("encoder", "deltas", "unet"), "learning_rate": 3e-4},
 }
 """The word alone, low-rank and dense changes of q, k and v, the whole U-Net, and everything."""
@@ -57,7 +63,7 @@ class TuningConfig:
 
     domain: tyro.conf.Positional[str]
     output: Path
-    judge_folder: Path  # judge 1, as the recipe leaves it: judge 2 is for published tables
+    judge_folder: Path | None = None  # judge 1, as the recipe leaves it: judge 2 is for published tables
     count: int = 8
     steps: tuple[int, ...] = (5,)
     settings: Path | None = None  # a JSON file of label to PersonalizeConfig fields; None: those above
@@ -66,58 +72,75 @@ class TuningConfig:
     use_mask: bool = True
 
 
-def measure(
-    drawer: Drawer, subjects: Sequence[Identity], examination: Examination, judge: Judge, config: TuningConfig, **o: Any
-) -> dict[str, dict[str, float]]:
-    """Scores after each number of steps, with seconds of tuning and bytes of the last concept.
+@dataclass(frozen=True)
+class Bench:
+    """Everything that all settings share."""
 
-    Seconds are those of the largest number of steps, measured without keeping the steps before it.
-    """
-    pictures: dict[int, list[np.ndarray]] = {}
-    learned: dict[int, list[Any]] = {}
-    others = OtherDrawings.of(drawer.pipe, subjects, drawer.prompts)
-    seconds, size = float("inf"), 0
-    for number, subject in enumerate(subjects):
+    config: TuningConfig
+    drawer: Drawer
+    subjects: Sequence[Identity]
+    others: OtherDrawings
+    judge: Judge | None
+
+    @classmethod
+    def of(cls, config: TuningConfig) -> Bench:
+        pipe = E4TPipeline.from_pretrained(config.domain, base=config.base, device="cpu")
+        judge = Judge.load(config.judge_folder) if config.judge_folder else None
+        subjects = [identity("validation", 500 + index, pipe.domain.name) for index in range(config.count)]
+        drawer = Drawer(pipe, PROMPTS, 0, config.num_inference_steps)
+        return cls(config, drawer, subjects, OtherDrawings.of(pipe, subjects, PROMPTS), judge)
+
+    def inputs(self, subject: Identity) -> tuple[Image.Image, Image.Image | None]:
         photo, mask = input_picture(subject)
-        mask = mask if config.use_mask else None
-        concepts = learn(drawer.pipe, photo, mask, config.steps, **o)
-        if number < 3:
+        return photo, mask if self.config.use_mask else None
+
+    def measure(self, **overrides: Any) -> dict[str, dict[str, float]]:
+        """Scores after each number of steps, with seconds of tuning and bytes of the last concept."""
+        learned = [learn(self.drawer.pipe, *self.inputs(one), self.config.steps, **overrides) for one in self.subjects]
+        costs = {"seconds": self.seconds(**overrides), "bytes": _bytes(learned[0][max(self.config.steps)])}
+        rows = {}
+        for steps in self.config.steps:
+            concepts = [by_steps[steps] for by_steps in learned]
+            scores = {**self.others.gains(concepts), **self.judged(concepts)}
+            rows[str(steps)] = {name: round(value, 3) for name, value in scores.items()} | costs
+        return rows
+
+    def seconds(self, **overrides: Any) -> float:
+        """Of the largest number of steps, without keeping the steps before it; the best of three."""
+        timings = []
+        for subject in self.subjects[:3]:
+            photo, mask = self.inputs(subject)
             began = time.perf_counter()
-            drawer.pipe.personalize(photo, mask=mask, **{"steps": max(config.steps), **o})
-            seconds = min(seconds, time.perf_counter() - began)
-        for steps, concept in concepts.items():
-            learned.setdefault(steps, []).append(concept)
-            pictures.setdefault(steps, []).append(drawer.generate(drawer.texts(subject), concept, 1000 * number))
-        if not number:
-            with tempfile.TemporaryDirectory() as folder:
-                size = folder_bytes(concepts[max(concepts)].save(Path(folder) / "concept"))
-    rows = {}
-    for steps, images in pictures.items():
-        table = score(examination, judge.read(np.concatenate(images)))
-        gains = others.gains(learned[steps])
-        rows[str(steps)] = {
-            **{name: round(value, 3) for name, value in gains.items()},
-            "identity": round(table.identity, 3),
-            "twin": round(float(table.twin.mean()), 3),
-            "prompt": round(float(table.found.mean()), 3),
-            "joint": round(float(table.joint.mean()), 3),
-            "seconds": round(seconds, 2),
-            "bytes": size,
-        }
-    return rows
+            self.drawer.pipe.personalize(photo, mask=mask, **{"steps": max(self.config.steps), **overrides})
+            timings.append(time.perf_counter() - began)
+        return round(min(timings), 2)
+
+    def judged(self, concepts: Sequence[Concept]) -> dict[str, float]:
+        """What the judge says of pictures of all prompts; nothing without a judge."""
+        if self.judge is None:
+            return {}
+        examination = Examination(self.judge.layout, self.subjects, PROMPTS, self.judge.readable, "validation")
+        pictures = [
+            self.drawer.generate(self.drawer.texts(subject), concept, 1000 * number)
+            for number, (subject, concept) in enumerate(zip(self.subjects, concepts, strict=True))
+        ]
+        table = score(examination, self.judge.read(np.concatenate(pictures)))
+        means = {"twin": table.twin, "prompt": table.found, "joint": table.joint}
+        return {"identity": table.identity} | {name: float(values.mean()) for name, values in means.items()}
+
+
+def _bytes(concept: Concept) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        return folder_bytes(concept.save(Path(folder) / "concept"))
 
 
 def main(config: TuningConfig) -> None:
     """Measure all settings and write the table."""
-    pipe = E4TPipeline.from_pretrained(config.domain, base=config.base, device="cpu")
-    judge = Judge.load(config.judge_folder)
-    subjects = [identity("validation", 500 + index, judge.kind) for index in range(config.count)]
-    drawer = Drawer(pipe, PROMPTS, 0, config.num_inference_steps)
-    examination = Examination(judge.layout, subjects, PROMPTS, judge.readable, "validation")
+    bench = Bench.of(config)
     settings = json.loads(config.settings.read_text()) if config.settings else SETTINGS
     report: dict[str, Any] = {"count": config.count, "steps": config.steps, "settings": settings, "rows": {}}
     for label, overrides in settings.items():
-        report["rows"][label] = rows = measure(drawer, subjects, examination, judge, config, **overrides)
+        report["rows"][label] = rows = bench.measure(**overrides)
         for steps, values in rows.items():
             print(f"{label:28} {steps:>3} steps ", *(f"{k} {v}" for k, v in values.items()), sep="  ", flush=True)
         config.output.parent.mkdir(parents=True, exist_ok=True)

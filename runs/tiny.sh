@@ -3,6 +3,15 @@
 # Every step resumes: run the same command again. WORK keeps checkpoints and a log (log.jsonl).
 #
 #   WORK=work/tiny bash runs/tiny.sh
+#
+# The shipped weights took two turns in two folders. The first was as below with 40,000 pictures, 12,500 steps of the
+# base, 1,500 of CLIP and 4,000 of judge 2; its captions disagreed about names, a fault that is mended. The second went
+# on from what the first had exported:
+#
+#   python -m e4t.tiny.train WORK --initial FIRST/tiny --base-steps 1800 --clip-steps 900
+#   python -m e4t.evaluation.judge WORK --judge 2 --initial FIRST/judge-2/face --steps 15700
+#
+# with the judge stopping, and being taken further, at 8,000 and 12,500 steps. Judge 1 was not trained again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 WORK=${WORK:-work/tiny}

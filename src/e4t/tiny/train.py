@@ -47,14 +47,14 @@ LATENT_NOISE = 0.4
 
 @dataclass(frozen=True)
 class TinyConfig:
-    """How much of everything; the defaults are the recipe of the shipped weights."""
+    """How much of everything; the defaults are as much as the shipped weights took in two turns (`runs/tiny.sh`)."""
 
     work: Path
-    pictures: int = 40_000
+    pictures: int = 90_000
     vae_steps: int = 6_000
     smooth_steps: int = 2_000
-    base_steps: int = 12_500
-    clip_steps: int = 1_500
+    base_steps: int = 14_300
+    clip_steps: int = 2_400
     vae_batch: int = 16  # crops of 64 px
     base_batch: int = 64
     clip_batch: int = 64
@@ -480,7 +480,7 @@ def _card(config: TinyConfig, output: Path) -> str:
     """The model card of the exported folder."""
     steps = {stage: step_of(config.work / f"{stage}.safetensors") for stage in ("vae", "smooth", "base", "clip")}
     new = config.initial is None
-    start = "" if new else ", going on from an earlier export of the same recipe"
+    start = "" if new else ", going on from an earlier export; the head of that file says how far each turn went"
     more = "" if new else " more"
     vae_steps = f"{steps['vae'] + steps['smooth']:,} steps" if new else "as it was"
     unet_steps = f"{steps['base']:,}{more} steps with the text encoder"
