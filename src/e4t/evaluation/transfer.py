@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -58,6 +59,11 @@ class OtherDrawings:
             losses.append(F.mse_loss(predicted, backbone.target(latents, noise, t)))
         return float(torch.stack(losses).mean())
 
+    @cached_property
+    def bare(self) -> float:
+        """Sum of the losses under the bare class word, the same for whatever is compared with it."""
+        return sum(self.loss(number, None) for number in range(len(self.latents)))
+
     def gains(self, concepts: Sequence[Concept]) -> dict[str, float]:
         """Relative drops of the loss under each individual's own concept.
 
@@ -69,5 +75,4 @@ class OtherDrawings:
             with self.pipe.model.wearing(concept):
                 own += self.loss(number, concept)
                 others += self.loss((number + 1) % count, concept)
-        bare = sum(self.loss(number, None) for number in range(count))
-        return {"over_class_word": 1 - own / bare, "over_another": 1 - own / others}
+        return {"over_class_word": 1 - own / self.bare, "over_another": 1 - own / others}
