@@ -211,19 +211,6 @@ def test_tokens_of_unknown_words_exist(trained: TinyConfig) -> None:
     assert ids.max() < len(tokenizer)
 
 
-def test_groups_of_clip_look_alike() -> None:
-    from e4t.tiny.captions import training_picture
-
-    indices = np.arange(3000, 7000)
-    groups = train._alike(indices, 8)
-    assert groups.shape == (500, 8)
-    assert len(groups.unique()) == 4000
-    pictures_of = [[training_picture(int(indices[row])) for row in group] for group in groups.tolist()]
-    assert np.mean([len({p.subject.kind for p in group}) == 1 for group in pictures_of]) > 0.95
-    assert np.mean([len({p.scene for p in group}) <= 2 for group in pictures_of]) > 0.5
-    assert np.mean([len({p.subject.key for p in group}) == 8 for group in pictures_of]) > 0.9
-
-
 def test_naming_words_counts_words_alone() -> None:
     start, end, vocabulary = 8, 9, 10
     ids = torch.tensor([[start, 2, 5, end, end], [start, end, end, end, end]])

@@ -30,8 +30,9 @@ from e4t.evaluation.truth import Layout, Truth, visible_parameters
 from e4t.tiny import architecture
 from e4t.tiny.album import snapshot
 from e4t.tiny.captions import alterations, caption, describe, name_of, training_picture
+from e4t.tiny.clip import class_states, clip_pixels
 from e4t.tiny.pictures import to_pixels
-from e4t.tiny.train import clip_pixels, tokenise
+from e4t.tiny.train import tokenise
 from e4t.tiny.world import Picture, draw, stream, words
 
 TIMESTEPS = (100, 300, 550, 650, 750, 850, 950)
@@ -130,13 +131,13 @@ def gain_gate(pipe: Any, count: int = 96) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def class_states(clip: Any, rgb: np.ndarray, *, batch: int = 64) -> Tensor:
+def joined_class_states(clip: Any, rgb: np.ndarray, *, batch: int = 64) -> Tensor:
     """The [CLS] state after every second layer, joined: uint8 ``[n, h, w, 3]`` to ``[n, width * layers / 2]``."""
     parts = []
     for start in range(0, len(rgb), batch):
         pixels = clip_pixels(rgb[start : start + batch])
         hidden = clip.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states
-        parts.append(torch.cat([state[:, 0] for state in hidden[2::2]], dim=-1))
+        parts.append(torch.cat(class_states(hidden), dim=-1))
     return torch.cat(parts)
 
 
@@ -166,7 +167,7 @@ def identity_gate(clip: Any, judge: Judge, *, fit: int = 3000, count: int = 400)
     pictures = {name: [snapshot(name, i, judge.kind) for i in range(n)] for name, n in shown.items()}
     rgb = {name: _drawn(each) for name, each in pictures.items()}
     truth = {name: Truth.of(each, judge.kind) for name, each in pictures.items()}
-    states = {name: class_states(clip, each) for name, each in rgb.items()}
+    states = {name: joined_class_states(clip, each) for name, each in rgb.items()}
     right = truth["validation"]
     ours = _predicted(judge.layout, states["train"], truth["train"], states["validation"])
     read = {"judge": judge.read(rgb["validation"]).identity, "clip": ours}

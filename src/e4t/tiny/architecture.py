@@ -15,9 +15,12 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
+from e4t.tiny.clip import ClassStateHeads
+
 RESOLUTION = 128
 LATENT_CHANNELS = 12
 TEXT_WIDTH = 192
+VISION_WIDTH, VISION_LAYERS = 192, 8
 MAX_TOKENS = 48
 _PATTERN = r"""<\|startoftext\|>|<\|endoftext\|>|'s|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
@@ -96,9 +99,9 @@ def clip_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
         pad_token_id=tokenizer.pad_token_id,
     )
     vision = CLIPVisionConfig(
-        hidden_size=192,
-        intermediate_size=768,
-        num_hidden_layers=8,
+        hidden_size=VISION_WIDTH,
+        intermediate_size=4 * VISION_WIDTH,
+        num_hidden_layers=VISION_LAYERS,
         num_attention_heads=4,
         image_size=RESOLUTION,
         patch_size=16,
@@ -110,6 +113,11 @@ def clip_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     """The CLIP whose text tower is the text encoder."""
     return CLIPModel(clip_config(tokenizer))
+
+
+def build_clip_heads(vocabulary: int) -> ClassStateHeads:
+    """What the [CLS] states after every second layer of `build_clip`'s vision tower have to tell while it learns."""
+    return ClassStateHeads(VISION_LAYERS // 2 * VISION_WIDTH, vocabulary)
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

@@ -31,7 +31,8 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from e4t.precision import training_dtype
 from e4t.tiny import architecture, samples
-from e4t.tiny.captions import NAMED, misleading_caption, names, training_caption, training_picture
+from e4t.tiny.captions import NAMED, misleading_caption, names, training_caption
+from e4t.tiny.clip import ALIKE, CLIP_MEAN, CLIP_STD, ClipObjective, alike, clip_pixels, rarity, start_seeing
 from e4t.tiny.pictures import captions_of, draw_shards, load_shards, to_pixels
 from e4t.tiny.trained import Trained, step_of, write_beside
 from e4t.tiny.world import WORLD_VERSION
@@ -40,7 +41,6 @@ STAGES = ("draw", "vae", "smooth", "encode", "base", "clip", "export")
 CAPTION_VARIANTS = 3
 CAPTION_DROPOUT = 0.1
 WORDS_WEIGHT = 0.02  # of naming a caption's words from the state at its end
-ALIKE = 8  # pictures of one scene and style in a batch of CLIP's
 LATENT_NOISE = 0.4
 """Largest noise on latents, as a share of their standard deviation, that the autoencoder learns to bear."""
 
@@ -232,7 +232,8 @@ def adopt(config: TinyConfig, folder: Path, tokenizer: CLIPTokenizer) -> None:
         "words": nn.Linear(architecture.TEXT_WIDTH, len(tokenizer)).state_dict(),
     }
     seeing = {key: tensor for key, tensor in clip.state_dict().items() if not key.startswith("text_model.")}
-    for stage, networks in {"smooth": {"vae": vae.state_dict()}, "base": base, "clip": {"clip": seeing}}.items():
+    aligned = {"clip": seeing, "heads": architecture.build_clip_heads(len(tokenizer)).state_dict()}
+    for stage, networks in {"smooth": {"vae": vae.state_dict()}, "base": base, "clip": aligned}.items():
         if not (path := config.work / f"{stage}.safetensors").exists():
             weights = {f"{name}.{key}": t for name, state in networks.items() for key, t in state.items()}
             tensors = {f"{part}/{key}": t.float().clone() for part in ("master", "ema") for key, t in weights.items()}
@@ -366,17 +367,21 @@ def _words_loss(logits: Tensor, ids: Tensor) -> Tensor:
 def train_clip(
     config: TinyConfig, rgb: np.ndarray, indices: np.ndarray, tokens: Tensor, wrong: Tensor, tokenizer: CLIPTokenizer
 ) -> None:
-    """Align a vision tower to the frozen text tower.
+    """Align a vision tower to the frozen text tower: `ClipObjective`.
 
-    Every picture has to choose among the captions of the batch and as many ``wrong`` ones, its own with one attribute
-    changed among them; an image-image term between two views of one drawing carries what captions do not say. A batch
-    is made of groups that share scene and style: telling those apart would be enough otherwise, and nothing finer
-    than that would have to reach [CLS].
+    A batch is made of groups that share scene and style: telling those apart would be enough otherwise, and nothing
+    finer than that would have to reach [CLS].
     """
     torch.manual_seed(config.seed)
     clip: Any = _clip_of(config, tokenizer)
-    trained = _new(config, {"clip": clip}, "clip")
-    groups = _alike(indices, min(ALIKE, config.clip_batch))
+    # The fused CPU kernel's backward pass again: with it a step takes half as long again.
+    clip.set_attn_implementation("eager")
+    start_seeing(clip.vision_model, clip_pixels(rgb[:: -(-len(rgb) // 1500)]))
+    heads = architecture.build_clip_heads(len(tokenizer))
+    trained = _new(config, {"clip": clip, "heads": heads}, "clip")
+    weights = rarity(tokens[:20_000, 0], len(tokenizer)).to(config.device)
+    objective = ClipObjective(clip, heads, weights)
+    groups = alike(indices, min(ALIKE, config.clip_batch))
 
     def losses() -> Iterator[Tensor]:
         while True:
@@ -385,23 +390,10 @@ def train_clip(
             picks = groups[chosen].flatten()
             wording = torch.randint(tokens.shape[1], picks.shape, generator=generator)
             pixels = clip_pixels(rgb[picks.numpy()]).to(config.device)
-            first, second = _view(pixels, generator), _view(pixels, generator)
-            ids = torch.cat([tokens[picks, wording], wrong[picks, wording]]).long().to(config.device)
-            yield _contrastive_loss(clip, first, second, ids)
+            right = tokens[picks, wording].long().to(config.device)
+            yield objective.loss(pixels, right, wrong[picks].long().to(config.device), generator)
 
     _run(config, "clip", trained, losses())
-
-
-def _alike(indices: np.ndarray, size: int) -> Tensor:
-    """Rows of pictures that share kind of subject, style and scene, ``[groups, size]``; each picture at most once."""
-
-    def key(row: int) -> tuple[str, ...]:
-        picture = training_picture(int(indices[row]))
-        style = "art" if picture.art else picture.style
-        return picture.subject.kind, picture.transform or "", style, picture.scene
-
-    order = sorted(range(len(indices)), key=key)
-    return torch.tensor(order[: len(order) // size * size]).view(-1, size)
 
 
 def _clip_of(config: TinyConfig, tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -419,42 +411,6 @@ def _load_text_tower(config: TinyConfig, clip: CLIPModel) -> None:
         if key.startswith("ema/text_encoder.")
     }
     clip.text_model.load_state_dict({key.removeprefix("text_model."): t for key, t in average.items()}, strict=False)
-
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def clip_pixels(rgb: np.ndarray) -> Tensor:
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
-    return (torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 255 - mean) / std
-
-
-def _view(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """A mild random crop and colour change of every picture."""
-    n = len(pixels)
-    scale = 0.85 + 0.15 * torch.rand(n, generator=generator)
-    shift = (torch.rand(n, 2, generator=generator) * 2 - 1) * (1 - scale)[:, None]
-    theta = torch.zeros(n, 2, 3)
-    theta[:, 0, 0] = theta[:, 1, 1] = scale
-    theta[:, :, 2] = shift
-    grid = F.affine_grid(theta.to(pixels.device), list(pixels.shape), align_corners=False)
-    cropped = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
-    gain = 1 + 0.1 * torch.randn(n, 1, 1, 1, generator=generator).to(pixels.device)
-    return cropped * gain + 0.1 * torch.randn(n, 3, 1, 1, generator=generator).to(pixels.device)
-
-
-def _contrastive_loss(clip: Any, first: Tensor, second: Tensor, ids: Tensor) -> Tensor:
-    """Two views of n pictures, and 2n captions: the right ones, then the misleading ones."""
-    images = torch.cat([first, second]).to(clip.dtype)
-    seen = clip.visual_projection(clip.vision_model(pixel_values=images).pooler_output).float()
-    one, two = F.normalize(seen, dim=-1).chunk(2)
-    captions = F.normalize(clip.text_projection(clip.text_model(input_ids=ids).pooler_output).float(), dim=-1)
-    right = captions[: len(one)]
-    scale = clip.logit_scale.float().exp().clamp(max=100)
-    target = torch.arange(len(one), device=one.device)
-    pairs = [(one, captions), (two, captions), (right, one), (right, two), (one, two), (two, one)]
-    return torch.stack([F.cross_entropy(scale * a @ b.T, target) for a, b in pairs]).mean()
 
 
 def export(config: TinyConfig, tokenizer: CLIPTokenizer, output: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from e4t.errors import CheckpointError, TrainingError
 
 COOLDOWN = 0.25  # of all steps, at the end, on which the learning rate falls to nothing
-_EMBEDDINGS = ("token_embedding", "position_embedding")
+_BY_ADAM = ("token_embedding", "position_embedding", "heads.")
 
 
 @dataclass
@@ -139,10 +139,11 @@ class Trained:
 def _is_matrix(key: str, master: Tensor) -> bool:
     """Whether Muon serves this parameter: kernels and linear maps, but no tables of embeddings.
 
-    Nor depthwise kernels: their rows belong to separate channels, which have no reason to be orthogonal.
+    Nor wide heads that are thrown away, whose orthogonalisation would take a quarter of a step; nor depthwise kernels:
+    their rows belong to separate channels, which have no reason to be orthogonal.
     """
     depthwise = master.ndim == 4 and master.shape[1] == 1
-    return master.ndim >= 2 and not depthwise and not any(name in key for name in _EMBEDDINGS)
+    return master.ndim >= 2 and not depthwise and not any(name in key for name in _BY_ADAM)
 
 
 def write_beside(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

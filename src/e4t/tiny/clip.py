@@ -1,0 +1,175 @@
+"""How CLIP's vision tower learns, aligned to a text tower that is already finished.
+
+Contrast with captions teaches what tells the pictures of one batch apart, and a small tower from nothing is slow at
+that. So its [CLS] states also have to say the words of the caption and to draw the picture in small: what they carry is
+then asked for in full at every step. Captions and pictures are all that it sees.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from e4t.tiny.captions import training_picture
+
+ALIKE = 8  # pictures of one scene and style in a batch
+SECOND = 4  # one picture in so many is there twice
+WORDS_WEIGHT, DRAWING_WEIGHT = 0.3, 2.0
+MIDDLE = (slice(36, 100), slice(32, 96))  # rows and columns of a 128 px portrait where its face is
+_DRAWN = 2 * 3 * 32 * 32
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def clip_pixels(rgb: np.ndarray) -> Tensor:
+    """uint8 ``[n, h, w, 3]`` to what CLIP looks at, float32 ``[n, 3, h, w]``."""
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    return (torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
+def alike(indices: np.ndarray, size: int) -> Tensor:
+    """Rows of pictures that share kind of subject, style and scene, ``[groups, size]``; each picture at most once."""
+
+    def key(row: int) -> tuple[str, ...]:
+        picture = training_picture(int(indices[row]))
+        style = "art" if picture.art else picture.style
+        return picture.subject.kind, picture.transform or "", style, picture.scene
+
+    order = sorted(range(len(indices)), key=key)
+    return torch.tensor(order[: len(order) // size * size]).view(-1, size)
+
+
+def class_states(hidden_states: Sequence[Tensor]) -> list[Tensor]:
+    """The [CLS] state after every second layer, ``[n, width]`` each: the encoder's input (paper, section 4.1)."""
+    return [state[:, 0] for state in hidden_states[2::2]]
+
+
+@torch.no_grad()
+def start_seeing(vision: Any, pixels: Tensor) -> None:
+    """Begin with patches whitened by their own statistics and with positions that vary smoothly.
+
+    In plain pixels nearly all variance is broad colour; whitened, edges weigh as much from the first step. Positions
+    are sines and cosines as large as that, where the stock beginning drowns them in the patches. ``pixels`` is
+    ``[n, 3, h, w]`` of as many pictures as give the statistics.
+    """
+    embeddings = vision.embeddings
+    weight: Tensor = embeddings.patch_embedding.weight  # [width, 3, patch, patch]
+    width, patch = weight.shape[0], weight.shape[-1]
+    patches = F.unfold(pixels, patch, stride=patch).transpose(1, 2).flatten(0, 1)
+    values, vectors = torch.linalg.eigh((patches.T @ patches / len(patches)).double())
+    values, vectors = values[-width:], vectors[:, -width:]
+    whitening = (vectors / (values + 1e-4 * values[-1]).sqrt()).T
+    turn = torch.linalg.qr(torch.randn(width, width, dtype=torch.double))[0]
+    weight.copy_((0.5 * turn @ whitening).view_as(weight))
+    side = pixels.shape[-1] // patch
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    frequencies = math.pi / side * 2 ** torch.linspace(-1, 3, width // 4)
+    waves = [wave(axis.flatten()[:, None] * frequencies) for axis in (columns, rows) for wave in (torch.sin, torch.cos)]
+    embeddings.position_embedding.weight[1:] = 0.5 * torch.cat(waves, dim=1)
+
+
+def rarity(tokens: Tensor, vocabulary: int) -> Tensor:
+    """How much each token says, ``[vocabulary]``: minus the logarithm of the share of captions it is in.
+
+    ``tokens`` is ``[n, length]``. Start, end and padding are in all of them and say nothing.
+    """
+    found = torch.zeros(vocabulary)
+    for caption in tokens.long():
+        found[caption.unique()] += 1
+    return ((len(tokens) + 1) / (found + 1)).log()
+
+
+class ClassStateHeads(nn.Module):
+    """What [CLS] states have to tell while they learn, thrown away afterwards: words, and the picture in small."""
+
+    def __init__(self, width: int, vocabulary: int) -> None:
+        super().__init__()
+        self.words = nn.Linear(width, vocabulary)
+        self.drawn = nn.Linear(width, _DRAWN)
+        self.drawn_bent = nn.Sequential(nn.Linear(width, 1024), nn.GELU(), nn.Linear(1024, _DRAWN))
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Joined states ``[n, width]`` to logits of words ``[n, vocabulary]`` and a small picture, as `in_small`."""
+        return self.words(states), self.drawn(states) + self.drawn_bent(states)
+
+
+def in_small(pixels: Tensor) -> Tensor:
+    """``[n, 3, 128, 128]`` at a quarter of its size, and the middle at half of it, ``[n, 6144]``."""
+    middle = pixels[:, :, MIDDLE[0], MIDDLE[1]]
+    return torch.cat([F.avg_pool2d(pixels, 4).flatten(1), F.avg_pool2d(middle, 2).flatten(1)], dim=1)
+
+
+@dataclass(frozen=True)
+class ClipObjective:
+    """The loss of one batch."""
+
+    clip: Any  # its text tower frozen
+    heads: ClassStateHeads
+    rarity: Tensor
+
+    def loss(self, pixels: Tensor, right: Tensor, wrong: Tensor, generator: torch.Generator) -> Tensor:
+        """Contrast, words and drawing.
+
+        ``pixels`` is ``[n, 3, 128, 128]``, ``right`` the token ids of their captions ``[n, length]``, ``wrong`` those
+        of captions that are wrong in one attribute, ``[n, variants, length]``.
+        """
+        images = torch.cat([pixels, view(pixels[::SECOND], generator)])
+        seen = self.clip.vision_model(pixel_values=images.to(self.clip.dtype), output_hidden_states=True)
+        states = [F.layer_norm(s[: len(pixels)], s.shape[-1:]) for s in class_states(seen.hidden_states)]
+        words, drawn = self.heads(torch.cat(states, dim=-1))
+        contrast = self._contrast(seen.pooler_output, trimmed(torch.cat([right, wrong.flatten(0, 1)])), len(pixels))
+        drawing = F.mse_loss(drawn.float(), in_small(pixels))
+        return contrast + WORDS_WEIGHT * self._words(words, right) + DRAWING_WEIGHT * drawing
+
+    def _words(self, logits: Tensor, ids: Tensor) -> Tensor:
+        """Cross-entropy of each caption's words, whatever their order; rare ones, names above all, weigh more."""
+        weight = self.rarity[ids]
+        return -(logits.float().log_softmax(-1).gather(1, ids) * weight).sum() / weight.sum()
+
+    def _contrast(self, pooled: Tensor, ids: Tensor, count: int) -> Tensor:
+        """Of ``count`` pictures, followed by second views of some; and of their captions, followed by wrong ones.
+
+        A picture chooses among all captions, and once more among its own wrong ones alone; a caption and a second view
+        choose among the pictures. Two views of one drawing are alike in what captions do not say.
+        """
+        clip = self.clip
+        seen = F.normalize(clip.visual_projection(pooled).float(), dim=-1)
+        said = F.normalize(clip.text_projection(clip.text_model(input_ids=ids).pooler_output).float(), dim=-1)
+        first, second, right = seen[:count], seen[count:], said[:count]
+        own = torch.cat([right[:, None], said[count:].view(count, -1, said.shape[-1])], dim=1)
+        scale = clip.logit_scale.float().exp().clamp(max=100)
+        target = torch.arange(count, device=seen.device)
+        choices = [
+            (first @ said.T, target),
+            (right @ first.T, target),
+            (second @ first.T, target[::SECOND]),
+            ((own @ first[:, :, None])[..., 0], torch.zeros_like(target)),
+        ]
+        return torch.stack([F.cross_entropy(scale * likeness, answer) for likeness, answer in choices]).mean()
+
+
+def trimmed(ids: Tensor) -> Tensor:
+    """Token ids ``[n, length]`` without the padding that no caption needs; every caption keeps its end."""
+    return ids[:, : int((ids != ids[0, -1]).sum(dim=1).max()) + 1]
+
+
+def view(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """A mild random crop and colour change of every picture."""
+    n = len(pixels)
+    scale = 0.85 + 0.15 * torch.rand(n, generator=generator)
+    shift = (torch.rand(n, 2, generator=generator) * 2 - 1) * (1 - scale)[:, None]
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = scale
+    theta[:, :, 2] = shift
+    grid = F.affine_grid(theta.to(pixels.device), list(pixels.shape), align_corners=False)
+    cropped = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    gain = 1 + 0.1 * torch.randn(n, 1, 1, 1, generator=generator).to(pixels.device)
+    return cropped * gain + 0.1 * torch.randn(n, 3, 1, 1, generator=generator).to(pixels.device)
