@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch.nn import functional as F
 
 from e4t.backbone import Backbone, draw_noise
@@ -137,3 +138,35 @@ def test_pickled_weights_beside_a_model_are_not_read(tiny_backbone, tmp_path):
     (unet / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(CheckpointError):
         Backbone.from_pretrained(tmp_path / "base", device="cpu")
+
+
+def test_attention_for_training_is_the_same_and_goes_away(tiny_backbone):
+    unet = tiny_backbone.unet
+    before = unet.attn_processors
+    size, width = unet.config.sample_size, unet.config.cross_attention_dim
+    torch.manual_seed(0)
+    inputs = torch.randn(2, 4, size, size), torch.tensor([1, 500]), torch.randn(2, 7, width, requires_grad=True)
+    outputs, gradients = [unet(*inputs).sample], []
+    gradients.append(torch.autograd.grad(outputs[0].square().sum(), inputs[2])[0])
+    with tiny_backbone.differentiable_attention():
+        assert {type(processor) for processor in unet.attn_processors.values()} == {AttnProcessor}
+        outputs.append(unet(*inputs).sample)
+        gradients.append(torch.autograd.grad(outputs[1].square().sum(), inputs[2])[0])
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+    assert unet.attn_processors == before
+
+
+def test_attention_of_somebody_else_is_left_alone(tiny_backbone):
+    class Own(AttnProcessor2_0):
+        pass
+
+    tiny_backbone.unet.set_attn_processor(Own())
+    with tiny_backbone.differentiable_attention():
+        assert {type(processor) for processor in tiny_backbone.unet.attn_processors.values()} == {Own}
+
+
+def test_attention_of_many_tokens_stays_fused(tiny_backbone):
+    tiny_backbone.unet.register_to_config(sample_size=64)
+    with tiny_backbone.differentiable_attention():
+        assert {type(processor) for processor in tiny_backbone.unet.attn_processors.values()} == {AttnProcessor2_0}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from e4t.errors import CheckpointError, ConfigError
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _FINGERPRINT_VALUES = 64  # read from every tensor
+_FEW_TOKENS = 32 * 32
 _SHIPPED = Path(__file__).parent / "tiny" / "weights"
 
 
@@ -117,6 +119,28 @@ class Backbone:
                     "the base model's weights are offloaded, but a concept needs them in place; load the base model "
                     "without offloading"
                 )
+
+    @contextmanager
+    def differentiable_attention(self) -> Iterator[None]:
+        """The U-Net's attention is quick to differentiate inside the ``with``.
+
+        On CPUs the backward pass of torch's fused kernel is slow; with few tokens the weights of attention are small
+        enough to be held instead. Nothing changes on other devices, with many tokens, or where somebody has set
+        processors of their own.
+        """
+        from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
+        processors = self.unet.attn_processors
+        stock = all(type(processor) is AttnProcessor2_0 for processor in processors.values())
+        few = self.unet.config.sample_size**2 <= _FEW_TOKENS
+        if self.device.type != "cpu" or not few or not stock:
+            yield
+            return
+        self.unet.set_attn_processor(AttnProcessor())
+        try:
+            yield
+        finally:
+            self.unet.set_attn_processor(processors)
 
     @property
     def device(self) -> torch.device:

@@ -59,7 +59,7 @@ def pretrain(
         backbone.unet.enable_gradient_checkpointing()
         backbone.unet.train()  # diffusers checkpoints in training mode only; Stable Diffusion's U-Net has no dropout
     try:
-        with model.offsets.injected():
+        with model.offsets.injected(), backbone.differentiable_attention():
             for step in train(
                 objective,
                 batch_at,
