@@ -232,6 +232,15 @@ def test_going_on_from_an_exported_folder(trained: TinyConfig, tmp_path: Path) -
     assert step_of(tmp_path / "base.safetensors") == 2
 
 
+def test_a_stage_that_is_not_adopted_begins_from_nothing(trained: TinyConfig, tmp_path: Path) -> None:
+    first = trained.work / "tiny"
+    train_tiny(replace(trained, work=tmp_path, initial=first, adopted=("smooth", "base"), base_steps=0, clip_steps=0))
+    before, after = (load_file(folder / "image_encoder" / "model.safetensors") for folder in (first, tmp_path / "tiny"))
+    same = {key for key in before if torch.equal(before[key], after[key])}
+    assert {key for key in before if key.startswith("text_model.")} <= same
+    assert not any(key.startswith("vision_model.encoder") and key.endswith("proj.weight") for key in same)
+
+
 def test_a_new_word_starts_from_the_pieces_it_was_read_in(tmp_path: Path) -> None:
     before = architecture.build_tokenizer(["mira kolan"], tmp_path / "before")
     after = architecture.build_tokenizer(["mira kolan mirakol"], tmp_path / "after")

@@ -38,6 +38,7 @@ from e4t.tiny.trained import Trained, step_of, write_beside
 from e4t.tiny.world import WORLD_VERSION
 
 STAGES = ("draw", "vae", "smooth", "encode", "base", "clip", "export")
+ADOPTED = ("smooth", "base", "clip")
 CAPTION_VARIANTS = 3
 CAPTION_DROPOUT = 0.1
 WORDS_WEIGHT = 0.02  # of naming a caption's words from the state at its end
@@ -68,6 +69,8 @@ class TinyConfig:
     stages: tuple[str, ...] = STAGES
     initial: Path | None = None
     """An exported folder to go on from instead of nothing: its autoencoder stays, the rest learns on."""
+    adopted: tuple[str, ...] = ADOPTED
+    """What is taken from ``initial``; a stage that is not named begins from nothing."""
 
 
 def _log(work: Path, stage: str, **values: Any) -> None:
@@ -234,7 +237,7 @@ def adopt(config: TinyConfig, folder: Path, tokenizer: CLIPTokenizer) -> None:
     seeing = {key: tensor for key, tensor in clip.state_dict().items() if not key.startswith("text_model.")}
     aligned = {"clip": seeing, "heads": architecture.build_clip_heads(len(tokenizer)).state_dict()}
     for stage, networks in {"smooth": {"vae": vae.state_dict()}, "base": base, "clip": aligned}.items():
-        if not (path := config.work / f"{stage}.safetensors").exists():
+        if stage in config.adopted and not (path := config.work / f"{stage}.safetensors").exists():
             weights = {f"{name}.{key}": t for name, state in networks.items() for key, t in state.items()}
             tensors = {f"{part}/{key}": t.float().clone() for part in ("master", "ema") for key, t in weights.items()}
             write_beside(tensors, path, {"step": "0"})
@@ -436,11 +439,11 @@ def _card(config: TinyConfig, output: Path) -> str:
     """The model card of the exported folder."""
     steps = {stage: step_of(config.work / f"{stage}.safetensors") for stage in ("vae", "smooth", "base", "clip")}
     new = config.initial is None
+    more = {stage: "" if new or stage not in config.adopted else " more" for stage in ADOPTED}
     start = "" if new else ", going on from an earlier export; the head of that file says how far each turn went"
-    more = "" if new else " more"
     vae_steps = f"{steps['vae'] + steps['smooth']:,} steps" if new else "as it was"
-    unet_steps = f"{steps['base']:,}{more} steps with the text encoder"
-    clip_steps = f"{steps['clip']:,}{more} steps"
+    unet_steps = f"{steps['base']:,}{more['base']} steps with the text encoder"
+    clip_steps = f"{steps['clip']:,}{more['clip']} steps"
     parts = {
         "vae": f"AutoencoderKL, f = 8, {architecture.LATENT_CHANNELS} channels; {vae_steps}",
         "unet": f"UNet2DConditionModel, v-prediction, zero terminal SNR; {unet_steps}",
