@@ -122,11 +122,11 @@ class Backbone:
 
     @contextmanager
     def differentiable_attention(self) -> Iterator[None]:
-        """The U-Net's attention is quick to differentiate inside the ``with``.
+        """The U-Net's attention is quick to differentiate in bfloat16 inside the ``with``.
 
-        On CPUs the backward pass of torch's fused kernel is slow; with few tokens the weights of attention are small
-        enough to be held instead. Nothing changes on other devices, with many tokens, or where somebody has set
-        processors of their own.
+        On CPUs the backward pass of torch's fused kernel is slow in bfloat16 (`benchmarks/attention.py`); with few
+        tokens the weights of attention are small enough to be held instead. Nothing changes on other devices, with many
+        tokens, or where somebody has set processors of their own.
         """
         from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 

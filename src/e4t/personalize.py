@@ -128,19 +128,18 @@ def tune(
         if not config.steps:
             return
         optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-        with model.backbone.differentiable_attention():
-            for step in train(
-                objective,
-                _batches(model, constants, config),
-                optimizer,
-                steps=config.steps,
-                accumulation=config.accumulation,
-                mixed_precision=config.mixed_precision,
-                max_grad_norm=config.max_grad_norm,
-            ):
-                wanted = keep_steps or step.number == config.steps
-                concept = tuning.concept(step.number) if wanted else None
-                yield PersonalizeStep(step.number, config.steps, step, concept)
+        for step in train(
+            objective,
+            _batches(model, constants, config),
+            optimizer,
+            steps=config.steps,
+            accumulation=config.accumulation,
+            mixed_precision=config.mixed_precision,
+            max_grad_norm=config.max_grad_norm,
+        ):
+            wanted = keep_steps or step.number == config.steps
+            concept = tuning.concept(step.number) if wanted else None
+            yield PersonalizeStep(step.number, config.steps, step, concept)
     finally:
         tuning.stop()
 
