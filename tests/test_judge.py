@@ -190,6 +190,9 @@ def test_round_trips_are_kept(drawn: tuple[np.ndarray, np.ndarray], tmp_path: Pa
 
     np.testing.assert_array_equal(judges.cached_round_trips(config, drawn[0], fail), first)
     assert len(first) == 5
+    np.testing.assert_array_equal(judges.cached_round_trips(replace(config, round_trips=3), drawn[0], fail), first[:3])
+    more = judges.cached_round_trips(replace(config, round_trips=8), drawn[0], lambda pixels: pixels)
+    np.testing.assert_array_equal(more, np.concatenate([first, drawn[0][5:8]]))
 
 
 def test_another_world_is_refused(tmp_path: Path) -> None:
