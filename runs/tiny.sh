@@ -6,19 +6,16 @@
 #
 # The shipped weights took three turns. The first was as below with 40,000 pictures, 12,500 steps of the base, 1,500 of
 # CLIP and 4,000 of judge 2; its captions disagreed about names, a fault that is mended. The second went on from what
-# the first had exported, in a new folder; the third trained CLIP anew in a copy of that folder without clip.safetensors
-# (with --adopted, it could as well have started from its export), and took the judges further:
-#
-#   python -m e4t.tiny.train WORK --initial FIRST/tiny --base-steps 1800 --clip-steps 900
-#   python -m e4t.evaluation.judge WORK --judge 2 --initial FIRST/judge-2/face --steps 15700
+# the first had exported, in a new folder, and ended with another 900 steps of CLIP and 15,700 of judge 2. The third
+# trained CLIP from nothing, went on with judge 2, and trained judge 1. All of it by these commands:
 #
 #   python -m e4t.tiny.train WORK --initial FIRST/tiny --adopted smooth base --base-steps 1800 --clip-steps 3500
-#   python -m e4t.evaluation.judge WORK --judge 1 --steps 12000
+#   python -m e4t.evaluation.judge WORK --judge 1 --steps 12000 --round-trips 10000
 #   python -m e4t.evaluation.judge WORK --judge 2 --initial FIRST/judge-2/face --steps 20200
 #
 # The rate of a training falls at its end, so stopping on the way and asking for more steps then is not quite the same
-# as asking for all at once: judge 1 stopped at 5,000 steps, judge 2 at 8,000, 12,500 and 15,700, and CLIP was meant to
-# take 4,500 until it had taken 1,500.
+# as asking for all at once: judge 1 stopped at 5,000 steps, and judge 2 at 8,000, 12,500 and 15,700, until when it knew
+# 10,000 round trips only. CLIP was to take 4,500 steps until it had taken 1,500.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 WORK=${WORK:-work/tiny}

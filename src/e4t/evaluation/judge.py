@@ -235,7 +235,7 @@ class JudgeConfig:
     learning_rate: float = 1e-3
     warmup: int = 200
     ema: float = 0.998
-    round_trips: int = 10_000  # so many of the first pictures are also there as the autoencoder returns them
+    round_trips: int = 30_000  # so many of the first pictures are also there as the autoencoder returns them
     checkpoint_every: int = 250
     device: str = "cpu"
     initial: Path | None = None  # a folder of a judge of the same kind and number, to go on from
