@@ -74,8 +74,19 @@ def test_mismatches_name_both(concept, trained):
     with pytest.raises(MismatchError, match=r"'face'.*'cat'"):
         concept.check(Domain.named("cat"), "other")
     with pytest.raises(MismatchError, match=r"'tiny'.*'big'"):
-        trained.base.check("big", "def", owner="the domain 'face'")
-    trained.base.check("a copy", "abc", owner="the domain 'face'")
+        trained.base.check(BaseModel("big", "def"), owner="the domain 'face'")
+    trained.base.check(BaseModel("a copy", "abc"), owner="the domain 'face'")
+
+
+def test_image_encoders_are_told_apart_where_they_were_recorded():
+    one, other = BaseModel("tiny", "abc", None, "123"), BaseModel("tiny", "abc", "a/clip", "456")
+    with pytest.raises(MismatchError, match=r"'tiny' \(123\).*'a/clip' \(456\)"):
+        one.check_image_encoder(other, owner="the domain 'face'")
+    one.check_image_encoder(BaseModel("a copy", "abc", "elsewhere", "123"), owner="the domain 'face'")
+    older = BaseModel.from_dict({"name": "tiny", "fingerprint": "abc", "image_encoder": None})
+    older.check_image_encoder(other, owner="the domain 'face'")
+    with pytest.raises(ValueError, match="image_encoder_fingerprint"):
+        BaseModel.from_dict({**vars(one), "image_encoder_fingerprint": 7})
 
 
 def test_foreign_and_broken_folders(trained, concept, tmp_path):

@@ -83,6 +83,21 @@ def test_another_base_is_refused(tiny_model, make_backbone):
         E4TModel.from_domain(other, trained(tiny_model))
 
 
+def test_another_image_encoder_is_refused_where_the_domain_sees(tiny_model, make_backbone):
+    other = make_backbone()
+    other.image_encoder.embeddings.patch_embedding.weight.data.add_(1)
+    with pytest.raises(MismatchError, match="image encoder"):
+        E4TModel.from_domain(other, trained(tiny_model))
+    blind = E4TModel(
+        tiny_model.backbone,
+        tiny_model.domain,
+        encoder=EncoderConfig(use_image=False),
+        offsets=OffsetsConfig(),
+        embedding_scale=0.1,
+    )
+    E4TModel.from_domain(other, trained(blind))
+
+
 def test_concept_of_another_domain_is_refused(tiny_model, picture, quick_personalize):
     face = E4TModel.from_domain(tiny_model.backbone, trained(tiny_model))
     *_, last = personalize(face, picture, config=quick_personalize)

@@ -167,14 +167,12 @@ class Backbone:
 
         Take it before anything is injected.
         """
-        digest = hashlib.sha256()
-        for module in (self.unet, self.text_encoder):
-            for key, tensor in sorted(module.state_dict().items()):
-                flat = tensor.detach().reshape(-1)
-                sample = flat[:: max(1, flat.numel() // _FINGERPRINT_VALUES)].to("cpu", torch.float16)
-                digest.update(f"{key}{tuple(tensor.shape)}".encode())
-                digest.update(sample.contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return _fingerprint(self.unet, self.text_encoder)
+
+    @cached_property
+    def image_encoder_fingerprint(self) -> str:
+        """The same of the image encoder."""
+        return _fingerprint(self.image_encoder)
 
     # Latents
 
@@ -251,6 +249,17 @@ class Backbone:
         inputs = self.image_pixels(pixels).to(self.image_encoder.dtype)
         hidden = self.image_encoder(pixel_values=inputs, output_hidden_states=True).hidden_states
         return [states[:, 0].float() for states in hidden[layer_stride::layer_stride]]  # hidden[0] precedes layer 1
+
+
+def _fingerprint(*modules: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for module in modules:
+        for key, tensor in sorted(module.state_dict().items()):
+            flat = tensor.detach().reshape(-1)
+            sample = flat[:: max(1, flat.numel() // _FINGERPRINT_VALUES)].to("cpu", torch.float16)
+            digest.update(f"{key}{tuple(tensor.shape)}".encode())
+            digest.update(sample.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def resolve(source: str | Path, *, shipped_first: bool = False) -> str:

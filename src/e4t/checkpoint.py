@@ -44,19 +44,33 @@ class BaseModel:
     name: str
     fingerprint: str
     image_encoder: str | None = None  # None: the one inside the base's folder
+    image_encoder_fingerprint: str | None = None  # None in folders from before it was recorded
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> BaseModel:
+        seen = {"image_encoder_fingerprint": None, **values}
         return cls(
-            _typed(values, "name", str), _typed(values, "fingerprint", str), _typed(values, "image_encoder", str | None)
+            _typed(values, "name", str),
+            _typed(values, "fingerprint", str),
+            _typed(values, "image_encoder", str | None),
+            _typed(seen, "image_encoder_fingerprint", str | None),
         )
 
-    def check(self, other_name: str, other_fingerprint: str, *, owner: str) -> None:
-        """Raise MismatchError, with both names, where the weights differ."""
-        if self.fingerprint != other_fingerprint:
+    def check(self, other: BaseModel, *, owner: str) -> None:
+        """Raise MismatchError, with both names, where the weights differ from those that are loaded, ``other``."""
+        if self.fingerprint != other.fingerprint:
             raise MismatchError(
                 f"{owner} was made for the base model '{self.name}' ({self.fingerprint}), "
-                f"but '{other_name}' ({other_fingerprint}) is loaded"
+                f"but '{other.name}' ({other.fingerprint}) is loaded"
+            )
+
+    def check_image_encoder(self, other: BaseModel, *, owner: str) -> None:
+        """The same of the image encoder, where its weights were recorded."""
+        made, loaded = self.image_encoder_fingerprint, other.image_encoder_fingerprint
+        if made is not None and made != loaded:
+            raise MismatchError(
+                f"{owner} was made for the image encoder of '{self.image_encoder or self.name}' ({made}), "
+                f"but that of '{other.image_encoder or other.name}' ({loaded}) is loaded"
             )
 
 

@@ -49,7 +49,7 @@ class E4TModel(nn.Module):
         self.domain = domain
         self.domain_id: str | None = None
         self.embedding_scale = embedding_scale
-        self.base = BaseModel(backbone.name, backbone.fingerprint, backbone.image_encoder_name)
+        self.base = _base_of(backbone)
         self.class_id = class_token(backbone.tokenizer, domain.class_word)
         self.encoder = _build_encoder(backbone, encoder)
         self.offsets = WeightOffsets(backbone.unet, offsets)
@@ -63,8 +63,11 @@ class E4TModel(nn.Module):
 
     @classmethod
     def from_domain(cls, backbone: Backbone, trained: TrainedDomain) -> E4TModel:
-        """Raises MismatchError if the domain was trained on other base weights."""
-        trained.base.check(backbone.name, backbone.fingerprint, owner=f"the domain '{trained.domain.name}'")
+        """Raises MismatchError if the domain was trained on other weights of the base or of the image encoder."""
+        loaded, owner = _base_of(backbone), f"the domain '{trained.domain.name}'"
+        trained.base.check(loaded, owner=owner)
+        if trained.encoder.use_image:
+            trained.base.check_image_encoder(loaded, owner=owner)
         model = cls(
             backbone,
             trained.domain,
@@ -175,7 +178,7 @@ class E4TModel(nn.Module):
 
     def check(self, concept: Concept) -> None:
         """Raise MismatchError for a concept of another base model or domain."""
-        concept.base.check(self.backbone.name, self.base.fingerprint, owner="the concept")
+        concept.base.check(self.base, owner="the concept")
         concept.check(self.domain, self.domain_id)
 
     def _put_on(self, concept: Concept, strength: float) -> None:
@@ -221,6 +224,12 @@ class E4TModel(nn.Module):
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size | None:
     return tensors[name].shape if name in tensors else None
+
+
+def _base_of(backbone: Backbone) -> BaseModel:
+    return BaseModel(
+        backbone.name, backbone.fingerprint, backbone.image_encoder_name, backbone.image_encoder_fingerprint
+    )
 
 
 def _build_encoder(backbone: Backbone, config: EncoderConfig) -> ConceptEncoder:
