@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from e4t.tiny.captions import training_picture
 
@@ -25,13 +26,10 @@ WORDS_WEIGHT, DRAWING_WEIGHT = 0.3, 2.0
 MIDDLE = (slice(36, 100), slice(32, 96))  # rows and columns of a 128 px portrait where its face is
 _DRAWN = 2 * 3 * 32 * 32
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
 
 def clip_pixels(rgb: np.ndarray) -> Tensor:
     """uint8 ``[n, h, w, 3]`` to what CLIP looks at, float32 ``[n, 3, h, w]``."""
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     return (torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
@@ -116,7 +114,7 @@ class ClipObjective:
     rarity: Tensor
 
     def loss(self, pixels: Tensor, right: Tensor, wrong: Tensor, generator: torch.Generator) -> Tensor:
-        """Contrast, words and drawing.
+        """Contrast, words (rare ones, names above all, weigh more) and drawing.
 
         ``pixels`` is ``[n, 3, 128, 128]``, ``right`` the token ids of their captions ``[n, length]``, ``wrong`` those
         of captions that are wrong in one attribute, ``[n, variants, length]``.
@@ -127,12 +125,7 @@ class ClipObjective:
         words, drawn = self.heads(torch.cat(states, dim=-1))
         contrast = self._contrast(seen.pooler_output, trimmed(torch.cat([right, wrong.flatten(0, 1)])), len(pixels))
         drawing = F.mse_loss(drawn.float(), in_small(pixels))
-        return contrast + WORDS_WEIGHT * self._words(words, right) + DRAWING_WEIGHT * drawing
-
-    def _words(self, logits: Tensor, ids: Tensor) -> Tensor:
-        """Cross-entropy of each caption's words, whatever their order; rare ones, names above all, weigh more."""
-        weight = self.rarity[ids]
-        return -(logits.float().log_softmax(-1).gather(1, ids) * weight).sum() / weight.sum()
+        return contrast + WORDS_WEIGHT * words_loss(words, right, self.rarity[right]) + DRAWING_WEIGHT * drawing
 
     def _contrast(self, pooled: Tensor, ids: Tensor, count: int) -> Tensor:
         """Of ``count`` pictures, followed by second views of some; and of their captions, followed by wrong ones.
@@ -154,6 +147,15 @@ class ClipObjective:
             ((own @ first[:, :, None])[..., 0], torch.zeros_like(target)),
         ]
         return torch.stack([F.cross_entropy(scale * likeness, answer) for likeness, answer in choices]).mean()
+
+
+def words_loss(logits: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    """Cross-entropy of each caption's words, whatever their order; 0 where no word has a weight.
+
+    ``logits`` is ``[n, vocabulary]``, ``ids`` and ``weights`` are ``[n, length]``.
+    """
+    likelihood = logits.float().log_softmax(-1).gather(1, ids)
+    return -(likelihood * weights).sum() / weights.sum().clamp(min=1)
 
 
 def trimmed(ids: Tensor) -> Tensor:

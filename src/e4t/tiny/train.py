@@ -28,11 +28,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from e4t.precision import training_dtype
 from e4t.tiny import architecture, samples
 from e4t.tiny.captions import NAMED, misleading_caption, names, training_caption
-from e4t.tiny.clip import ALIKE, CLIP_MEAN, CLIP_STD, ClipObjective, alike, clip_pixels, rarity, start_seeing
+from e4t.tiny.clip import ALIKE, ClipObjective, alike, clip_pixels, rarity, start_seeing, words_loss
 from e4t.tiny.pictures import captions_of, draw_shards, load_shards, to_pixels
 from e4t.tiny.trained import Trained, step_of, write_beside
 from e4t.tiny.world import WORLD_VERSION
@@ -361,10 +362,8 @@ def _base_loss(networks: dict[str, Any], noisy: Tensor, t: Tensor, ids: Tensor, 
 
 
 def _words_loss(logits: Tensor, ids: Tensor) -> Tensor:
-    """Cross-entropy of each caption's words, whatever their order: logits ``[n, vocabulary]``, ids ``[n, tokens]``."""
-    words = (ids != ids[:, :1]) & (ids != ids[:, -1:])  # neither the start nor the padding
-    likelihood = logits.float().log_softmax(-1).gather(1, ids)
-    return -(likelihood * words).sum() / words.sum().clamp(min=1)
+    """`words_loss` of all that is neither the start nor the padding."""
+    return words_loss(logits, ids, (ids != ids[:, :1]) & (ids != ids[:, -1:]))
 
 
 def train_clip(
@@ -492,8 +491,8 @@ def _write_configs(output: Path) -> None:
     }
     (output / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     preprocessor = {
-        "image_mean": CLIP_MEAN,
-        "image_std": CLIP_STD,
+        "image_mean": OPENAI_CLIP_MEAN,
+        "image_std": OPENAI_CLIP_STD,
         "size": {"shortest_edge": architecture.RESOLUTION},
         "crop_size": {"height": architecture.RESOLUTION, "width": architecture.RESOLUTION},
     }
