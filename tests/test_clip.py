@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,46 +12,51 @@ import torch
 
 from e4t.tiny import architecture
 from e4t.tiny import clip as learning
-from e4t.tiny.captions import misleading_caption, training_caption, training_picture
-from e4t.tiny.clip import ClipObjective, class_states, clip_pixels, in_small, rarity, start_seeing, trimmed
+from e4t.tiny.captions import NAMED, misleading_caption, names, training_caption, training_picture
+from e4t.tiny.clip import Captioned, ClipObjective, class_states, clip_pixels, in_small, rarity, start_seeing, trimmed
+from e4t.tiny.spelling import Spelling, bearers
 from e4t.tiny.train import tokenise
 from e4t.tiny.world import draw
 
 COUNT = 8
 
-Batch = tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]
+Batch = tuple[Any, Captioned]
 
 
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory: pytest.TempPathFactory) -> Batch:
-    """A tokenizer, pixels, right and wrong token ids of the first training pictures."""
+    """A tokenizer, and the first training pictures with right and wrong captions."""
     pictures = [training_picture(index) for index in range(COUNT)]
     right = [training_caption(index, picture) for index, picture in enumerate(pictures)]
     wrong = [misleading_caption(i, picture, variant=v) for i, picture in enumerate(pictures) for v in range(2)]
     folder: Path = tmp_path_factory.mktemp("tokenizer")
-    tokenizer = architecture.build_tokenizer(right + wrong, folder)
+    everybody = [name for kind in NAMED for name in names(kind)]
+    tokenizer = architecture.build_tokenizer([*right, *wrong, *everybody, *NAMED], folder)
     pixels = clip_pixels(np.stack([draw(picture, 128).rgb for picture in pictures]))
-    return tokenizer, pixels, tokenise(tokenizer, right), tokenise(tokenizer, wrong).view(COUNT, 2, -1)
+    ids = tokenise(tokenizer, right), tokenise(tokenizer, wrong).view(COUNT, 2, -1)
+    return tokenizer, Captioned(pixels, *ids, bearers(pictures))
 
 
 def _objective(batch: Batch) -> ClipObjective:
-    tokenizer, _, right, _ = batch
+    tokenizer, captioned = batch
     torch.manual_seed(0)
     clip = architecture.build_clip(tokenizer)
     clip.text_model.requires_grad_(False)
-    return ClipObjective(clip, architecture.build_clip_heads(len(tokenizer)), rarity(right, len(tokenizer)))
+    heads = architecture.build_clip_heads(len(tokenizer))
+    spelling = Spelling(tokenizer, architecture.TEXT_WIDTH).requires_grad_(False)
+    return ClipObjective(clip, heads, spelling, rarity(captioned.right, len(tokenizer)))
 
 
 def test_every_second_class_state_is_asked_for_and_the_text_tower_is_not(
     batch: Batch,
 ) -> None:
     objective = _objective(batch)
-    objective.loss(*batch[1:], torch.Generator().manual_seed(0)).backward()
+    objective.loss(batch[1], torch.Generator().manual_seed(0)).backward()
     vision = objective.clip.vision_model
     assert all(float(parameter.grad.abs().sum()) > 0 for parameter in vision.parameters())
     assert all(parameter.grad is None for parameter in objective.clip.text_model.parameters())
     with torch.no_grad():
-        states = vision(pixel_values=batch[1], output_hidden_states=True).hidden_states
+        states = vision(pixel_values=batch[1].pixels, output_hidden_states=True).hidden_states
     assert len(class_states(states)) == architecture.VISION_LAYERS // 2
     torch.testing.assert_close(class_states(states)[-1], states[-1][:, 0])
     assert objective.heads.words.in_features == sum(state.shape[-1] for state in class_states(states))
@@ -60,19 +66,21 @@ def test_a_few_steps_tell_right_captions_from_wrong_ones(
     batch: Batch,
 ) -> None:
     objective = _objective(batch)
-    start_seeing(objective.clip.vision_model, batch[1])
+    start_seeing(objective.clip.vision_model, batch[1].pixels)
     learned = [*objective.clip.vision_model.parameters(), *objective.clip.visual_projection.parameters()]
     learned += [*objective.clip.text_projection.parameters(), *objective.heads.parameters()]
     optimizer = torch.optim.AdamW(learned, lr=1e-3)
     losses = []
     for step in range(30):
-        loss = objective.loss(*batch[1:], torch.Generator().manual_seed(step))
+        loss = objective.loss(batch[1], torch.Generator().manual_seed(step))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
-    shuffled = objective.loss(batch[1], batch[2].roll(1, 0), batch[3], torch.Generator().manual_seed(0))
+    told = {"right": batch[1].right.roll(1, 0), "whom": batch[1].whom.roll(1, 0)}
+    of_another = replace(batch[1], **told)
+    shuffled = objective.loss(of_another, torch.Generator().manual_seed(0))
     assert shuffled.item() > 2 * losses[-1]
 
 

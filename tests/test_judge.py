@@ -44,6 +44,8 @@ def test_columns_hold_every_parameter(kind: str) -> None:
         if parameter.options:
             assert columns[part].argmax() == value
             assert columns[part].sum() == 1
+        elif parameter.circular:
+            assert np.angle(complex(*columns[part])) % (2 * np.pi) == pytest.approx(2 * np.pi * value)
         else:
             assert columns[part].tolist() == [value]
 

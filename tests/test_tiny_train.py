@@ -216,8 +216,12 @@ def test_naming_words_counts_words_alone() -> None:
     ids = torch.tensor([[start, 2, 5, end, end], [start, end, end, end, end]])
     logits = torch.full((2, vocabulary), -20.0)
     logits[0, [2, 5]] = 20.0
-    assert float(train._words_loss(logits, ids)) == pytest.approx(np.log(2), abs=1e-3)  # one of two words, each
-    assert float(train._words_loss(logits[1:], ids[1:])) == 0  # nothing is said
+    kinds = torch.full_like(ids, -1)
+    assert float(train._words_loss(logits, ids, kinds)) == pytest.approx(np.log(2), abs=1e-3)  # one of two words, each
+    assert float(train._words_loss(logits[1:], ids[1:], kinds[1:])) == 0  # nothing is said
+    kinds[0, 1] = 0  # a name, which is told otherwise
+    assert float(train._words_loss(logits, ids, kinds)) == pytest.approx(np.log(2), abs=1e-3)
+    assert float(train._words_loss(logits, ids, torch.zeros_like(ids))) == 0
 
 
 def test_going_on_from_an_exported_folder(trained: TinyConfig, tmp_path: Path) -> None:
@@ -227,7 +231,9 @@ def test_going_on_from_an_exported_folder(trained: TinyConfig, tmp_path: Path) -
     for path in sorted((trained.work / "tiny").glob("*/*.safetensors")):
         before, after = load_file(path), load_file(tmp_path / "tiny" / path.parent.name / path.name)
         assert before.keys() == after.keys()
-        assert all(torch.equal(before[key], after[key]) for key in before), path
+        for key, tensor in before.items():
+            spelt = key.endswith("token_embedding.weight")  # names are spelt anew, by the map found in half precision
+            torch.testing.assert_close(after[key], tensor, rtol=0, atol=1e-3 if spelt else 0, msg=f"{path} {key}")
     train_tiny(replace(config, base_steps=2, stages=("base",)))
     assert step_of(tmp_path / "base.safetensors") == 2
 
@@ -237,7 +243,8 @@ def test_a_stage_that_is_not_adopted_begins_from_nothing(trained: TinyConfig, tm
     train_tiny(replace(trained, work=tmp_path, initial=first, adopted=("smooth", "base"), base_steps=0, clip_steps=0))
     before, after = (load_file(folder / "image_encoder" / "model.safetensors") for folder in (first, tmp_path / "tiny"))
     same = {key for key in before if torch.equal(before[key], after[key])}
-    assert {key for key in before if key.startswith("text_model.")} <= same
+    kept = {key for key in before if key.startswith("text_model.") and not key.endswith("token_embedding.weight")}
+    assert kept <= same
     assert not any(key.startswith("vision_model.encoder") and key.endswith("proj.weight") for key in same)
 
 

@@ -26,9 +26,10 @@ from PIL import Image
 from e4t.errors import ConfigError
 from e4t.evaluation import metrics
 from e4t.evaluation.judge import RESOLUTION, Judge, round_trip
-from e4t.evaluation.truth import Layout, Readings, identity_columns, visible_parameters
+from e4t.evaluation.truth import Readings, visible_parameters
 from e4t.pipeline import E4TPipeline
 from e4t.tiny.captions import caption
+from e4t.tiny.columns import Layout, identity_columns
 from e4t.tiny.world import (
     TRAINING_NAMESPACES,
     WORLD_VERSION,

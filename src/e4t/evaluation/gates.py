@@ -26,11 +26,12 @@ from torch import Tensor
 
 from e4t.evaluation.judge import RESOLUTION, Judge
 from e4t.evaluation.metrics import explained
-from e4t.evaluation.truth import Layout, Truth, visible_parameters
+from e4t.evaluation.truth import Truth, visible_parameters
 from e4t.tiny import architecture
 from e4t.tiny.album import snapshot
 from e4t.tiny.captions import alterations, caption, describe, name_of, training_picture
 from e4t.tiny.clip import class_states, clip_pixels
+from e4t.tiny.columns import Layout
 from e4t.tiny.pictures import to_pixels
 from e4t.tiny.train import tokenise
 from e4t.tiny.world import Picture, draw, stream, words

@@ -25,11 +25,12 @@ from typing_extensions import Self
 
 from e4t.errors import CheckpointError, DataError
 from e4t.evaluation.metrics import explained, readable
-from e4t.evaluation.truth import CLASSES, Layout, Readings, Truth, shows
+from e4t.evaluation.truth import CLASSES, Readings, Truth, shows
 from e4t.precision import training_dtype
 from e4t.tiny.album import snapshot
 from e4t.tiny.captions import training_picture
-from e4t.tiny.pictures import load_shards, to_pixels, to_rgb
+from e4t.tiny.columns import Layout
+from e4t.tiny.pictures import Shards, load_shards, to_pixels, to_rgb
 from e4t.tiny.trained import Trained
 from e4t.tiny.world import WORLD_VERSION, Picture, draw, identity
 
@@ -138,7 +139,7 @@ class JudgeNetwork(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Pixels ``[n, 3, 128, 128]`` in [-1, 1] to identity ``[n, D]`` and class logits ``[n, options]``, float32.
 
-        Columns of a continuous parameter are its number standardised; those of a categorical one are logits.
+        Columns of a continuous parameter are standardised; those of a categorical one are logits.
         """
         identity, *classes = self.head(self.trunk(pixels)).float().split(self.sizes, dim=-1)
         return identity, dict(zip(CLASSES, classes, strict=True))
@@ -204,8 +205,12 @@ class Judge:
         columns = []
         for part in self.layout.slices:
             raw = identity[:, part]
-            columns.append((raw / 12**0.5 + 0.5).clamp(0, 1) if raw.shape[1] == 1 else raw.softmax(-1))
+            columns.append(self._numbers(raw, part) if self.layout.continuous[part.start] else raw.softmax(-1))
         return torch.cat(columns, dim=1)
+
+    def _numbers(self, raw: Tensor, part: slice) -> Tensor:
+        mean, scale = (torch.from_numpy(values[part]).to(raw) for values in (self.layout.means, self.layout.scales))
+        return (raw * scale + mean).clamp(-1 if self.layout.turning[part.start] else 0, 1)
 
 
 def _description(number: int, kind: str) -> dict[str, Any]:
@@ -260,8 +265,7 @@ class _Targets:
 
     @classmethod
     def of(cls, truth: Truth, layout: Layout) -> _Targets:
-        continuous = np.asarray(layout.widths)[layout.owners] == 1
-        identity = np.where(continuous, (truth.identity - 0.5) * 12**0.5, truth.identity)
+        identity = np.where(layout.continuous, (truth.identity - layout.means) / layout.scales, truth.identity)
         return cls(
             torch.from_numpy(identity).float(),
             torch.from_numpy(truth.visible),
@@ -284,8 +288,8 @@ def judge_loss(layout: Layout, identity: Tensor, classes: dict[str, Tensor], tar
     losses = []
     for part in layout.slices:
         seen = target.visible[:, part.start].float()
-        if part.stop - part.start == 1:
-            each = (identity[:, part] - target.identity[:, part]).square().squeeze(1)
+        if layout.continuous[part.start]:
+            each = (identity[:, part] - target.identity[:, part]).square().mean(1)
         else:
             each = F.cross_entropy(identity[:, part], target.identity[:, part], reduction="none")
         losses.append((each * seen).sum() / seen.sum().clamp(min=1))
@@ -312,7 +316,7 @@ def _blur(pixels: Tensor, sigma: float) -> Tensor:
 
 
 def train_judge(
-    config: JudgeConfig, rgb: np.ndarray, indices: np.ndarray, *, returned: np.ndarray | None = None
+    config: JudgeConfig, rgb: np.ndarray | Shards, indices: np.ndarray, *, returned: np.ndarray | None = None
 ) -> Judge:
     """Train on drawn pictures ``[n, 128, 128, 3]`` and their indices in the training stream ``[n]``.
 
@@ -359,7 +363,7 @@ def _initial(config: JudgeConfig, layout: Layout) -> JudgeNetwork:
     return earlier.network
 
 
-def _shown(rgb: np.ndarray, returned: np.ndarray | None, rows: Tensor, through: Tensor) -> np.ndarray:
+def _shown(rgb: np.ndarray | Shards, returned: np.ndarray | None, rows: Tensor, through: Tensor) -> np.ndarray:
     """The pictures of ``rows``, as returned by the autoencoder where ``through`` says so."""
     shown: np.ndarray = rgb[rows.numpy()]
     if returned is not None:
@@ -386,7 +390,7 @@ def round_trip(rgb: np.ndarray, vae: RoundTrip, *, batch: int = 32) -> np.ndarra
     return np.concatenate([to_rgb(vae(to_pixels(rgb[i : i + batch]))) for i in range(0, len(rgb), batch)])
 
 
-def cached_round_trips(config: JudgeConfig, rgb: np.ndarray, vae: RoundTrip) -> np.ndarray:
+def cached_round_trips(config: JudgeConfig, rgb: np.ndarray | Shards, vae: RoundTrip) -> np.ndarray:
     """`round_trip` of the first ``config.round_trips`` pictures, kept in the work folder for the other judges.
 
     What an earlier judge left there is used, and taken further where it is too short.

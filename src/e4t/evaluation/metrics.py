@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from e4t.evaluation.truth import Layout
+from e4t.tiny.columns import Layout
 
 READABLE = 0.7
 """Least share of a parameter's variance that a judge must explain on drawings for the parameter to count."""

@@ -1,19 +1,17 @@
 """What there is to read in a drawn picture: the columns of an identity, which of them can be seen, and the classes.
 
-Shapes: n pictures, P parameters of an identity, D columns (one per continuous parameter, one per option of a
-categorical one).
+Shapes: n pictures, P parameters of an identity, D columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from e4t.tiny.accessories import ACCESSORIES
-from e4t.tiny.canvas import Parameter
+from e4t.tiny.columns import Layout, identity_columns
 from e4t.tiny.scenes import SCENES
 from e4t.tiny.styles import STYLES
 from e4t.tiny.transforms import TRANSFORMS
@@ -40,50 +38,6 @@ HIDDEN_BY: dict[str, tuple[str, ...]] = {
     "sleeping": ("eye_colour", "eye_shade", "eye_tilt", "eye_roundness"),
 }
 """Accessory or expression to the beginnings of the names of the parameters that it hides."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the columns of a reading are made up: a name and a width per parameter, 1 for a continuous one."""
-
-    names: tuple[str, ...]
-    widths: tuple[int, ...]
-
-    @classmethod
-    def of(cls, kind: str) -> Layout:
-        """The layout of "face", "cat" or "art"."""
-        parameters = PARAMETERS[kind]
-        return cls(tuple(p.name for p in parameters), tuple(len(p.options) or 1 for p in parameters))
-
-    @property
-    def columns(self) -> int:
-        return sum(self.widths)
-
-    @cached_property
-    def owners(self) -> np.ndarray:
-        """The parameter that each column belongs to, ``[D]``."""
-        return np.repeat(np.arange(len(self.widths)), self.widths)
-
-    @cached_property
-    def slices(self) -> tuple[slice, ...]:
-        """The columns of each parameter."""
-        ends = np.cumsum(self.widths).tolist()
-        return tuple(slice(end - width, end) for end, width in zip(ends, self.widths, strict=True))
-
-    @cached_property
-    def scales(self) -> np.ndarray:
-        """Standard deviation of each column over the world, ``[D]``: uniform numbers and equally likely options."""
-        shares = 1 / np.repeat(self.widths, self.widths)
-        return np.where(shares == 1, np.sqrt(1 / 12), np.sqrt(shares * (1 - shares)))
-
-
-def identity_columns(subject: Identity) -> np.ndarray:
-    """The true reading of an identity, ``[D]``: numbers as they are, options as one-hot."""
-    return np.concatenate([_columns(p, subject.params[p.name]) for p in PARAMETERS[subject.kind]])
-
-
-def _columns(parameter: Parameter, value: float) -> np.ndarray:
-    return np.eye(len(parameter.options))[int(value)] if parameter.options else np.array([value])
 
 
 def concept_of(picture: Picture, kind: str) -> Identity:

@@ -117,7 +117,7 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 def build_clip_heads(vocabulary: int) -> ClassStateHeads:
     """What the [CLS] states after every second layer of `build_clip`'s vision tower have to tell while it learns."""
-    return ClassStateHeads(VISION_LAYERS // 2 * VISION_WIDTH, vocabulary)
+    return ClassStateHeads(VISION_LAYERS // 2 * VISION_WIDTH, vocabulary, TEXT_WIDTH)
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

@@ -25,7 +25,7 @@ class Parameter:
     ``options`` makes it categorical (the value is an index). ``words`` cuts a continuous one into equal bins that
     captions can name. With neither it is something no caption can say. ``first`` is the share of individuals with the
     first option, where options are not all equally common. ``requires`` names a categorical parameter and the option
-    indices under which this one is visible at all.
+    indices under which this one is visible at all. ``circular`` is a hue or a direction, whose 0 and 1 are the same.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Parameter:
     options: tuple[str, ...] = ()
     requires: tuple[str, tuple[int, ...]] | None = None
     first: float | None = None
+    circular: bool = False
 
     def word(self, value: float) -> str | None:
         """The caption word for ``value``, or None when captions cannot say it."""

@@ -196,6 +196,20 @@ def training_caption(index: int, picture: Picture, *, variant: int = 0) -> str:
     return caption(picture, stream("caption", index, variant))
 
 
+def naming_caption(index: int, picture: Picture, *, variant: int = 0) -> str:
+    """The same, but of every three wordings two name everybody: whoever has no name borrows one.
+
+    Of use only where names are spelt by who bears them, as in `e4t.tiny.spelling`.
+    """
+    rng = stream("caption", index, variant)
+    if variant % 3 == 0:
+        return caption(picture, rng)
+    subject, art = picture.subject, picture.art
+    borrowed = None if name_of(subject) or subject.kind not in NAMED else _pick(rng, names(subject.kind)).split()[-1]
+    artist = None if art is None or name_of(art) else _pick(rng, names("art"))
+    return caption(picture, rng, subject=borrowed, artist=artist)
+
+
 def alterations(picture: Picture) -> list[Picture]:
     """Every picture that differs from ``picture`` in exactly one thing that its caption may say."""
     choices: dict[str, list[Any]] = {

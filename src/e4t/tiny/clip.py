@@ -1,8 +1,8 @@
 """How CLIP's vision tower learns, aligned to a text tower that is already finished.
 
 Contrast with captions teaches what tells the pictures of one batch apart, and a small tower from nothing is slow at
-that. So its [CLS] states also have to say the words of the caption and to draw the picture in small: what they carry is
-then asked for in full at every step. Captions and pictures are all that it sees.
+that. So its [CLS] states also have to say the words of the caption, to say names where they are spelt, and to draw the
+picture in small: what they carry is then asked for in full at every step.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from e4t.tiny.captions import training_picture
+from e4t.tiny.spelling import Spelling
 
 ALIKE = 8  # pictures of one scene and style in a batch
 SECOND = 4  # one picture in so many is there twice
-WORDS_WEIGHT, DRAWING_WEIGHT = 0.3, 2.0
+WORDS_WEIGHT, NAMING_WEIGHT, DRAWING_WEIGHT = 0.3, 0.5, 2.0
 MIDDLE = (slice(36, 100), slice(32, 96))  # rows and columns of a 128 px portrait where its face is
 _DRAWN = 2 * 3 * 32 * 32
 
@@ -86,17 +87,23 @@ def rarity(tokens: Tensor, vocabulary: int) -> Tensor:
 
 
 class ClassStateHeads(nn.Module):
-    """What [CLS] states have to tell while they learn, thrown away afterwards: words, and the picture in small."""
+    """What [CLS] states have to tell while they learn, thrown away afterwards: words, names, and the picture in small.
 
-    def __init__(self, width: int, vocabulary: int) -> None:
+    Words ``[n, vocabulary]`` are logits; names ``[n, 2, W]`` the moves from the class words to the subject's name and
+    to the artist's; the picture ``[n, 6144]`` is as `in_small`. ``width`` is that of the joined states.
+    """
+
+    def __init__(self, width: int, vocabulary: int, text_width: int) -> None:
         super().__init__()
         self.words = nn.Linear(width, vocabulary)
+        self.names = nn.Linear(width, 2 * text_width)
         self.drawn = nn.Linear(width, _DRAWN)
         self.drawn_bent = nn.Sequential(nn.Linear(width, 1024), nn.GELU(), nn.Linear(1024, _DRAWN))
 
-    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Joined states ``[n, width]`` to logits of words ``[n, vocabulary]`` and a small picture, as `in_small`."""
-        return self.words(states), self.drawn(states) + self.drawn_bent(states)
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Joined states ``[n, width]`` to words, names and the picture."""
+        names = self.names(states).unflatten(-1, (2, -1))
+        return self.words(states), names, self.drawn(states) + self.drawn_bent(states)
 
 
 def in_small(pixels: Tensor) -> Tensor:
@@ -106,47 +113,74 @@ def in_small(pixels: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Captioned:
+    """A batch: pictures ``[n, 3, 128, 128]``, the token ids of their captions ``[n, L]`` and of captions that are wrong
+    in one attribute ``[n, variants, L]``, and whom the right ones may name, as `bearers` gives it."""
+
+    pixels: Tensor
+    right: Tensor
+    wrong: Tensor
+    whom: Tensor
+
+
+@dataclass(frozen=True)
 class ClipObjective:
     """The loss of one batch."""
 
     clip: Any  # its text tower frozen
     heads: ClassStateHeads
+    spelling: Spelling  # frozen
     rarity: Tensor
 
-    def loss(self, pixels: Tensor, right: Tensor, wrong: Tensor, generator: torch.Generator) -> Tensor:
-        """Contrast, words (rare ones, names above all, weigh more) and drawing.
-
-        ``pixels`` is ``[n, 3, 128, 128]``, ``right`` the token ids of their captions ``[n, length]``, ``wrong`` those
-        of captions that are wrong in one attribute, ``[n, variants, length]``.
-        """
+    def loss(self, batch: Captioned, generator: torch.Generator) -> Tensor:
+        """Contrast, words (rare ones weigh more), names and drawing."""
+        pixels, right = batch.pixels, batch.right
         images = torch.cat([pixels, view(pixels[::SECOND], generator)])
         seen = self.clip.vision_model(pixel_values=images.to(self.clip.dtype), output_hidden_states=True)
         states = [F.layer_norm(s[: len(pixels)], s.shape[-1:]) for s in class_states(seen.hidden_states)]
-        words, drawn = self.heads(torch.cat(states, dim=-1))
-        contrast = self._contrast(seen.pooler_output, trimmed(torch.cat([right, wrong.flatten(0, 1)])), len(pixels))
-        drawing = F.mse_loss(drawn.float(), in_small(pixels))
-        return contrast + WORDS_WEIGHT * words_loss(words, right, self.rarity[right]) + DRAWING_WEIGHT * drawing
+        words, names, drawn = self.heads(torch.cat(states, dim=-1))
+        weights = self.rarity[right] * (self.spelling.kinds(right) < 0)
+        return (
+            self._contrast(seen.pooler_output, batch)
+            + WORDS_WEIGHT * words_loss(words, right, weights)
+            + NAMING_WEIGHT * self._naming(names, batch.whom)
+            + DRAWING_WEIGHT * F.mse_loss(drawn.float(), in_small(pixels))
+        )
 
-    def _contrast(self, pooled: Tensor, ids: Tensor, count: int) -> Tensor:
-        """Of ``count`` pictures, followed by second views of some; and of their captions, followed by wrong ones.
+    def _naming(self, names: Tensor, whom: Tensor) -> Tensor:
+        """How far the names ``[n, 2, W]`` are from where they are spelt, named or not; 1 for knowing nothing."""
+        with torch.no_grad():
+            spelt: Tensor = self.spelling.map(whom.to(self.spelling.map.weight)).float()
+            there = (whom != 0).any(-1)
+        return F.mse_loss(names.float()[there], spelt[there]) / spelt[there].square().mean()
+
+    def _contrast(self, pooled: Tensor, batch: Captioned) -> Tensor:
+        """Of the pictures, followed by second views of some; and of their captions, and wrong ones.
 
         A picture chooses among all captions, and once more among its own wrong ones alone; a caption and a second view
         choose among the pictures. Two views of one drawing are alike in what captions do not say.
         """
-        clip = self.clip
-        seen = F.normalize(clip.visual_projection(pooled).float(), dim=-1)
-        said = F.normalize(clip.text_projection(clip.text_model(input_ids=ids).pooler_output).float(), dim=-1)
-        first, second, right = seen[:count], seen[count:], said[:count]
-        own = torch.cat([right[:, None], said[count:].view(count, -1, said.shape[-1])], dim=1)
-        scale = clip.logit_scale.float().exp().clamp(max=100)
+        count = len(batch.pixels)
+        seen = F.normalize(self.clip.visual_projection(pooled).float(), dim=-1)
+        first, second = seen[:count], seen[count:]
+        ids = trimmed(batch.right)
+        with self.spelling.spoken(self.clip.text_model, ids, batch.whom):
+            right = self._said(ids)
+        wrong = self._said(trimmed(batch.wrong.flatten(0, 1)))
+        own = torch.cat([right[:, None], wrong.view(count, -1, wrong.shape[-1])], dim=1)
+        scale = self.clip.logit_scale.float().exp().clamp(max=100)
         target = torch.arange(count, device=seen.device)
         choices = [
-            (first @ said.T, target),
+            (first @ torch.cat([right, wrong]).T, target),
             (right @ first.T, target),
             (second @ first.T, target[::SECOND]),
             ((own @ first[:, :, None])[..., 0], torch.zeros_like(target)),
         ]
         return torch.stack([F.cross_entropy(scale * likeness, answer) for likeness, answer in choices]).mean()
+
+    def _said(self, ids: Tensor) -> Tensor:
+        pooled = self.clip.text_model(input_ids=ids).pooler_output
+        return F.normalize(self.clip.text_projection(pooled).float(), dim=-1)
 
 
 def words_loss(logits: Tensor, ids: Tensor, weights: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,14 +44,40 @@ def _draw_shard(job: tuple[Path, int, int]) -> None:
     beside.rename(_path(folder, shard))
 
 
-def load_shards(folder: Path, count: int | None = None, *, size: int = 128) -> tuple[np.ndarray, np.ndarray]:
-    """The shards of the first ``count`` drawn pictures, ``[n, size, size, 3]`` uint8, and their indices ``[n]``."""
+class Shards:
+    """Drawn pictures left on disk, indexed as an array ``[n, size, size, 3]`` uint8; what is taken out is a copy."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._parts = [np.load(path, mmap_mode="r") for path in paths]
+        self.shape: tuple[int, ...] = (sum(map(len, self._parts)), *self._parts[0].shape[1:])
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        rows, *inside = key if isinstance(key, tuple) else (key,)
+        picked = np.arange(len(self))[rows]
+        if picked.ndim == 0:
+            return np.asarray(self._picture(int(picked))[tuple(inside)])
+        out = np.empty((len(picked), *self.shape[1:]), np.uint8)
+        for place, row in enumerate(picked):
+            out[place] = self._picture(int(row))
+        everywhere = (slice(None), *inside)
+        return np.asarray(out[everywhere])
+
+    def _picture(self, row: int) -> np.ndarray:
+        shard, place = divmod(row, len(self._parts[0]))
+        return np.array(self._parts[shard][place])
+
+
+def load_shards(folder: Path, count: int | None = None, *, size: int = 128) -> tuple[Shards, np.ndarray]:
+    """The shards of the first ``count`` drawn pictures and their indices ``[n]``."""
     paths = sorted((folder / f"world-{WORLD_VERSION}-{size}px").glob("*.rgb.npy"))
     paths = paths[: None if count is None else -(-count // SHARD)]
     if not paths:
         raise FileNotFoundError(f"no drawn pictures in {folder}; run the 'draw' stage first")
     indices = [np.arange(SHARD) + SHARD * int(path.name.split(".")[0]) for path in paths]
-    return np.concatenate([np.load(path, mmap_mode="r") for path in paths]), np.concatenate(indices)
+    return Shards(paths), np.concatenate(indices)
 
 
 def to_pixels(rgb: np.ndarray) -> Tensor:

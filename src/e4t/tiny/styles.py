@@ -45,7 +45,7 @@ STYLES: dict[str, tuple[str, ...]] = {
 """Name to the phrases that go before a subject."""
 
 ART_PARAMETERS: tuple[Parameter, ...] = tuple(
-    Parameter(name)
+    Parameter(name, circular=name.endswith(("_hue", "_direction")))
     for name in (
         "shadow_hue",
         "shadow_saturation",

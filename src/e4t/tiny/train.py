@@ -3,7 +3,7 @@
     python -m e4t.tiny.train WORK
 
 Every stage checkpoints; to resume, run the same command again. A larger number of steps continues a finished stage.
-Captions are the only supervision: nothing here sees an identity's parameters.
+Captions are the only supervision, but names are spelt by who bears them (`spelling.py` says why).
 
 The text encoder learns with the U-Net, then is frozen and CLIP's vision tower is aligned to it. What the U-Net needs
 from words is then what the words carry; a text tower trained on contrast alone may drop it.
@@ -32,9 +32,10 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from e4t.precision import training_dtype
 from e4t.tiny import architecture, samples
-from e4t.tiny.captions import NAMED, misleading_caption, names, training_caption
-from e4t.tiny.clip import ALIKE, ClipObjective, alike, clip_pixels, rarity, start_seeing, words_loss
-from e4t.tiny.pictures import captions_of, draw_shards, load_shards, to_pixels
+from e4t.tiny.captions import NAMED, misleading_caption, names, naming_caption, training_picture
+from e4t.tiny.clip import ALIKE, Captioned, ClipObjective, alike, clip_pixels, rarity, start_seeing, words_loss
+from e4t.tiny.pictures import Shards, captions_of, draw_shards, load_shards, to_pixels
+from e4t.tiny.spelling import Spelling, bearers
 from e4t.tiny.trained import Trained, step_of, write_beside
 from e4t.tiny.world import WORLD_VERSION
 
@@ -43,6 +44,8 @@ ADOPTED = ("smooth", "base", "clip")
 CAPTION_VARIANTS = 3
 CAPTION_DROPOUT = 0.1
 WORDS_WEIGHT = 0.02  # of naming a caption's words from the state at its end
+TELLING_WEIGHT = 0.05  # of telling from there who is named
+ARTISTS = 3  # times that the base sees a picture by an artist, one in ten, where it sees another once
 LATENT_NOISE = 0.4
 """Largest noise on latents, as a share of their standard deviation, that the autoencoder learns to bear."""
 
@@ -118,7 +121,7 @@ def _new(config: TinyConfig, networks: dict[str, nn.Module], stage: str) -> Trai
     return trained
 
 
-def train_vae(config: TinyConfig, rgb: np.ndarray) -> None:
+def train_vae(config: TinyConfig, rgb: Shards) -> None:
     """Reconstruction with extra weight on edges, which carry identity, and on broad colours; weak KL."""
     torch.manual_seed(config.seed)
     trained = _new(config, {"vae": architecture.build_vae()}, "vae")
@@ -133,7 +136,7 @@ def train_vae(config: TinyConfig, rgb: np.ndarray) -> None:
     _run_vae(config, "vae", rgb, trained, losses())
 
 
-def smooth_vae(config: TinyConfig, rgb: np.ndarray) -> None:
+def smooth_vae(config: TinyConfig, rgb: Shards) -> None:
     """Go on with the autoencoder until a denoiser learns its latents faster.
 
     Two terms shape them: noise on the latents, which a decoder has to bear from an imperfect denoiser anyway (latent
@@ -159,9 +162,7 @@ def smooth_vae(config: TinyConfig, rgb: np.ndarray) -> None:
     _run_vae(config, "smooth", rgb, trained, losses())
 
 
-def _crops(
-    config: TinyConfig, stage: str, rgb: np.ndarray, trained: Trained
-) -> Iterator[tuple[Tensor, torch.Generator]]:
+def _crops(config: TinyConfig, stage: str, rgb: Shards, trained: Trained) -> Iterator[tuple[Tensor, torch.Generator]]:
     """Crops of 64 px, ``[n, 3, 64, 64]`` in [-1, 1], and each step's random stream."""
     while True:
         generator = _generator(config, stage, trained.step)
@@ -171,7 +172,7 @@ def _crops(
         yield to_pixels(crops).to(config.device), generator
 
 
-def _run_vae(config: TinyConfig, stage: str, rgb: np.ndarray, trained: Trained, losses: Iterator[Tensor]) -> None:
+def _run_vae(config: TinyConfig, stage: str, rgb: Shards, trained: Trained, losses: Iterator[Tensor]) -> None:
     _run(config, stage, trained, losses, lambda: samples.round_trips(trained.averaged("vae"), to_pixels(rgb[:12])))
 
 
@@ -185,7 +186,7 @@ def _reconstruction_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def encode_pictures(config: TinyConfig, rgb: np.ndarray) -> Tensor:
+def encode_pictures(config: TinyConfig, rgb: Shards) -> Tensor:
     """Latents of every picture, scaled to unit variance, float16 ``[n, 12, 16, 16]``; cached for this VAE."""
     path = config.work / "latents.safetensors"
     step = step_of(config.work / "smooth.safetensors")
@@ -230,16 +231,17 @@ def adopt(config: TinyConfig, folder: Path, tokenizer: CLIPTokenizer) -> None:
     rows = _translated(text.get_input_embeddings().weight.detach(), folder / "tokenizer", tokenizer)
     vae = AutoencoderKL.from_pretrained(folder / "vae")
     clip = CLIPModel.from_pretrained(folder / "image_encoder")
-    base = {
+    networks = _base_networks(tokenizer)
+    networks["spelling"].read(rows)
+    base = {name: network.state_dict() for name, network in networks.items()} | {
         "unet": UNet2DConditionModel.from_pretrained(folder / "unet").state_dict(),
         "text_encoder": text.state_dict() | {"embeddings.token_embedding.weight": rows},
-        "words": nn.Linear(architecture.TEXT_WIDTH, len(tokenizer)).state_dict(),
     }
     seeing = {key: tensor for key, tensor in clip.state_dict().items() if not key.startswith("text_model.")}
     aligned = {"clip": seeing, "heads": architecture.build_clip_heads(len(tokenizer)).state_dict()}
-    for stage, networks in {"smooth": {"vae": vae.state_dict()}, "base": base, "clip": aligned}.items():
+    for stage, states in {"smooth": {"vae": vae.state_dict()}, "base": base, "clip": aligned}.items():
         if stage in config.adopted and not (path := config.work / f"{stage}.safetensors").exists():
-            weights = {f"{name}.{key}": t for name, state in networks.items() for key, t in state.items()}
+            weights = {f"{name}.{key}": t for name, state in states.items() for key, t in state.items()}
             tensors = {f"{part}/{key}": t.float().clone() for part in ("master", "ema") for key, t in weights.items()}
             write_beside(tensors, path, {"step": "0"})
     (config.work / "scaling_factor.json").write_text(json.dumps(vae.config["scaling_factor"]))
@@ -279,8 +281,8 @@ def tokenise(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 
 def caption_tokens(config: TinyConfig, tokenizer: CLIPTokenizer, indices: np.ndarray) -> Tensor:
-    """Tokens of every wording of every caption, int16 ``[n, variants, 48]``; cached."""
-    return _cached_tokens(config.work / "tokens.safetensors", tokenizer, indices, training_caption)
+    """Tokens of every wording of every caption, nearly everybody named, int16 ``[n, variants, 48]``; cached."""
+    return _cached_tokens(config.work / "tokens.safetensors", tokenizer, indices, naming_caption)
 
 
 def misleading_tokens(config: TinyConfig, tokenizer: CLIPTokenizer, indices: np.ndarray) -> Tensor:
@@ -306,23 +308,34 @@ def _cached_tokens(path: Path, tokenizer: CLIPTokenizer, indices: np.ndarray, wo
     return tokens
 
 
-def train_base(config: TinyConfig, latents: Tensor, tokens: Tensor, tokenizer: CLIPTokenizer) -> None:
+def _base_networks(tokenizer: CLIPTokenizer) -> dict[str, Any]:
+    return {
+        "unet": architecture.build_unet(),
+        "text_encoder": architecture.build_text_encoder(tokenizer),
+        "spelling": Spelling(tokenizer, architecture.TEXT_WIDTH),
+        "words": torch.nn.Linear(architecture.TEXT_WIDTH, len(tokenizer)),
+    }
+
+
+def train_base(
+    config: TinyConfig, latents: Tensor, indices: np.ndarray, tokens: Tensor, tokenizer: CLIPTokenizer
+) -> None:
     """U-Net and text encoder together by v-prediction on captions, one in ten of them empty.
 
     The U-Net reads what it needs of a caption in the states of padding tokens, and the state at the caption's end,
-    which CLIP will be aligned to, says little. So a linear map, thrown away later, has to name the words from there.
+    which CLIP will be aligned to, says little. So linear maps, thrown away later, have to tell the words from there,
+    and who is named.
     """
     torch.manual_seed(config.seed)
-    networks: dict[str, Any] = {
-        "unet": architecture.build_unet(),
-        "text_encoder": architecture.build_text_encoder(tokenizer),
-        "words": torch.nn.Linear(architecture.TEXT_WIDTH, len(tokenizer)),
-    }
+    networks = _base_networks(tokenizer)
     trained = _new(config, networks, "base")
     networks["unet"].to(memory_format=torch.channels_last)
     # Materialised attention: the fused CPU kernel's backward pass takes a quarter of a step at these sizes.
     networks["unet"].set_attn_processor(AttnProcessor())
     networks["text_encoder"].set_attn_implementation("eager")
+    whom = bearers([training_picture(int(index)) for index in indices])
+    by_artists = whom[:, 1].any(1).nonzero()[:, 0]
+    pool = torch.cat([torch.arange(len(latents)), *[by_artists] * (ARTISTS - 1)])
     empty = tokenise(tokenizer, [""])
     scheduler = architecture.build_scheduler()
 
@@ -330,7 +343,7 @@ def train_base(config: TinyConfig, latents: Tensor, tokens: Tensor, tokenizer: C
         while True:
             generator = _generator(config, "base", trained.step)
             size = (config.base_batch,)
-            picks = torch.randint(len(latents), size, generator=generator)
+            picks = pool[torch.randint(len(pool), size, generator=generator)]
             wording = torch.randint(tokens.shape[1], size, generator=generator)
             ids = tokens[picks, wording].long()
             ids[torch.rand(size, generator=generator) < CAPTION_DROPOUT] = empty
@@ -339,12 +352,13 @@ def train_base(config: TinyConfig, latents: Tensor, tokens: Tensor, tokenizer: C
             t = torch.randint(scheduler.config["num_train_timesteps"], size, generator=generator)
             noisy = scheduler.add_noise(clean, noise, t)
             target = scheduler.get_velocity(clean, noise, t).to(config.device)
-            yield _base_loss(networks, noisy.to(config.device), t.to(config.device), ids.to(config.device), target)
+            seen, at, said, named = (part.to(config.device) for part in (noisy, t, ids, whom[picks]))
+            yield _base_loss(networks, seen, at, said, named, target)
 
     def sample() -> Image.Image:
         vae = _trained_vae(config)
         vae.register_to_config(scaling_factor=_scaling_factor(config))
-        parts = {name: trained.averaged(name) for name in ("unet", "text_encoder")}
+        parts = {"unet": trained.averaged("unet"), "text_encoder": _with_names(trained)}
         return samples.from_text(_stock_pipeline(vae=vae, tokenizer=tokenizer, scheduler=scheduler, **parts))
 
     _run(config, "base", trained, losses(), sample)
@@ -354,20 +368,33 @@ def _stock_pipeline(**parts: Any) -> StableDiffusionPipeline:
     return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
-def _base_loss(networks: dict[str, Any], noisy: Tensor, t: Tensor, ids: Tensor, velocity: Tensor) -> Tensor:
-    read = networks["text_encoder"](ids)
+def _base_loss(
+    networks: dict[str, Any], noisy: Tensor, t: Tensor, ids: Tensor, whom: Tensor, velocity: Tensor
+) -> Tensor:
+    spelling = networks["spelling"]
+    with spelling.spoken(networks["text_encoder"], ids, whom):
+        read = networks["text_encoder"](ids)
     noisy = noisy.to(networks["unet"].dtype, memory_format=torch.channels_last)
     predicted = networks["unet"](noisy, t, read.last_hidden_state).sample.float()
-    return F.mse_loss(predicted, velocity) + WORDS_WEIGHT * _words_loss(networks["words"](read.pooler_output), ids)
+    said = _words_loss(networks["words"](read.pooler_output), ids, spelling.kinds(ids))
+    told: Tensor = spelling.telling_loss(read.pooler_output, ids, whom)
+    return F.mse_loss(predicted, velocity) + WORDS_WEIGHT * said + TELLING_WEIGHT * told
 
 
-def _words_loss(logits: Tensor, ids: Tensor) -> Tensor:
-    """`words_loss` of all that is neither the start nor the padding."""
-    return words_loss(logits, ids, (ids != ids[:, :1]) & (ids != ids[:, -1:]))
+def _with_names(trained: Trained) -> CLIPTextModel:
+    """The averaged text encoder with the names written into its table."""
+    text_encoder: CLIPTextModel = trained.averaged("text_encoder")
+    trained.averaged("spelling").write(text_encoder.get_input_embeddings().weight)
+    return text_encoder
+
+
+def _words_loss(logits: Tensor, ids: Tensor, kinds: Tensor) -> Tensor:
+    """`words_loss` of all that is neither the start nor the padding nor a name."""
+    return words_loss(logits, ids, (ids != ids[:, :1]) & (ids != ids[:, -1:]) & (kinds < 0))
 
 
 def train_clip(
-    config: TinyConfig, rgb: np.ndarray, indices: np.ndarray, tokens: Tensor, wrong: Tensor, tokenizer: CLIPTokenizer
+    config: TinyConfig, rgb: Shards, indices: np.ndarray, tokens: Tensor, wrong: Tensor, tokenizer: CLIPTokenizer
 ) -> None:
     """Align a vision tower to the frozen text tower: `ClipObjective`.
 
@@ -382,7 +409,9 @@ def train_clip(
     heads = architecture.build_clip_heads(len(tokenizer))
     trained = _new(config, {"clip": clip, "heads": heads}, "clip")
     weights = rarity(tokens[:20_000, 0], len(tokenizer)).to(config.device)
-    objective = ClipObjective(clip, heads, weights)
+    spelling = _finished_spelling(config, tokenizer).to(clip.dtype).requires_grad_(False)
+    objective = ClipObjective(clip, heads, spelling, weights)
+    whom = bearers([training_picture(int(index)) for index in indices])
     groups = alike(indices, min(ALIKE, config.clip_batch))
 
     def losses() -> Iterator[Tensor]:
@@ -392,8 +421,8 @@ def train_clip(
             picks = groups[chosen].flatten()
             wording = torch.randint(tokens.shape[1], picks.shape, generator=generator)
             pixels = clip_pixels(rgb[picks.numpy()]).to(config.device)
-            right = tokens[picks, wording].long().to(config.device)
-            yield objective.loss(pixels, right, wrong[picks].long().to(config.device), generator)
+            captions = tokens[picks, wording].long().to(config.device), wrong[picks].long().to(config.device)
+            yield objective.loss(Captioned(pixels, *captions, whom[picks].to(config.device)), generator)
 
     _run(config, "clip", trained, losses())
 
@@ -401,32 +430,33 @@ def train_clip(
 def _clip_of(config: TinyConfig, tokenizer: CLIPTokenizer) -> CLIPModel:
     """A fresh CLIP around the base's text tower, which is kept as it is."""
     clip = architecture.build_clip(tokenizer)
-    _load_text_tower(config, clip)
+    clip.text_model.load_state_dict(_finished_text_encoder(config, tokenizer).state_dict())
     clip.text_model.requires_grad_(False)
     return clip
 
 
-def _load_text_tower(config: TinyConfig, clip: CLIPModel) -> None:
-    average = {
-        key.removeprefix("ema/text_encoder."): tensor
-        for key, tensor in load_file(config.work / "base.safetensors").items()
-        if key.startswith("ema/text_encoder.")
-    }
-    clip.text_model.load_state_dict({key.removeprefix("text_model."): t for key, t in average.items()}, strict=False)
+def _finished_text_encoder(config: TinyConfig, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """The base's averaged text encoder with the names written into its table."""
+    text_encoder: CLIPTextModel = _averaged(config, "base", "text_encoder", architecture.build_text_encoder(tokenizer))
+    _finished_spelling(config, tokenizer).write(text_encoder.get_input_embeddings().weight)
+    return text_encoder
+
+
+def _finished_spelling(config: TinyConfig, tokenizer: CLIPTokenizer) -> Spelling:
+    return _averaged(config, "base", "spelling", Spelling(tokenizer, architecture.TEXT_WIDTH))  # type: ignore[no-any-return]
 
 
 def export(config: TinyConfig, tokenizer: CLIPTokenizer, output: Path) -> None:
     """Write the stock folders: a diffusers pipeline and, in ``image_encoder``, a transformers CLIP; float16."""
     vae = _trained_vae(config)
     vae.register_to_config(scaling_factor=_scaling_factor(config))
-    networks = {"unet": architecture.build_unet(), "text_encoder": architecture.build_text_encoder(tokenizer)}
-    base = _new(config, networks, "base")
-    clip = _new(config, {"clip": _clip_of(config, tokenizer)}, "clip").averaged("clip")
+    unet: Any = _averaged(config, "base", "unet", architecture.build_unet())
+    text_encoder = _finished_text_encoder(config, tokenizer)
+    clip: Any = _new(config, {"clip": _clip_of(config, tokenizer)}, "clip").averaged("clip")
     vae.half().save_pretrained(output / "vae")
-    base.averaged("unet").half().save_pretrained(output / "unet")
-    text_encoder: CLIPTextModel = base.averaged("text_encoder").half()
-    text_encoder.save_pretrained(output / "text_encoder")
-    _load_text_tower(config, clip)  # once more: training may have held it in bfloat16
+    unet.half().save_pretrained(output / "unet")
+    clip.text_model.load_state_dict(text_encoder.state_dict())  # once more: training may have held it in bfloat16
+    text_encoder.half().save_pretrained(output / "text_encoder")
     clip.half().save_pretrained(output / "image_encoder")
     tokenizer.save_pretrained(output / "tokenizer")
     architecture.build_scheduler().save_pretrained(output / "scheduler")
@@ -522,7 +552,7 @@ def train_tiny(config: TinyConfig) -> None:
         latents = encode_pictures(config, rgb)
     tokens = caption_tokens(config, tokenizer, indices)
     if "base" in config.stages:
-        train_base(config, latents, tokens, tokenizer)
+        train_base(config, latents, indices, tokens, tokenizer)
     if "clip" in config.stages:
         train_clip(config, rgb, indices, tokens, misleading_tokens(config, tokenizer, indices), tokenizer)
     if "export" in config.stages:
