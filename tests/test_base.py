@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from e4t.evaluation import base
-from e4t.evaluation.truth import Layout, Readings, Truth
+from e4t.evaluation.truth import Readings, Truth
+from e4t.tiny.columns import Layout
 from e4t.tiny.world import identity
 
 

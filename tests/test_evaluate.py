@@ -24,8 +24,10 @@ from e4t.evaluation.evaluate import (
     input_picture,
     prompt_text,
     prompted,
+    prompts_of,
 )
-from e4t.evaluation.truth import Layout, Readings, Truth
+from e4t.evaluation.truth import Readings, Truth, class_answers
+from e4t.tiny.columns import Layout
 from e4t.tiny.world import Drawing, Identity, Picture, draw, identity
 
 COUNT = 6
@@ -176,3 +178,19 @@ def test_input_is_a_plain_photo_with_its_mask() -> None:
     assert photo.size == mask.size == (128, 128)
     assert (photo.mode, mask.mode) == ("RGB", "L")
     np.testing.assert_array_equal(np.asarray(photo), np.asarray(input_picture(subject)[0]))
+
+
+def test_an_artist_is_asked_to_draw_somebody_somewhere() -> None:
+    artist, other = identity("x", 0, "art"), identity("x", 1, "art")
+    texts = [prompt_text(artist, attributes, "S*") for attributes in prompts_of("art")]
+    assert len(set(texts)) == len(texts) >= 8
+    assert texts[0] == "a cat in the snow in the style of S*"
+    for attributes in prompts_of("art"):
+        picture = prompted(artist, attributes)
+        assert picture.art == artist
+        answers = class_answers(picture)
+        assert all(answers[name] == wanted for name, wanted in attributes.items())
+        assert picture.subject != prompted(other, attributes).subject
+    photo, mask = input_picture(artist)
+    assert np.asarray(mask).min() == 255  # all of a picture is its artist's
+    assert np.abs(np.asarray(photo, float) - np.asarray(input_picture(other)[0], float)).mean() > 5

@@ -12,8 +12,9 @@ from PIL import Image
 from e4t.demo import SUBJECT_PROMPTS, example_pictures, mask_of
 from e4t.evaluation.evaluate import prompted
 from e4t.evaluation.examples import score_examples, truth_of
-from e4t.evaluation.truth import Layout, Readings, Truth
+from e4t.evaluation.truth import Readings, Truth
 from e4t.images import load_image
+from e4t.tiny.columns import Layout
 from e4t.tiny.world import Identity, Picture, identity
 
 PROMPTS = list(SUBJECT_PROMPTS.values())

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from e4t.evaluation import gates
-from e4t.evaluation.truth import Layout, Readings, Truth
+from e4t.evaluation.truth import Readings, Truth
 from e4t.tiny.captions import alterations, name_of
+from e4t.tiny.columns import Layout
 from e4t.tiny.world import Drawing, Picture, identity
 
 

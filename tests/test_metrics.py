@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e4t.evaluation import metrics
-from e4t.evaluation.truth import Layout, identity_columns, visible_parameters
+from e4t.evaluation.truth import visible_parameters
+from e4t.tiny.columns import Layout, identity_columns
 from e4t.tiny.world import identity, twins
 
 LAYOUT = Layout(("size", "shape", "hue"), (1, 3, 1))

@@ -23,11 +23,12 @@ from e4t.evaluation import metrics
 from e4t.evaluation.evaluate import Attributes, Examination, prompt_text, prompted, score
 from e4t.evaluation.gates import described, gate_pictures
 from e4t.evaluation.judge import RESOLUTION, Judge, RoundTrip, autoencoder, round_trip
-from e4t.evaluation.truth import CLASSES, Truth
+from e4t.evaluation.truth import Truth, classes_of
 from e4t.tiny.captions import names
 from e4t.tiny.world import Picture, draw, identity
 
 NAMED_PROMPTS: tuple[Attributes, ...] = ({"style": "photo"}, {"style": "photo", "scene": "beach"})
+NAMED_ART_PROMPTS: tuple[Attributes, ...] = ({"subject": "face"}, {"subject": "cat", "scene": "beach"})
 
 
 @dataclass(frozen=True)
@@ -63,21 +64,21 @@ def _drawings(pictures: Sequence[Picture]) -> np.ndarray:
 def prompt_following(painter: Painter, judge: Judge, *, count: int) -> dict[str, Any]:
     """Accuracy of every attribute and of each of its options in ``count`` pictures, and the ceilings.
 
-    Captions say everything there is to say of unseen individuals.
+    Captions say everything there is to say of unseen individuals; of artists, who cannot be described, names.
     """
-    pictures = gate_pictures(count, named=False)
+    pictures = gate_pictures(count, named=judge.kind == "art", kind=judge.kind)
     right = Truth.of(pictures, judge.kind).classes
     drawn = painter.draw([described(picture, number) for number, picture in enumerate(pictures)])
     read = judge.read(drawn).classes
     best = judge.read(round_trip(_drawings(pictures), painter.through)).classes
     report: dict[str, Any] = {}
-    for name, options in CLASSES.items():
+    for name, options in classes_of(judge.kind).items():
         hits, ceiling = read[name] == right[name], best[name] == right[name]
         asked = {option: right[name] == number for number, option in enumerate(options)}
         report[name] = _shares(hits, ceiling) | {
             "options": {option: _shares(hits[rows], ceiling[rows]) for option, rows in asked.items() if rows.any()}
         }
-    values = [report[name]["share_of_ceiling"] for name in CLASSES]
+    values = [report[name]["share_of_ceiling"] for name in report]
     return {"pictures": count, "share_of_ceiling": round(float(np.mean(values)), 4), "attributes": report}
 
 
@@ -94,17 +95,16 @@ def _shares(hits: np.ndarray, ceiling: np.ndarray) -> dict[str, float]:
 def names_drawn(painter: Painter, judge: Judge, *, count: int) -> dict[str, Any]:
     """Identity and rank-1 of the first ``count`` named individuals, drawn by nothing but their names."""
     subjects = [identity("train", index, judge.kind) for index in range(count)]
-    examination = Examination(judge.layout, subjects, NAMED_PROMPTS, judge.readable, "train")
+    prompts = NAMED_ART_PROMPTS if judge.kind == "art" else NAMED_PROMPTS
+    examination = Examination(judge.layout, subjects, prompts, judge.readable, "train")
     known = names(judge.kind)
-    texts = [
-        prompt_text(subject, asked, known[number]) for number, subject in enumerate(subjects) for asked in NAMED_PROMPTS
-    ]
-    drawings = _drawings([prompted(subject, asked) for subject in subjects for asked in NAMED_PROMPTS])
+    texts = [prompt_text(subject, asked, known[number]) for number, subject in enumerate(subjects) for asked in prompts]
+    drawings = _drawings([prompted(subject, asked) for subject in subjects for asked in prompts])
     ceiling = score(examination, judge.read(round_trip(drawings, painter.through)))
     table = score(examination, judge.read(painter.draw(texts)))
     return {
         "individuals": count,
-        "prompts": texts[: len(NAMED_PROMPTS)],
+        "prompts": texts[: len(prompts)],
         "identity": round(table.identity / ceiling.identity, 4),
         "identity_ceiling": round(ceiling.identity, 4),
         "rank_1_of_50": round(float(table.crowd.mean()), 4),
@@ -114,13 +114,13 @@ def names_drawn(painter: Painter, judge: Judge, *, count: int) -> dict[str, Any]
 
 def autoencoder_loss(painter: Painter, judge: Judge, *, count: int) -> dict[str, Any]:
     """What the judge reads before and after the autoencoder: mean R² of what it can read, mean class accuracy."""
-    pictures = gate_pictures(count, named=False)
+    pictures = gate_pictures(count, named=judge.kind == "art", kind=judge.kind)
     truth, rgb = Truth.of(pictures, judge.kind), _drawings(pictures)
     report: dict[str, Any] = {"pictures": count}
     for label, shown in (("drawings", rgb), ("round trips", round_trip(rgb, painter.through))):
         readings = judge.read(shown)
         shares = metrics.explained(judge.layout, readings.identity, truth.identity, truth.visible)[judge.readable]
-        accuracy = np.mean([(readings.classes[name] == truth.classes[name]).mean() for name in CLASSES])
+        accuracy = np.mean([(answers == truth.classes[name]).mean() for name, answers in readings.classes.items()])
         report[label] = {"identity": round(float(shares.mean()), 4), "classes": round(float(accuracy), 4)}
     before, after = report["drawings"], report["round trips"]
     report["lost"] = {name: round(1 - after[name] / before[name], 4) for name in before}

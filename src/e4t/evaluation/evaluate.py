@@ -28,8 +28,9 @@ from e4t.evaluation import metrics
 from e4t.evaluation.judge import RESOLUTION, Judge, round_trip
 from e4t.evaluation.truth import Readings, visible_parameters
 from e4t.pipeline import E4TPipeline
-from e4t.tiny.captions import caption
+from e4t.tiny.captions import TRAINING_KINDS, caption
 from e4t.tiny.columns import Layout, identity_columns
+from e4t.tiny.scenes import SCENES
 from e4t.tiny.world import (
     TRAINING_NAMESPACES,
     WORLD_VERSION,
@@ -44,7 +45,7 @@ from e4t.tiny.world import (
 )
 
 Attributes = Mapping[str, str]
-"""What a prompt asks for: any of scene, style, accessory, expression, transform."""
+"""What a prompt asks for: any of scene, style, accessory, expression, transform; of art also the subject, always."""
 
 PROMPTS: tuple[Attributes, ...] = (
     {"style": "photo", "scene": "beach"},
@@ -57,6 +58,18 @@ PROMPTS: tuple[Attributes, ...] = (
     {"style": "comic", "accessory": "headphones", "scene": "city"},
 )
 """Scenes, styles, accessories, transforms and combinations; the first six are on the contact sheet."""
+
+ART_PROMPTS: tuple[Attributes, ...] = (
+    {"subject": "cat", "scene": "snow"},
+    {"subject": "face", "scene": "beach"},
+    {"subject": "face", "accessory": "crown", "scene": "library"},
+    {"subject": "cat", "scene": "forest"},
+    {"subject": "face", "scene": "space"},
+    {"subject": "cat", "accessory": "red hat", "scene": "garden"},
+    {"subject": "face", "expression": "laughing", "scene": "mountains"},
+    {"subject": "cat", "scene": "city"},
+)
+"""What an artist is asked to draw."""
 
 DRAWINGS, CLASS_WORD = "drawings", "class word"
 SCORES = ("identity", "rank_1_of_50", "rank_1_of_20_twins", "prompt_accuracy", "joint_success")
@@ -73,26 +86,43 @@ class _FirstWording(random.Random):
         return 0.0
 
 
-def _asked(subject: Identity, attributes: Attributes) -> Picture:
+def prompts_of(kind: str) -> tuple[Attributes, ...]:
+    """The prompts that concepts of "face", "cat" or "art" are examined on."""
+    return ART_PROMPTS if kind == "art" else PROMPTS
+
+
+def _asked(concept: Identity, attributes: Attributes) -> Picture:
     chosen: dict[str, Any] = dict(attributes)
-    return Picture(subject, **chosen)
+    if concept.kind != "art":
+        return Picture(concept, **chosen)
+    sitter = identity("sitters", int(stream("sitter", concept.key).random() * 10**6), chosen.pop("subject"))
+    return Picture(sitter, art=concept, **chosen)
 
 
-def prompted(subject: Identity, attributes: Attributes, *, key: object = "") -> Picture:
-    """A picture of ``subject`` as a prompt asks for it, in a pose and light that depend on ``key``."""
-    rng = stream("evaluation", subject.key, key)
+def prompted(concept: Identity, attributes: Attributes, *, key: object = "") -> Picture:
+    """A picture of ``concept`` as a prompt asks for it, in a pose and light that depend on ``key``."""
+    rng = stream("evaluation", concept.key, key)
     pose, light = random_pose(rng), random_light(rng)
-    return replace(_asked(subject, attributes), pose=pose, light=light, seed=int(rng.random() * 2**31))
+    return replace(_asked(concept, attributes), pose=pose, light=light, seed=int(rng.random() * 2**31))
 
 
-def prompt_text(subject: Identity, attributes: Attributes, placeholder: str) -> str:
-    """The prompt in the captions' first wording, "a watercolour of S* in a garden"."""
-    return caption(_asked(subject, attributes), _FirstWording(), subject=placeholder)
+def prompt_text(concept: Identity, attributes: Attributes, placeholder: str) -> str:
+    """The prompt in the captions' first wording, "a watercolour of S* in a garden", "a cat in the style of S*"."""
+    if concept.kind == "art":
+        asked = _asked(concept, attributes)
+        return caption(asked, _FirstWording(), subject=f"a {asked.subject.kind}", artist=placeholder)
+    return caption(_asked(concept, attributes), _FirstWording(), subject=placeholder)
 
 
-def input_picture(subject: Identity) -> tuple[Image.Image, Image.Image]:
-    """The one picture an individual is learned from, a plain photo, and its mask."""
-    drawing = draw(prompted(subject, {}, key="input"), RESOLUTION)
+def input_picture(concept: Identity) -> tuple[Image.Image, Image.Image]:
+    """The one picture a concept is learned from, and its mask: a plain photo, or one of an artist's, all of it his."""
+    if concept.kind == "art":
+        rng = stream("input", concept.key)
+        scenes, kinds = list(SCENES), list(TRAINING_KINDS)
+        asked = {"subject": kinds[int(rng.random() * 2)], "scene": scenes[int(rng.random() * len(scenes))]}
+        rgb = draw(prompted(concept, asked, key="input"), RESOLUTION).rgb
+        return Image.fromarray(rgb), Image.new("L", rgb.shape[:2], 255)
+    drawing = draw(prompted(concept, {}, key="input"), RESOLUTION)
     mask = (drawing.mask * 255).round().astype(np.uint8)
     return Image.fromarray(drawing.rgb), Image.fromarray(mask)
 
@@ -352,7 +382,7 @@ def evaluate(
     pipe: E4TPipeline,
     namespace: str,
     count: int = 50,
-    prompts: Sequence[Attributes] = PROMPTS,
+    prompts: Sequence[Attributes] | None = None,
     steps: Sequence[int] = (0, 1, 5, 15),
     *,
     judge: Judge,
@@ -363,6 +393,7 @@ def evaluate(
 ) -> Evaluation:
     """Examine the first ``count`` individuals of ``namespace``. Raises ConfigError where that would not be fair."""
     _check(pipe, namespace, judge)
+    prompts = prompts_of(judge.kind) if prompts is None else prompts
     subjects = [identity(namespace, index, judge.kind) for index in range(count)]
     drawer = Drawer(pipe, prompts, seed, num_inference_steps)
     if not judge.readable.any():

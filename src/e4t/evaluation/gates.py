@@ -26,10 +26,10 @@ from torch import Tensor
 
 from e4t.evaluation.judge import RESOLUTION, Judge
 from e4t.evaluation.metrics import explained
-from e4t.evaluation.truth import Truth, visible_parameters
+from e4t.evaluation.truth import Truth, concept_of, visible_parameters
 from e4t.tiny import architecture
 from e4t.tiny.album import snapshot
-from e4t.tiny.captions import alterations, caption, describe, name_of, training_picture
+from e4t.tiny.captions import TRAINING_KINDS, alterations, caption, describe, name_of, training_picture
 from e4t.tiny.clip import class_states, clip_pixels
 from e4t.tiny.columns import Layout
 from e4t.tiny.pictures import to_pixels
@@ -50,7 +50,7 @@ UNSEEN = 10**8
 
 
 def described(picture: Picture, seed: object) -> str:
-    """A caption that says everything there is to say: the subject's name, or all of its words."""
+    """A caption that says everything there is to say: names, or all of the subject's words."""
     return caption(picture, stream("gate", seed), subject=_referred(picture, seed))
 
 
@@ -59,14 +59,15 @@ def _referred(picture: Picture, seed: object) -> str:
     return name_of(picture.subject) or describe(picture.subject.kind, words(picture.subject), rng)
 
 
-def gate_pictures(count: int, *, named: bool, start: int = UNSEEN) -> list[Picture]:
-    """Face pictures nobody trained on: of named individuals, or of validation individuals only words describe."""
+def gate_pictures(count: int, *, named: bool, kind: str = "face", start: int = UNSEEN) -> list[Picture]:
+    """Pictures nobody trained on: of named individuals of ``kind``, or of validation ones only words describe."""
     namespace = "train" if named else "validation"
+    kinds = TRAINING_KINDS if kind == "art" else (kind,)
     pictures: list[Picture] = []
     while len(pictures) < count:
-        picture = training_picture(start, namespace=namespace, kinds=("face",))
+        picture = training_picture(start, namespace=namespace, kinds=kinds)
         start += 1
-        if picture.art is None and (name_of(picture.subject) is not None) == named:
+        if (picture.art is not None) == (kind == "art") and (name_of(concept_of(picture, kind)) is not None) == named:
             pictures.append(picture)
     return pictures
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,14 @@ from typing_extensions import Self
 
 from e4t.errors import CheckpointError, DataError
 from e4t.evaluation.metrics import explained, readable
-from e4t.evaluation.truth import CLASSES, Readings, Truth, shows
+from e4t.evaluation.truth import Readings, Truth, classes_of, shows
 from e4t.precision import training_dtype
 from e4t.tiny.album import snapshot
 from e4t.tiny.captions import training_picture
 from e4t.tiny.columns import Layout
 from e4t.tiny.pictures import Shards, load_shards, to_pixels, to_rgb
 from e4t.tiny.trained import Trained
-from e4t.tiny.world import WORLD_VERSION, Picture, draw, identity
+from e4t.tiny.world import WORLD_VERSION, draw
 
 RESOLUTION = 128
 SHIPPED = Path(__file__).parents[1] / "tiny" / "weights"
@@ -129,11 +129,12 @@ _TRUNKS: dict[int, type[ResidualTrunk | AttentiveTrunk]] = {1: ResidualTrunk, 2:
 class JudgeNetwork(nn.Module):
     """A trunk with one linear head for all columns of an identity and all classes."""
 
-    def __init__(self, number: int, layout: Layout) -> None:
+    def __init__(self, number: int, kind: str) -> None:
         super().__init__()
-        self.layout = layout
+        self.layout = Layout.of(kind)
         self.trunk = _TRUNKS[number]()
-        self.sizes = [layout.columns, *map(len, CLASSES.values())]
+        self.classes = classes_of(kind)
+        self.sizes = [self.layout.columns, *map(len, self.classes.values())]
         self.head = nn.Linear(self.trunk.features, sum(self.sizes))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -142,7 +143,7 @@ class JudgeNetwork(nn.Module):
         Columns of a continuous parameter are standardised; those of a categorical one are logits.
         """
         identity, *classes = self.head(self.trunk(pixels)).float().split(self.sizes, dim=-1)
-        return identity, dict(zip(CLASSES, classes, strict=True))
+        return identity, dict(zip(self.classes, classes, strict=True))
 
 
 @dataclass
@@ -167,7 +168,7 @@ class Judge:
             raise CheckpointError(f"'{folder}' holds no judge: {error!r}") from error
         if config != expected:
             raise CheckpointError(f"the judge in '{folder}' was trained on another version of the world")
-        network = JudgeNetwork(config["judge"], Layout.of(config["kind"]))
+        network = JudgeNetwork(config["judge"], config["kind"])
         network.load_state_dict({key: tensor.float() for key, tensor in weights.items()})
         counted = np.array([name in names for name in network.layout.names])
         return cls(network.to(device).eval(), config["judge"], config["kind"], counted)
@@ -197,7 +198,7 @@ class Judge:
         device = self.network.head.weight.device
         parts = [self.network(to_pixels(rgb[i : i + batch]).to(device)) for i in range(0, len(rgb), batch)]
         identity = torch.cat([self._shares(part).cpu() for part, _ in parts]).double().numpy()
-        classes = {name: torch.cat([c[name].argmax(-1).cpu() for _, c in parts]).numpy() for name in CLASSES}
+        classes = {name: torch.cat([c[name].argmax(-1).cpu() for _, c in parts]).numpy() for name in parts[0][1]}
         return Readings(identity, classes)
 
     def _shares(self, identity: Tensor) -> Tensor:
@@ -221,7 +222,7 @@ def _description(number: int, kind: str) -> dict[str, Any]:
         "kind": kind,
         "world": WORLD_VERSION,
         "parameters": dict(zip(layout.names, layout.widths, strict=True)),
-        "classes": {name: list(options) for name, options in CLASSES.items()},
+        "classes": {name: list(options) for name, options in classes_of(kind).items()},
     }
 
 
@@ -330,7 +331,7 @@ def train_judge(
     if not len(rows):
         raise DataError(f"none of the {len(pictures)} drawn pictures shows a {config.kind}")
     targets = _Targets.of(Truth.of([pictures[row] for row in rows.tolist()], config.kind), layout)
-    network = _initial(config, layout).to(config.device).train()
+    network = _initial(config).to(config.device).train()
     dtype = training_dtype(config.device)
     trained = Trained({"judge": network}, config.learning_rate, config.warmup, config.ema, config.steps, dtype)
     trained.load(config.checkpoint)
@@ -351,9 +352,9 @@ def train_judge(
     )
 
 
-def _initial(config: JudgeConfig, layout: Layout) -> JudgeNetwork:
+def _initial(config: JudgeConfig) -> JudgeNetwork:
     if config.initial is None:
-        return JudgeNetwork(config.judge, layout)
+        return JudgeNetwork(config.judge, config.kind)
     earlier = Judge.load(config.initial)
     if (earlier.number, earlier.kind) != (config.judge, config.kind):
         raise CheckpointError(
@@ -435,18 +436,12 @@ def main(config: JudgeConfig) -> None:
 def readable_parameters(judge: Judge, through: RoundTrip | None, *, count: int = 400) -> np.ndarray:
     """Which parameters count in scores, bool ``[P]``: those read in plain pictures of validation individuals.
 
-    Plain, because many parameters cannot be seen in every style; of art, plain means everything but the art.
+    Plain, because many parameters cannot be seen in every style.
     """
-    pictures = [_plain(index, judge.kind) for index in range(count)]
+    pictures = [snapshot("validation", index, judge.kind) for index in range(count)]
     rgb = np.stack([draw(picture, RESOLUTION).rgb for picture in pictures])
     read, truth = judge.read(round_trip(rgb, through) if through else rgb), Truth.of(pictures, judge.kind)
     return readable(judge.layout, read.identity, truth.identity, truth.visible)
-
-
-def _plain(index: int, kind: str) -> Picture:
-    if kind == "art":
-        return replace(snapshot("validation", index, "face"), art=identity("validation", index, "art"))
-    return snapshot("validation", index, kind)
 
 
 def examine(
@@ -461,7 +456,9 @@ def examine(
     return {
         "readable": int(judge.readable.sum()),
         "explained": dict(zip(judge.layout.names, shares.round(3).tolist(), strict=True)),
-        "accuracy": {name: round(float((readings.classes[name] == truth.classes[name]).mean()), 3) for name in CLASSES},
+        "accuracy": {
+            name: round(float((answers == truth.classes[name]).mean()), 3) for name, answers in readings.classes.items()
+        },
     }
 
 

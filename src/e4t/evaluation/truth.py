@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from e4t.tiny.accessories import ACCESSORIES
+from e4t.tiny.captions import TRAINING_KINDS
 from e4t.tiny.columns import Layout, identity_columns
 from e4t.tiny.scenes import SCENES
 from e4t.tiny.styles import STYLES
@@ -28,6 +29,14 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "transform": (NOTHING, *TRANSFORMS),
 }
 """What else a judge reads, and the possible answers."""
+
+ANSWERS: dict[str, tuple[str, ...]] = {**CLASSES, "subject": TRAINING_KINDS}
+
+
+def classes_of(kind: str) -> dict[str, tuple[str, ...]]:
+    """What a judge of ``kind`` reads besides identity; of art also who is drawn, which is not what identity is."""
+    return ANSWERS if kind == "art" else CLASSES
+
 
 _UNDER_A_HAT = ("hair_volume", "fringe", "parting")
 
@@ -72,6 +81,7 @@ def class_answers(picture: Picture) -> dict[str, str]:
         "accessory": picture.accessory or NOTHING,
         "expression": picture.expression,
         "transform": picture.transform or NOTHING,
+        "subject": picture.subject.kind,
     }
 
 
@@ -93,7 +103,8 @@ class Truth:
             identity=np.stack([identity_columns(subject) for subject in subjects]),
             visible=np.stack([visible_parameters(s, p)[owners] for s, p in zip(subjects, pictures, strict=True)]),
             classes={
-                name: np.array([options.index(answer[name]) for answer in answers]) for name, options in CLASSES.items()
+                name: np.array([options.index(answer[name]) for answer in answers])
+                for name, options in classes_of(kind).items()
             },
         )
 
@@ -107,4 +118,4 @@ class Readings:
 
     def answers(self, row: int) -> dict[str, str]:
         """The class names read in one picture."""
-        return {name: CLASSES[name][int(indices[row])] for name, indices in self.classes.items()}
+        return {name: ANSWERS[name][int(indices[row])] for name, indices in self.classes.items()}

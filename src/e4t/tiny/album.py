@@ -1,6 +1,7 @@
 """Pictures of individuals as people would bring them: one each, as files.
 
 python -m e4t.tiny.album faces train 4000            # a folder to pre-train a domain on
+python -m e4t.tiny.album art train 4000 --kind art   # of art, one picture by each artist
 python -m e4t.tiny.album examples demo 4 --truth     # with mask and the drawn identity
 """
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from e4t.tiny.canvas import Light
 from e4t.tiny.scenes import SCENES
-from e4t.tiny.world import WORLD_VERSION, Picture, draw, identity, random_light, random_pose, stream
+from e4t.tiny.world import WORLD_VERSION, Identity, Picture, draw, identity, random_light, random_pose, stream
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,30 @@ class AlbumConfig:
 
 
 def snapshot(namespace: str, index: int, kind: str = "face") -> Picture:
-    """A plain picture of one individual, as somebody would bring it: no style, no accessory, any pose and light."""
+    """A plain picture of one individual, as somebody would bring it: no style, no accessory, any pose and light.
+
+    Of an artist, a picture of somebody else by that artist.
+    """
     rng = stream("snapshot", kind, namespace, index)
     scenes = list(SCENES)
+    subject, art = identity(namespace, index, kind), None
+    if kind == "art":
+        subject, art = _sitter(namespace, index), subject
     return Picture(
-        subject=identity(namespace, index, kind),
+        subject=subject,
+        art=art,
         scene="studio" if rng.random() < 0.6 else scenes[int(rng.random() * len(scenes))],
         expression="neutral" if rng.random() < 0.6 else "smiling",
         pose=random_pose(rng),
         light=random_light(rng) if rng.random() < 0.7 else Light(),
         seed=int(rng.random() * 2**31),
     )
+
+
+def _sitter(namespace: str, index: int) -> Identity:
+    """Whom an artist has drawn: a face or a cat that is in no other album."""
+    kind = "face" if stream("sitter", namespace, index).random() < 0.5 else "cat"
+    return identity(namespace, 10**6 + index, kind)
 
 
 def write_album(config: AlbumConfig) -> None:
@@ -62,7 +76,8 @@ def _write_truth(path: Path, picture: Picture, mask: np.ndarray) -> None:
     folder = path.parent / "truth"
     folder.mkdir(exist_ok=True)
     cv2.imwrite(str(folder / path.name), (mask * 255).astype(np.uint8))
-    truth = {"world": WORLD_VERSION, "key": picture.subject.key, "params": dict(picture.subject.params)}
+    concept = picture.art or picture.subject
+    truth = {"world": WORLD_VERSION, "key": concept.key, "params": dict(concept.params)}
     (folder / path.name).with_suffix(".json").write_text(json.dumps(truth, indent=1) + "\n")
 
 

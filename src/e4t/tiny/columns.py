@@ -58,7 +58,7 @@ class Layout:
         return self._every(w == 1 or name in self.circular for name, w in zip(self.names, self.widths, strict=True))
 
     def _every(self, of_parameters: Iterable[bool]) -> np.ndarray:
-        return np.array(list(of_parameters))[self.owners]
+        return np.asarray(np.array(list(of_parameters))[self.owners])
 
     @cached_property
     def means(self) -> np.ndarray:
