@@ -109,6 +109,24 @@ def test_resuming_is_the_same_as_going_on(trained: TinyConfig, stage: str, tmp_p
         torch.testing.assert_close(tensor, expected[key], rtol=0, atol=0, msg=key)
 
 
+def test_the_text_encoder_settles_on_its_average_while_the_unet_goes_on(trained: TinyConfig, tmp_path: Path) -> None:
+    config = replace(trained, work=tmp_path / "work", stages=("base",), text_steps=2)
+    config.work.mkdir()
+    for name in ["pictures", "tokenizer", "smooth.safetensors", "latents.safetensors", "tokens.safetensors"]:
+        (config.work / name).symlink_to(trained.work / name)
+    (config.work / "scaling_factor.json").symlink_to(trained.work / "scaling_factor.json")
+    train_tiny(replace(config, base_steps=2))
+    early = load_file(config.work / "base.safetensors")
+    train_tiny(replace(config, base_steps=4))
+    late = load_file(config.work / "base.safetensors")
+    text = [key for key in early if key.startswith(("ema/text_encoder.", "ema/spelling.", "ema/words."))]
+    assert text
+    for key in text:
+        torch.testing.assert_close(late[key], early[key], rtol=0, atol=1e-6)
+        torch.testing.assert_close(late[key.replace("ema/", "master/")], early[key], rtol=0, atol=1e-6)
+    assert any(not torch.equal(late[key], early[key]) for key in early if key.startswith("ema/unet."))
+
+
 def test_more_steps_continue_a_finished_stage(trained: TinyConfig, tmp_path: Path) -> None:
     longer = replace(trained, work=tmp_path / "work", stages=("base",), base_steps=5)
     longer.work.mkdir()

@@ -46,6 +46,7 @@ CAPTION_DROPOUT = 0.1
 WORDS_WEIGHT = 0.02  # of naming a caption's words from the state at its end
 TELLING_WEIGHT = 0.05  # of telling from there who is named
 ARTISTS = 3  # times that the base sees a picture by an artist, one in ten, where it sees another once
+_TEXT = ("text_encoder", "spelling", "words")
 LATENT_NOISE = 0.4
 """Largest noise on latents, as a share of their standard deviation, that the autoencoder learns to bear."""
 
@@ -59,6 +60,7 @@ class TinyConfig:
     vae_steps: int = 6_000
     smooth_steps: int = 2_000
     base_steps: int = 14_300
+    text_steps: int = 2_250  # of these, in which the text encoder learns too; CLIP can begin after them
     clip_steps: int = 3_500
     vae_batch: int = 16  # crops of 64 px
     base_batch: int = 64
@@ -322,6 +324,9 @@ def train_base(
 ) -> None:
     """U-Net and text encoder together by v-prediction on captions, one in ten of them empty.
 
+    After ``text_steps`` the text encoder stays as its average is, and the U-Net goes on alone: words are learned long
+    before pictures are, and what is aligned to them need not be aligned again.
+
     The U-Net reads what it needs of a caption in the states of padding tokens, and the state at the caption's end,
     which CLIP will be aligned to, says little. So linear maps, thrown away later, have to tell the words from there,
     and who is named.
@@ -341,6 +346,8 @@ def train_base(
 
     def losses() -> Iterator[Tensor]:
         while True:
+            if trained.step == config.text_steps:
+                trained.settle(*_TEXT)
             generator = _generator(config, "base", trained.step)
             size = (config.base_batch,)
             picks = pool[torch.randint(len(pool), size, generator=generator)]
@@ -353,7 +360,9 @@ def train_base(
             noisy = scheduler.add_noise(clean, noise, t)
             target = scheduler.get_velocity(clean, noise, t).to(config.device)
             seen, at, said, named = (part.to(config.device) for part in (noisy, t, ids, whom[picks]))
-            yield _base_loss(networks, seen, at, said, named, target)
+            states, loss = _read(networks, said, named, learning=trained.step < config.text_steps)
+            seen = seen.to(networks["unet"].dtype, memory_format=torch.channels_last)
+            yield F.mse_loss(networks["unet"](seen, at, states).sample.float(), target) + loss
 
     def sample() -> Image.Image:
         vae = _trained_vae(config)
@@ -368,17 +377,19 @@ def _stock_pipeline(**parts: Any) -> StableDiffusionPipeline:
     return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
-def _base_loss(
-    networks: dict[str, Any], noisy: Tensor, t: Tensor, ids: Tensor, whom: Tensor, velocity: Tensor
-) -> Tensor:
-    spelling = networks["spelling"]
-    with spelling.spoken(networks["text_encoder"], ids, whom):
-        read = networks["text_encoder"](ids)
-    noisy = noisy.to(networks["unet"].dtype, memory_format=torch.channels_last)
-    predicted = networks["unet"](noisy, t, read.last_hidden_state).sample.float()
+def _read(networks: dict[str, Any], ids: Tensor, whom: Tensor, *, learning: bool) -> tuple[Tensor, Tensor]:
+    """The states of captions, for the U-Net; and the loss of telling from their ends what they say, 0 if not learning.
+
+    ``ids`` are ``[n, L]``, ``whom`` is as `bearers` gives it.
+    """
+    spelling, text_encoder = networks["spelling"], networks["text_encoder"]
+    with torch.set_grad_enabled(learning), spelling.spoken(text_encoder, ids, whom):
+        read = text_encoder(ids)
+    if not learning:
+        return read.last_hidden_state, torch.zeros(())
     said = _words_loss(networks["words"](read.pooler_output), ids, spelling.kinds(ids))
-    told: Tensor = spelling.telling_loss(read.pooler_output, ids, whom)
-    return F.mse_loss(predicted, velocity) + WORDS_WEIGHT * said + TELLING_WEIGHT * told
+    told = spelling.telling_loss(read.pooler_output, ids, whom)
+    return read.last_hidden_state, WORDS_WEIGHT * said + TELLING_WEIGHT * told
 
 
 def _with_names(trained: Trained) -> CLIPTextModel:

@@ -91,6 +91,14 @@ class Trained:
         torch._foreach_copy_(list(self.parameters.values()), masters)
         torch._foreach_lerp_(list(self.average.values()), masters, 1 - decay)
 
+    @torch.no_grad()
+    def settle(self, *names: str) -> None:
+        """Make the average of the named networks what they are; without gradients they stay that way."""
+        for key, master in self.masters.items():
+            if key.split(".")[0] in names:
+                master.copy_(self.average[key])
+                self.parameters[key].copy_(master)
+
     def _states(self) -> Iterator[tuple[str, torch.optim.Optimizer, Tensor]]:
         for optimizer in self.optimizers:
             members = {id(p) for group in optimizer.param_groups for p in group["params"]}
