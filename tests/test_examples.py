@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from e4t.demo import SUBJECT_PROMPTS, example_pictures, mask_of
-from e4t.evaluation.evaluate import prompted
+from e4t.demo import ART_PROMPTS, SUBJECT_PROMPTS, example_pictures, mask_of
+from e4t.evaluation.evaluate import prompt_text, prompted
 from e4t.evaluation.examples import score_examples, truth_of
 from e4t.evaluation.truth import Readings, Truth
 from e4t.images import load_image
@@ -50,13 +50,20 @@ def test_truth_scores_one_and_a_stranger_without_prompts_nothing() -> None:
         assert row["wrong"] < 0.2
 
 
-@pytest.mark.parametrize("path", example_pictures("face"))
+@pytest.mark.parametrize("path", [path for kind in ("face", "cat", "art") for path in example_pictures(kind)])
 def test_shipped_examples_say_who_they_are(path: Path) -> None:
     truth = truth_of(path)
-    expected: Identity = identity("demo", int(path.stem.split("-")[1]))
+    kind, number = path.stem.split("-")
+    expected: Identity = identity("demo", int(number), kind)
     assert truth == expected
     assert truth.params == dict(expected.params)
     mask = mask_of(path)
-    assert mask is not None
-    assert mask.size == load_image(path).size
+    assert (mask is None) == (kind == "art")
+    assert mask is None or mask.size == load_image(path).size
     assert mask_of(path.parent / "nobody.png") is None
+
+
+def test_artists_are_asked_for_what_can_be_read() -> None:
+    artist = identity("demo", 0, "art")
+    for text, asked in ART_PROMPTS.items():
+        assert prompt_text(artist, asked, "S*") == text

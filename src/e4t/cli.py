@@ -64,8 +64,8 @@ class Demo:
 
     image: Annotated[tuple[Path, ...], arg(metavar="FILE", help_behavior_hint="")] = ()
     """Your own pictures instead of the shipped ones."""
-    domain: Annotated[str, arg(metavar="DOMAIN")] = "tiny-face"
-    """A domain that comes with the package, or a domain folder."""
+    domain: Annotated[tuple[str, ...], arg(metavar="DOMAIN", help_behavior_hint="")] = ()
+    """Domains that come with the package, or domain folders. Default: all shipped ones; tiny-face for your pictures."""
     output: Output = Path("out/demo")
     """Where the page, the grid and the concepts go."""
     steps: Steps = None
@@ -89,7 +89,7 @@ class Demo:
         began = time.perf_counter()
         stages = demo(
             self.output,
-            domain=self.domain,
+            domains=self.domain or self._domains(),
             pictures=self.image,
             steps=self.steps,
             num_inference_steps=self.num_inference_steps,
@@ -104,6 +104,11 @@ class Demo:
                 progress.at(stage.done, stage.total)
         _console().print(f"{time.perf_counter() - began:6.1f} s  in all")
         return [self.output / "index.html"]
+
+    def _domains(self) -> tuple[str, ...]:
+        from e4t.demo import DOMAINS
+
+        return tuple(name for name in DOMAINS if name in shipped() and not self.image) or DOMAINS[:1]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import html
 import io
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -37,21 +37,24 @@ SUBJECT_PROMPTS: dict[str, dict[str, str]] = {
 }
 """Scene, accessory, style, two combinations of style and scene, two transforms, one of them with an accessory; and what
 a judge should find in each picture."""
-ART_PROMPTS = (
-    "art by S*",
-    "a face by S*",
-    "a cat by S*",
-    "a face at the beach by S*",
-    "a cat in the snow by S*",
-    "a face wearing sunglasses by S*",
-    "a cat in space by S*",
-    "a face wearing a crown in a forest by S*",
-)
+ART_PROMPTS: dict[str, dict[str, str]] = {
+    "a face in the style of S*": {"subject": "face"},
+    "a cat in the style of S*": {"subject": "cat"},
+    "a face at the beach in the style of S*": {"subject": "face", "scene": "beach"},
+    "a cat in the snow in the style of S*": {"subject": "cat", "scene": "snow"},
+    "a face wearing sunglasses in the style of S*": {"subject": "face", "accessory": "sunglasses"},
+    "a cat in space in the style of S*": {"subject": "cat", "scene": "space"},
+    "a face wearing a crown in a forest in the style of S*": {
+        "subject": "face",
+        "accessory": "crown",
+        "scene": "forest",
+    },
+    "a cat in a library in the style of S*": {"subject": "cat", "scene": "library"},
+}
 Scores = Mapping[str, Mapping[str, float]]
 """Score to column to value in [0, 1]."""
 
-EXAMPLES = 2
-"""How many of the shipped pictures are shown."""
+DOMAINS = ("tiny-face", "tiny-cat", "tiny-art")
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Person:
+class Shown:
     """One input picture and what was drawn of it: one picture per prompt in each list."""
 
     name: str
@@ -80,15 +83,14 @@ class Person:
 
 @dataclass(frozen=True)
 class Report:
-    """All that the page and the grid show."""
+    """All that is shown of one domain."""
 
     domain: str
     class_word: str
     steps: int
     prompts: Sequence[str]
-    class_only: Sequence[Image.Image]  # the same for everyone
-    people: Sequence[Person]
-    seconds: Sequence[Stage] = ()
+    class_only: Sequence[Image.Image]  # the same for every concept
+    concepts: Sequence[Shown]
     scores: Scores = field(default_factory=dict)
 
     @property
@@ -96,8 +98,23 @@ class Report:
         return "class word only", "0 steps", f"{self.steps} steps"
 
 
+@dataclass
+class _Clock:
+    """Makes the stages of a run of ``total`` parts, each timed from the end of the one before."""
+
+    total: int
+    stages: list[Stage] = field(default_factory=list)
+    began: float = field(default_factory=time.perf_counter)
+
+    def stage(self, text: str, notes: Sequence[str] = ()) -> Stage:
+        now = time.perf_counter()
+        self.stages.append(Stage(text, now - self.began, len(self.stages) + 1, self.total, notes))
+        self.began = now
+        return self.stages[-1]
+
+
 def example_pictures(domain: str) -> list[Path]:
-    """The shipped pictures of a domain: individuals that nothing here was trained on."""
+    """The shipped pictures of a domain: concepts that nothing here was trained on."""
     folder = Path(str(resources.files("e4t.tiny") / "examples"))
     return sorted(folder.glob(f"{domain}-*.png"))
 
@@ -105,64 +122,76 @@ def example_pictures(domain: str) -> list[Path]:
 def demo(
     output: Path,
     *,
-    domain: str = "tiny-face",
+    domains: Sequence[str] = DOMAINS,
     pictures: Sequence[Path] = (),
     steps: int | None = None,
     num_inference_steps: int = 25,
     seed: int = 0,
     device: str = "cpu",
 ) -> Iterator[Stage]:
-    """Run the demo into the folder ``output``; yields each stage as it ends. ``steps`` None: as the domain has it."""
+    """Run the demo into the folder ``output``; yields each stage as it ends.
+
+    Every domain shows the first of its shipped pictures, or all of ``pictures``. ``steps`` None: as each domain has it.
+    """
+    settings = _Settings(output, steps, num_inference_steps, seed, device)
+    each = max(1, len(pictures))
+    clock = _Clock(total=len(domains) * (3 + 3 * each) + 1)
+    reports = []
+    for domain in domains:
+        reports.append((yield from _show(domain, pictures, settings, clock)))
+    _write(output, reports, clock.stages)
+    yield clock.stage("write the page")
+
+
+@dataclass(frozen=True)
+class _Settings:
+    output: Path
+    steps: int | None
+    num_inference_steps: int
+    seed: int
+    device: str
+
+
+def _show(domain: str, pictures: Sequence[Path], settings: _Settings, clock: _Clock) -> Generator[Stage, None, Report]:
+    """The stages of one domain, and at their end what there is to show of it."""
     from e4t.pipeline import E4TPipeline
 
-    began = time.perf_counter()
-    pipe = E4TPipeline.from_pretrained(domain, device=device)
+    pipe = E4TPipeline.from_pretrained(domain, device=settings.device)
     kind = pipe.domain
-    chosen = list(pictures) or example_pictures(kind.name)[:EXAMPLES]
+    chosen = list(pictures) or example_pictures(kind.name)[:1]
     if not chosen:
         raise ImageError(f"no example pictures are shipped for the domain '{kind.name}'; give one with --image")
-    placed = ART_PROMPTS if kind.name == "art" else tuple(SUBJECT_PROMPTS)
-    prompts = [prompt.replace("S*", kind.placeholder) for prompt in placed]
-    draw = _Draw(pipe, prompts, num_inference_steps, seed)
-    scorer = None if pictures or kind.name == "art" else _scorer(kind.class_word, chosen)
-    total = 3 + 3 * len(chosen) + (scorer is not None)
-    stages = [Stage("load the model", time.perf_counter() - began, 1, total)]
-    yield stages[-1]
-
-    def finished(text: str, since: float) -> Stage:
-        stages.append(Stage(text, time.perf_counter() - since, len(stages) + 1, total))
-        return stages[-1]
-
-    began = time.perf_counter()
+    asked = prompts_of(kind.name)
+    draw = _Draw(pipe, [prompt.replace("S*", kind.placeholder) for prompt in asked], settings)
+    yield clock.stage(f"{domain}: load the model")
     class_only = draw(None)
-    yield finished(f"{len(prompts)} pictures of the bare class word", began)
-
-    people: list[Person] = []
+    yield clock.stage(f"{domain}: {len(asked)} pictures of the bare class word")
+    concepts: list[Shown] = []
     for path in chosen:
         image, mask = load_image(path), mask_of(path)
         untuned = pipe.personalize(image, steps=0)
-        began = time.perf_counter()
-        concept = pipe.personalize(image, mask=mask, steps=pipe.personalize_config.steps if steps is None else steps)
-        yield finished(f"{path.stem}: {concept.steps} tuning steps", began)
-        seconds = stages[-1].seconds
-        began = time.perf_counter()
+        tuned = pipe.personalize(
+            image, mask=mask, steps=pipe.personalize_config.steps if settings.steps is None else settings.steps
+        )
+        stage = clock.stage(f"{path.stem}: {tuned.steps} tuning steps")
+        yield stage
         before = draw(untuned)
-        yield finished(f"{path.stem}: {len(prompts)} pictures after 0 steps", began)
-        began = time.perf_counter()
-        after = draw(concept)
-        yield finished(f"{path.stem}: {len(prompts)} pictures after {concept.steps} steps", began)
-        saved = concept.with_preview(after[0]).save(output / path.stem)
-        people.append(Person(path.stem, image, before, after, seconds, folder_bytes(saved), mask is not None))
-        tuned_steps = concept.steps
+        yield clock.stage(f"{path.stem}: {len(asked)} pictures after 0 steps")
+        after = draw(tuned)
+        saved = tuned.with_preview(after[0]).save(settings.output / path.stem)
+        yield clock.stage(f"{path.stem}: {len(asked)} pictures after {tuned.steps} steps")
+        concepts.append(
+            Shown(path.stem, image, before, after, stage.seconds, folder_bytes(saved), masked=mask is not None)
+        )
+    report = Report(domain, kind.class_word, tuned.steps, draw.prompts, class_only, concepts)
+    report = replace(report, scores={} if pictures else _scores_of(report, chosen))
+    yield clock.stage(f"{domain}: read the pictures with the judge", _score_lines(report))
+    return report
 
-    began = time.perf_counter()
-    report = Report(domain, kind.class_word, tuned_steps, prompts, class_only, people)
-    if scorer is not None:
-        report = replace(report, scores=scorer(report))
-        yield replace(finished("read the pictures with the judge", began), notes=_score_lines(report))
-        began = time.perf_counter()
-    _write(output, replace(report, seconds=tuple(stages)))
-    yield finished("write the page", began)
+
+def prompts_of(kind: str) -> dict[str, dict[str, str]]:
+    """What is drawn of a kind of concept, and what a judge should find in each picture."""
+    return ART_PROMPTS if kind == "art" else SUBJECT_PROMPTS
 
 
 def mask_of(picture: Path) -> Image.Image | None:
@@ -171,30 +200,26 @@ def mask_of(picture: Path) -> Image.Image | None:
     return load_mask(path) if path.exists() else None
 
 
-def _scorer(class_word: str, pictures: Sequence[Path]) -> Callable[[Report], Scores] | None:
-    """What reads the pictures of shipped individuals; None without a judge, or without what draws the world."""
+def _scores_of(report: Report, pictures: Sequence[Path]) -> Scores:
+    """What a judge says of shipped examples; nothing without a judge, or without what draws the world."""
     try:
         from e4t.evaluation.examples import score_examples, truth_of
         from e4t.evaluation.judge import Judge
 
-        judge = Judge.shipped(class_word)
+        judge = Judge.shipped(report.class_word)
     except ModuleNotFoundError as error:
         if error.name not in ("cv2", "resvg_py"):
             raise
-        return None
+        return {}
     except CheckpointError:
-        return None
-    subjects = [truth_of(path) for path in pictures]
-
-    def scores(report: Report) -> Scores:
-        drawn = {
-            report.columns[0]: [report.class_only] * len(report.people),
-            report.columns[1]: [person.before for person in report.people],
-            report.columns[2]: [person.after for person in report.people],
-        }
-        return score_examples(judge, subjects, list(SUBJECT_PROMPTS.values()), drawn)
-
-    return scores
+        return {}
+    drawn = {
+        report.columns[0]: [report.class_only] * len(report.concepts),
+        report.columns[1]: [concept.before for concept in report.concepts],
+        report.columns[2]: [concept.after for concept in report.concepts],
+    }
+    prompts = list(prompts_of(report.class_word).values())
+    return score_examples(judge, [truth_of(path) for path in pictures], prompts, drawn)
 
 
 def _score_lines(report: Report) -> list[str]:
@@ -210,8 +235,8 @@ class _Draw:
 
     AT_ONCE = 4
 
-    def __init__(self, pipe: E4TPipeline, prompts: Sequence[str], num_inference_steps: int, seed: int) -> None:
-        self.pipe, self.prompts, self.num_inference_steps, self.seed = pipe, prompts, num_inference_steps, seed
+    def __init__(self, pipe: E4TPipeline, prompts: Sequence[str], settings: _Settings) -> None:
+        self.pipe, self.prompts, self.settings = pipe, prompts, settings
 
     def __call__(self, concept: Concept | None) -> list[Image.Image]:
         images: list[Image.Image] = []
@@ -219,8 +244,8 @@ class _Draw:
             images += self.pipe(
                 self.prompts[start : start + self.AT_ONCE],
                 concept=concept,
-                num_inference_steps=self.num_inference_steps,
-                seed=self.seed + start,
+                num_inference_steps=self.settings.num_inference_steps,
+                seed=self.settings.seed + start,
                 num_images=1,
             ).images
         return images
@@ -238,11 +263,11 @@ def readable_bytes(count: int) -> str:
     return f"{count / 1000:.0f} kB" if count < 1_000_000 else f"{count / 1_000_000:.1f} MB"
 
 
-def _write(output: Path, report: Report) -> None:
+def _write(output: Path, reports: Sequence[Report], stages: Sequence[Stage]) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
-        grid(report).save(output / "grid.png")
-        (output / "index.html").write_text(page(report), encoding="utf-8")
+        grid(reports).save(output / "grid.png")
+        (output / "index.html").write_text(page(reports, stages), encoding="utf-8")
     except OSError as error:
         raise CheckpointError(
             f"'{output}' cannot be written ({error.strerror or error}); choose another place."
@@ -254,8 +279,19 @@ def _write(output: Path, report: Report) -> None:
 _INK, _SOFT, _PAPER, _ACCENT = "#1d1b26", "#6f6b7d", "#fbfaf7", "#d9572b"
 
 
-def grid(report: Report, *, cell: int = 128, gap: int = 6) -> Image.Image:
-    """One picture: a band of three rows for each person, a column for each prompt, the input at the left."""
+def grid(reports: Sequence[Report]) -> Image.Image:
+    """One picture: the sheets of all domains, one below the other."""
+    sheets = [_sheet(report) for report in reports]
+    together = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), _PAPER)
+    top = 0
+    for sheet in sheets:
+        together.paste(sheet, (0, top))
+        top += sheet.height
+    return together
+
+
+def _sheet(report: Report, *, cell: int = 128, gap: int = 6) -> Image.Image:
+    """One domain: a band of three rows for each concept, a column for each prompt, the input at the left."""
     label, head, margin, between = 104, 58, 20, 26
     columns = len(report.prompts)
     input_side = cell + cell // 2
@@ -263,21 +299,21 @@ def grid(report: Report, *, cell: int = 128, gap: int = 6) -> Image.Image:
     start = left + label
     band = 3 * (cell + gap) - gap
     width = start + columns * (cell + gap) - gap + margin
-    height = margin + head + len(report.people) * (band + between) - between + margin
+    height = margin + head + len(report.concepts) * (band + between) - between + margin
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     small, bold = ImageFont.load_default(13), ImageFont.load_default(15)
     for column, prompt in enumerate(report.prompts):
         x = start + column * (cell + gap) + cell / 2
-        text = "\n".join(textwrap.wrap(prompt, 20)[:3])
+        text = "\n".join(textwrap.wrap(prompt, 20)[:4])
         draw.multiline_text((x, margin + head - 8), text, _INK, small, anchor="md", align="center", spacing=2)
-    for row, person in enumerate(report.people):
+    for row, concept in enumerate(report.concepts):
         top = margin + head + row * (band + between)
-        sheet.paste(square(person.picture, input_side), (margin, top))
-        given = "one picture, its mask" if person.masked else "one picture"
-        note = f"{given}\n{report.steps} steps in {person.seconds:.1f} s\n{readable_bytes(person.num_bytes)}"
+        sheet.paste(square(concept.picture, input_side), (margin, top))
+        given = "one picture, its mask" if concept.masked else "one picture"
+        note = f"{given}\n{report.steps} steps in {concept.seconds:.1f} s\n{readable_bytes(concept.num_bytes)}"
         draw.multiline_text((margin, top + input_side + 8), note, _SOFT, small, spacing=4)
-        for line, images in enumerate((report.class_only, person.before, person.after)):
+        for line, images in enumerate((report.class_only, concept.before, concept.after)):
             y = top + line * (cell + gap)
             last = line == 2
             text = "\n".join(textwrap.wrap(report.columns[line], 10))
@@ -297,13 +333,15 @@ def grid(report: Report, *, cell: int = 128, gap: int = 6) -> Image.Image:
 # The page
 
 
-def page(report: Report) -> str:
+def page(reports: Sequence[Report], stages: Sequence[Stage]) -> str:
     """A page with all pictures inside; it fetches nothing."""
-    people = "\n".join(_person(report, person) for person in report.people)
-    stages = "\n".join(
-        f"<tr><td>{html.escape(stage.text)}</td><td class=n>{stage.seconds:.1f} s</td></tr>" for stage in report.seconds
+    domains = "\n".join(_domain(report) for report in reports)
+    words = _listed([f"a {report.class_word}" if report.class_word != "art" else "a style" for report in reports])
+    times = "\n".join(
+        f"<tr><td>{html.escape(stage.text)}</td><td class=n>{stage.seconds:.1f} s</td></tr>" for stage in stages
     )
-    together = sum(stage.seconds for stage in report.seconds)
+    together = sum(stage.seconds for stage in stages)
+    first, second, last = reports[0].columns
     return f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -312,23 +350,22 @@ def page(report: Report) -> str:
 <style>{_STYLE}</style>
 <body>
 <header>
-<p class="eyebrow">encoder-based domain tuning · {html.escape(report.domain)}</p>
+<p class="eyebrow">encoder-based domain tuning · {html.escape(", ".join(report.domain for report in reports))}</p>
 <h1>One picture becomes a word.</h1>
-<p class="lead">Each {html.escape(report.class_word)} below was seen for the first time, in one picture. After
-{report.steps} tuning steps the word <b class="word">S*</b> stands for it, and a text prompt can put it into any scene
-and style. The three pictures of a prompt have the same seed; none were selected.</p>
+<p class="lead">{html.escape(words).capitalize()} below: each was seen for the first time, in one picture. After a few
+tuning steps the word <b class="word">S*</b> stands for it, and a text prompt can put it into any scene and style. The
+three pictures of a prompt have the same seed; none were selected.</p>
 <ul class="key">
-<li><i></i>{report.columns[0]}: what the model draws for “a {html.escape(report.class_word)}”</li>
-<li><i></i>{report.columns[1]}: the encoder's first guess</li>
-<li class="tuned"><i></i>{report.columns[2]}: the concept</li>
+<li><i></i>{first}: what the model draws without having seen the picture</li>
+<li><i></i>{second}: the encoder's first guess</li>
+<li class="tuned"><i></i>{last}: the concept</li>
 </ul>
 </header>
 <main>
-{people}
-{_scores(report)}
+{domains}
 <section class="numbers">
 <h2>Time</h2>
-<table>{stages}<tr class="sum"><td>together</td><td class=n>{together:.1f} s</td></tr></table>
+<table>{times}<tr class="sum"><td>together</td><td class=n>{together:.1f} s</td></tr></table>
 </section>
 </main>
 </body>
@@ -336,10 +373,18 @@ and style. The three pictures of a prompt have the same seed; none were selected
 """
 
 
-def _person(report: Report, person: Person) -> str:
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+
+
+def _domain(report: Report) -> str:
+    return "\n".join([*(_concept(report, concept) for concept in report.concepts), _scores(report)])
+
+
+def _concept(report: Report, concept: Shown) -> str:
     names = report.columns
     cards = []
-    for prompt, *images in zip(report.prompts, report.class_only, person.before, person.after, strict=True):
+    for prompt, *images in zip(report.prompts, report.class_only, concept.before, concept.after, strict=True):
         figures = "".join(
             f"<figure{' class=tuned' if index == 2 else ''}>"
             f'<img src="{_data_url(image)}" alt="{html.escape(prompt)}, {names[index]}" loading="lazy">'
@@ -348,11 +393,12 @@ def _person(report: Report, person: Person) -> str:
         )
         shown = html.escape(prompt).replace("S*", '<b class="word">S*</b>')
         cards.append(f'<article><h3>{shown}</h3><div class="three">{figures}</div></article>')
-    return f"""<section class="person">
+    return f"""<section class="concept">
 <aside>
-<img src="{_data_url(square(person.picture, 256))}" alt="the input picture {html.escape(person.name)}">
-<p><b>The only input{", with a mask" if person.masked else ""}</b><br>{report.steps} steps · {person.seconds:.1f} s<br>
-{readable_bytes(person.num_bytes)} on disk</p>
+<img src="{_data_url(square(concept.picture, 256))}" alt="the input picture {html.escape(concept.name)}">
+<p><b>The only input{", with a mask" if concept.masked else ""}</b><br>
+{report.steps} steps · {concept.seconds:.1f} s<br>
+{readable_bytes(concept.num_bytes)} on disk</p>
 </aside>
 <div class="cards">{"".join(cards)}</div>
 </section>"""
@@ -369,7 +415,8 @@ def _scores(report: Report) -> str:
         + "</tr>"
         for name, row in report.scores.items()
     )
-    return f'<section class="numbers"><h2>Scores</h2><table><tr><th></th>{head}</tr>{rows}</table></section>'
+    title = f"<h2>Scores of {html.escape(report.domain)}</h2>"
+    return f'<section class="numbers">{title}<table><tr><th></th>{head}</tr>{rows}</table></section>'
 
 
 def _data_url(image: Image.Image) -> str:
@@ -400,7 +447,7 @@ h3 { margin: 0 0 10px; font-size: 15px; font-weight: 500; }
 .key i { display: inline-block; width: 12px; height: 12px; margin-right: 8px; border: 2px solid var(--line);
   border-radius: 4px; vertical-align: -1px; }
 .key .tuned i { border-color: var(--accent); }
-.person { display: grid; grid-template-columns: 216px 1fr; gap: 32px; padding: 36px 0;
+.concept { display: grid; grid-template-columns: 216px 1fr; gap: 32px; padding: 36px 0;
   border-top: 1px solid var(--line); }
 aside { position: sticky; top: 24px; align-self: start; color: var(--soft); font-size: 14px; }
 aside img { width: 100%; border-radius: 18px; box-shadow: 0 10px 30px rgb(0 0 0 / .16); display: block; }
@@ -419,7 +466,7 @@ td, th { padding: 5px 28px 5px 0; border-bottom: 1px solid var(--line); text-ali
 .n { padding-right: 0; padding-left: 24px; text-align: right; font-variant-numeric: tabular-nums; }
 .sum td { border-bottom: 0; font-weight: 650; }
 @media (max-width: 760px) {
-  .person { grid-template-columns: 1fr; gap: 20px; }
+  .concept { grid-template-columns: 1fr; gap: 20px; }
   aside { position: static; display: flex; gap: 18px; align-items: center; }
   aside img { width: 132px; }
   .cards { grid-template-columns: 1fr; } }

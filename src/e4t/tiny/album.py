@@ -75,7 +75,8 @@ def write_album(config: AlbumConfig) -> None:
 def _write_truth(path: Path, picture: Picture, mask: np.ndarray) -> None:
     folder = path.parent / "truth"
     folder.mkdir(exist_ok=True)
-    cv2.imwrite(str(folder / path.name), (mask * 255).astype(np.uint8))
+    if picture.art is None:  # all of a picture is its artist's
+        cv2.imwrite(str(folder / path.name), (mask * 255).astype(np.uint8))
     concept = picture.art or picture.subject
     truth = {"world": WORLD_VERSION, "key": concept.key, "params": dict(concept.params)}
     (folder / path.name).with_suffix(".json").write_text(json.dumps(truth, indent=1) + "\n")
