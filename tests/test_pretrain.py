@@ -69,6 +69,7 @@ def test_other_settings_are_refused(tiny_backbone, image_folder, quick_pretrain,
         {"gradient_checkpointing": True},
         {"offsets": {"form": "lowrank"}, "encoder": {"head": "linear"}},
         {"offsets": {"form": "none"}, "save_dtype": "float16"},
+        {"cache": True, "crop_scale": (1.0, 1.0), "flip": False, "color_jitter": 0.0, "sample_latents": False},
         {"accumulation": 2, "color_jitter": 0.1, "stratified_timesteps": True, "warmup_steps": 2, "max_grad_norm": 1.0},
     ],
 )
@@ -76,6 +77,21 @@ def test_options(tiny_backbone, image_folder, quick_pretrain, tmp_path, changes)
     assert len(run(tiny_backbone, image_folder, quick_pretrain.updated(changes), tmp_path / "face")) == 4
     E4TModel.from_domain(tiny_backbone, TrainedDomain.load(tmp_path / "face"))
     assert not tiny_backbone.unet.training
+
+
+def test_what_is_cached_is_what_would_be_seen(make_backbone, image_folder, quick_pretrain, tmp_path):
+    plain = {"crop_scale": (1.0, 1.0), "flip": False, "color_jitter": 0.0, "sample_latents": False}
+    fresh = run(make_backbone(), image_folder, quick_pretrain.updated(plain), tmp_path / "fresh")
+    cached = quick_pretrain.updated({**plain, "cache": True})
+    straight = run(make_backbone(), image_folder, cached, tmp_path / "cached")
+    assert straight == pytest.approx(fresh, rel=1e-4)
+    run(make_backbone(), image_folder, cached, tmp_path / "two", stop=3)
+    assert run(make_backbone(), image_folder, cached, tmp_path / "two") == straight[2:]
+
+
+def test_views_that_differ_are_not_cached():
+    with pytest.raises(ConfigError, match="cannot be kept"):
+        PretrainConfig(cache=True)
 
 
 def test_initial_weights_and_batches_follow_from_the_seed(tiny_backbone, image_folder, quick_pretrain):

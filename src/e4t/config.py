@@ -118,6 +118,7 @@ class PretrainConfig(_Section):
     flip: bool = False  # [?] mirroring changes identities
     color_jitter: float = 0.0  # [?] of the encoder's view only
     sample_latents: bool = True  # draw from the autoencoder's posterior instead of taking its mean
+    cache: bool = False  # encode every picture once and keep it in memory; only where every view of it is the same
     mixed_precision: str = "no"  # "no", "bf16" (where it is fast), "fp16"; what is trained stays float32
     gradient_checkpointing: bool = False
     seed: int = 0
@@ -132,6 +133,11 @@ class PretrainConfig(_Section):
         _check("regularisation_reduction", self.regularisation_reduction, ("sum", "mean"))
         _check("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
         _check("save_dtype", self.save_dtype, ("float32", "float16"))
+        if self.cache and (self.crop_scale != (1.0, 1.0) or self.flip or self.color_jitter or self.sample_latents):
+            raise ConfigError(
+                "cache needs crop_scale [1.0, 1.0], flip false, color_jitter 0 and sample_latents false: "
+                "a picture that looks different every time cannot be kept"
+            )
 
     @classmethod
     def paper(cls, domain: str = "face") -> PretrainConfig:

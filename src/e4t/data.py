@@ -61,15 +61,20 @@ class ImageData:
 
     def views(self, batch: int, size: int) -> Views:
         """Batch number ``batch`` of ``size`` pictures; every epoch goes through all pictures in a new order."""
-        positions = range(batch * size, (batch + 1) * size)
-        pairs = [self._pair(position) for position in positions]
+        pairs = [self._pair(position) for position in range(batch * size, (batch + 1) * size)]
         return Views(*(torch.stack(views) for views in zip(*pairs, strict=True)))
 
-    def _pair(self, position: int) -> tuple[Tensor, Tensor]:
+    def picks(self, batch: int, size: int) -> list[int]:
+        """Which pictures `views` shows."""
+        return [self._pick(position) for position in range(batch * size, (batch + 1) * size)]
+
+    def _pick(self, position: int) -> int:
         epoch, place = divmod(position, len(self))
-        order = self.order(epoch)
+        return int(self.order(epoch)[place])
+
+    def _pair(self, position: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([self.seed, 1, position])
-        image = self.picture(int(order[place]))
+        image = self.picture(self._pick(position))
         if self.flip and rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         target, reference = (self._crop(image, rng) for _ in range(2))

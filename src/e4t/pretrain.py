@@ -19,7 +19,7 @@ from e4t.checkpoint import (
     prefixed,
 )
 from e4t.config import PretrainConfig
-from e4t.data import ImageData
+from e4t.data import ImageData, square_pixels
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError
 from e4t.model import E4TModel
@@ -128,13 +128,13 @@ def pictures_of(data: str | Path, backbone: Backbone, config: PretrainConfig) ->
 def batches(model: E4TModel, images: ImageData, config: PretrainConfig) -> Callable[[int], Batch]:
     """Batch i, from the seed and i alone."""
     backbone = model.backbone
+    look = _Cache(model, images, config.batch_size) if config.cache else _Fresh(model, images, config)
     prompts = model.tokens(model.domain.prompts)
     size, low, high = config.batch_size, config.min_timestep, config.max_timestep or backbone.num_timesteps
 
     def batch_at(index: int) -> Batch:
-        views = images.views(index, size)
         generator = generator_at(config.seed, index)
-        latents = backbone.encode(views.target, generator if config.sample_latents else None)
+        latents, features = look(index, generator)
         picks = torch.randint(len(prompts), (size,), generator=generator)
         noise = draw_noise(latents.shape, generator, backbone.device)
         timesteps = draw_timesteps(size, low, high, generator, stratified=config.stratified_timesteps)
@@ -143,10 +143,52 @@ def batches(model: E4TModel, images: ImageData, config: PretrainConfig) -> Calla
             noise=noise,
             timesteps=timesteps.to(backbone.device),
             tokens=prompts[picks.to(backbone.device)],
-            image_features=model.image_features(views.reference),
+            image_features=features,
         )
 
     return batch_at
+
+
+Seen = tuple[Tensor, list[Tensor]]
+"""Latents [B, C, h, w] and [CLS] features, [B, width] each, of a batch of pictures."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fresh:
+    """What the frozen parts see in a batch, another view of its pictures every time."""
+
+    model: E4TModel
+    images: ImageData
+    config: PretrainConfig
+
+    def __call__(self, index: int, generator: torch.Generator) -> Seen:
+        views = self.images.views(index, self.config.batch_size)
+        latents = self.model.backbone.encode(views.target, generator if self.config.sample_latents else None)
+        return latents, self.model.image_features(views.reference)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cache:
+    """The same of pictures that always look alike, encoded when they first come up.
+
+    One at a time: a resumed training meets them in other batches, and batches of another size round differently.
+    """
+
+    model: E4TModel
+    images: ImageData
+    size: int
+    known: dict[int, Seen] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, index: int, generator: torch.Generator) -> Seen:
+        seen = [self._see(picture) for picture in self.images.picks(index, self.size)]
+        features = [torch.cat(level) for level in zip(*(features for _, features in seen), strict=True)]
+        return torch.cat([latents for latents, _ in seen]), features
+
+    def _see(self, picture: int) -> Seen:
+        if picture not in self.known:
+            pixels = square_pixels(self.images.picture(picture), self.images.resolution)[None]
+            self.known[picture] = self.model.backbone.encode(pixels), self.model.image_features(pixels)
+        return self.known[picture]
 
 
 def _parameter_groups(model: E4TModel, config: PretrainConfig) -> list[dict[str, Any]]:
