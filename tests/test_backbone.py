@@ -110,6 +110,20 @@ def test_image_encoder_of_a_whole_clip_and_its_preprocessor(tiny_backbone, tmp_p
     torch.testing.assert_close(loaded.image_pixels(pixels), pixels)
 
 
+def test_image_encoder_with_a_projection_is_read_without_it(tiny_backbone, tmp_path, caplog):
+    from transformers import CLIPVisionModelWithProjection
+
+    save(tiny_backbone, tmp_path / "base")
+    projecting = CLIPVisionModelWithProjection(tiny_backbone.image_encoder.config)
+    projecting.save_pretrained(tmp_path / "vision")
+    loaded = Backbone.from_pretrained(tmp_path / "base", image_encoder=tmp_path / "vision")
+    pixels = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        states = projecting(pixel_values=loaded.image_pixels(pixels), output_hidden_states=True).hidden_states
+    torch.testing.assert_close(loaded.image_features(pixels, layer_stride=2)[0], states[2][:, 0])
+    assert "UNEXPECTED" not in caplog.text
+
+
 def test_missing_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="empty"):

@@ -290,15 +290,18 @@ def _load_image_encoder(
     source: str, image_encoder: str | Path | None, dtype: torch.dtype
 ) -> tuple[Any, Sequence[float], Sequence[float], str | None]:
     """The vision tower, its mean and std, and its name (None: the one inside ``source``)."""
-    from transformers import AutoConfig, CLIPModel, CLIPVisionModel
+    from transformers import AutoConfig, CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
 
     own = image_encoder is None and (Path(source) / "image_encoder").is_dir()
     location = str(Path(source) / "image_encoder") if own else str(image_encoder or DEFAULT_IMAGE_ENCODER)
     config = AutoConfig.from_pretrained(location)
+    read: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
     if config.model_type == "clip":
-        vision = CLIPModel.from_pretrained(location, dtype=dtype, use_safetensors=True).vision_model
+        vision = CLIPModel.from_pretrained(location, **read).vision_model
+    elif "CLIPVisionModelWithProjection" in (config.architectures or ()):
+        vision = CLIPVisionModelWithProjection.from_pretrained(location, **read).vision_model
     else:
-        vision = CLIPVisionModel.from_pretrained(location, dtype=dtype, use_safetensors=True)
+        vision = CLIPVisionModel.from_pretrained(location, **read)
     mean, std = _normalisation(location, source)
     return vision, mean, std, None if own else location
 

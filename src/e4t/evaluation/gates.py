@@ -329,10 +329,9 @@ def gate(model: tyro.conf.Positional[Path], output: Path, judge_folder: Path | N
     Without a judge, the gate of identity is left out. The exit code is 1 if a gate is not passed.
     """
     from diffusers import StableDiffusionPipeline
-    from transformers import CLIPModel
 
     pipe = StableDiffusionPipeline.from_pretrained(model)
-    clip = CLIPModel.from_pretrained(model / "image_encoder")
+    clip = architecture.load_clip(model)
     report = gain_gate(pipe) | words_gate(pipe) | retrieval_gate(clip, pipe.tokenizer)
     if judge_folder is not None:
         report |= identity_gate(clip, Judge.load(judge_folder))

@@ -12,8 +12,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+)
 
 from e4t.tiny.clip import ClassStateHeads
 
@@ -23,6 +32,8 @@ TEXT_WIDTH = 192
 VISION_WIDTH, VISION_LAYERS = 192, 8
 MAX_TOKENS = 48
 _PATTERN = r"""<\|startoftext\|>|<\|endoftext\|>|'s|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+
+_PROJECTIONS = ("logit_scale", "text_projection.weight", "visual_projection.weight")
 
 
 def build_tokenizer(captions: Iterable[str], folder: Path) -> CLIPTokenizer:
@@ -113,6 +124,28 @@ def clip_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     """The CLIP whose text tower is the text encoder."""
     return CLIPModel(clip_config(tokenizer))
+
+
+def save_clip(clip: CLIPModel, folder: Path) -> None:
+    """Write what the folder of a base has not yet of ``clip``, the vision tower and the projections; float16."""
+    vision = CLIPVisionModel(clip.config.vision_config)
+    vision.load_state_dict(clip.vision_model.state_dict())
+    vision.half().save_pretrained(folder / "image_encoder")
+    tensors = {key: tensor.half().contiguous() for key, tensor in clip.state_dict().items() if key in _PROJECTIONS}
+    save_file(tensors, folder / "image_encoder" / "projections.safetensors", metadata={"format": "pt"})
+
+
+def load_clip(folder: Path) -> CLIPModel:
+    """The whole CLIP of a base's folder: its text tower is the text encoder, which is stored once."""
+    text = CLIPTextModel.from_pretrained(folder / "text_encoder")
+    vision = CLIPVisionModel.from_pretrained(folder / "image_encoder")
+    configs = {"text_config": text.config.to_dict(), "vision_config": vision.config.to_dict()}
+    clip = CLIPModel(CLIPConfig(**configs, projection_dim=TEXT_WIDTH))
+    clip.text_model.load_state_dict(text.state_dict())
+    clip.vision_model.load_state_dict(vision.state_dict())
+    projections = load_file(folder / "image_encoder" / "projections.safetensors")
+    clip.load_state_dict({key: tensor.float() for key, tensor in projections.items()}, strict=False)
+    return clip.eval()
 
 
 def build_clip_heads(vocabulary: int) -> ClassStateHeads:

@@ -232,7 +232,7 @@ def adopt(config: TinyConfig, folder: Path, tokenizer: CLIPTokenizer) -> None:
     text = CLIPTextModel.from_pretrained(folder / "text_encoder")
     rows = _translated(text.get_input_embeddings().weight.detach(), folder / "tokenizer", tokenizer)
     vae = AutoencoderKL.from_pretrained(folder / "vae")
-    clip = CLIPModel.from_pretrained(folder / "image_encoder")
+    clip = architecture.load_clip(folder)
     networks = _base_networks(tokenizer)
     networks["spelling"].read(rows)
     base = {name: network.state_dict() for name, network in networks.items()} | {
@@ -458,7 +458,7 @@ def _finished_spelling(config: TinyConfig, tokenizer: CLIPTokenizer) -> Spelling
 
 
 def export(config: TinyConfig, tokenizer: CLIPTokenizer, output: Path) -> None:
-    """Write the stock folders: a diffusers pipeline and, in ``image_encoder``, a transformers CLIP; float16."""
+    """Write the stock folders: a diffusers pipeline and, in ``image_encoder``, CLIP's vision tower; float16."""
     vae = _trained_vae(config)
     vae.register_to_config(scaling_factor=_scaling_factor(config))
     unet: Any = _averaged(config, "base", "unet", architecture.build_unet())
@@ -466,9 +466,8 @@ def export(config: TinyConfig, tokenizer: CLIPTokenizer, output: Path) -> None:
     clip: Any = _new(config, {"clip": _clip_of(config, tokenizer)}, "clip").averaged("clip")
     vae.half().save_pretrained(output / "vae")
     unet.half().save_pretrained(output / "unet")
-    clip.text_model.load_state_dict(text_encoder.state_dict())  # once more: training may have held it in bfloat16
     text_encoder.half().save_pretrained(output / "text_encoder")
-    clip.half().save_pretrained(output / "image_encoder")
+    architecture.save_clip(clip, output)
     tokenizer.save_pretrained(output / "tokenizer")
     architecture.build_scheduler().save_pretrained(output / "scheduler")
     _write_configs(output)
@@ -487,8 +486,8 @@ def _card(config: TinyConfig, output: Path) -> str:
     parts = {
         "vae": f"AutoencoderKL, f = 8, {architecture.LATENT_CHANNELS} channels; {vae_steps}",
         "unet": f"UNet2DConditionModel, v-prediction, zero terminal SNR; {unet_steps}",
-        "text_encoder": "CLIPTextModel, the text tower of `image_encoder` bit for bit",
-        "image_encoder": f"CLIPModel, its vision tower aligned to the finished text tower; {clip_steps}",
+        "text_encoder": "CLIPTextModel, which is also the text tower of the CLIP that `image_encoder` is of",
+        "image_encoder": f"CLIPVisionModel, aligned to the finished text tower; CLIP's projections; {clip_steps}",
     }
     sizes = {name: sum(file.stat().st_size for file in (output / name).glob("*.safetensors")) / 1e6 for name in parts}
     table = "\n".join(f"| `{name}` | {text} | {sizes[name]:.1f} MB |" for name, text in parts.items())
