@@ -14,6 +14,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from e4t.evaluation import curve
+from e4t.evaluation.curve import CurveConfig
+from e4t.evaluation.judge import Judge, JudgeNetwork
 from e4t.tiny import architecture, pictures, samples, train
 from e4t.tiny.train import TinyConfig, train_tiny
 from e4t.tiny.trained import Trained, step_of
@@ -35,6 +38,7 @@ def config_of(work: Path) -> TinyConfig:
         warmup=2,
         checkpoint_every=2,
         sample_every=4,
+        keep_every=2,
     )
 
 
@@ -210,6 +214,24 @@ def test_exported_weights_are_the_averages(trained: TinyConfig) -> None:
     state = load_file(trained.work / "base.safetensors")
     for key, tensor in unet.state_dict().items():
         torch.testing.assert_close(tensor.half(), state[f"ema/unet.{key}"].half(), rtol=0, atol=0)
+
+
+def test_the_curve_is_of_what_was_kept_on_the_way(trained: TinyConfig, tmp_path: Path) -> None:
+    """The kept averages become pipelines, the last of them the exported one; a judge reads them all."""
+    pipes = dict(train.kept_pipelines(trained))
+    assert list(pipes) == [2, 4]
+    exported = load_file(trained.work / "tiny" / "unet" / "diffusion_pytorch_model.safetensors")
+    kept = pipes[4].unet.state_dict()
+    assert all(torch.equal(kept[key].half(), tensor) for key, tensor in exported.items())
+    assert any(not torch.equal(kept[key], tensor) for key, tensor in pipes[2].unet.state_dict().items())
+    Judge(JudgeNetwork(1, "face"), 1, "face", np.ones(41, bool)).save(tmp_path / "judge")
+    few = {"count": 2, "named": 2, "num_inference_steps": 1}
+    curve.main(CurveConfig(trained.work, tmp_path / "curve.json", judge_folder=tmp_path / "judge", before=10, **few))
+    report = json.loads((tmp_path / "curve.json").read_text())
+    assert [row["pictures"] for row in report["rows"]] == [10 + TinyConfig.base_batch * step for step in (2, 4)]
+    assert (tmp_path / "curve.md").read_text().count("\n") == 4
+    with Image.open(tmp_path / "curve.png") as picture:
+        assert picture.width > 500
 
 
 def test_vision_tower_is_deep_enough(trained: TinyConfig) -> None:

@@ -70,6 +70,7 @@ class TinyConfig:
     ema: float = 0.999
     checkpoint_every: int = 250
     sample_every: int = 1000  # steps from one contact sheet to the next, in the folder "samples"
+    keep_every: int = 1000  # steps of the base from one kept average to the next, in the folder "curve"
     seed: int = 0
     device: str = "cpu"
     stages: tuple[str, ...] = STAGES
@@ -107,6 +108,11 @@ def _run(
             folder = config.work / "samples"
             folder.mkdir(exist_ok=True)
             sample().save(folder / f"{stage}-{trained.step:06d}.png")
+        if stage == "base" and trained.step % config.keep_every == 0:
+            folder = config.work / "curve"
+            folder.mkdir(exist_ok=True)
+            average = {f"ema/{key}": tensor.half() for key, tensor in trained.average.items()}
+            write_beside(average, folder / f"base-{trained.step:06d}.safetensors", {"step": str(trained.step)})
 
 
 def _generator(config: TinyConfig, stage: str, step: int) -> torch.Generator:
@@ -365,16 +371,29 @@ def train_base(
             yield F.mse_loss(networks["unet"](seen, at, states).sample.float(), target) + loss
 
     def sample() -> Image.Image:
-        vae = _trained_vae(config)
-        vae.register_to_config(scaling_factor=_scaling_factor(config))
         parts = {"unet": trained.averaged("unet"), "text_encoder": _with_names(trained)}
-        return samples.from_text(_stock_pipeline(vae=vae, tokenizer=tokenizer, scheduler=scheduler, **parts))
+        return samples.from_text(_stock_pipeline(config, tokenizer, **parts))
 
     _run(config, "base", trained, losses(), sample)
 
 
-def _stock_pipeline(**parts: Any) -> StableDiffusionPipeline:
-    return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+def _stock_pipeline(config: TinyConfig, tokenizer: CLIPTokenizer, **parts: Any) -> StableDiffusionPipeline:
+    vae = _trained_vae(config)
+    vae.register_to_config(scaling_factor=_scaling_factor(config))
+    rest = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return StableDiffusionPipeline(
+        vae=vae, tokenizer=tokenizer, scheduler=architecture.build_scheduler(), **parts, **rest
+    )
+
+
+def kept_pipelines(config: TinyConfig) -> Iterator[tuple[int, StableDiffusionPipeline]]:
+    """The base after every kept number of steps, in order."""
+    tokenizer = tokenizer_of(config)
+    for path in sorted((config.work / "curve").glob("base-*.safetensors"), key=step_of):
+        stage = f"curve/{path.stem}"
+        unet: Any = _averaged(config, stage, "unet", architecture.build_unet())
+        text_encoder = _finished_text_encoder(config, tokenizer, stage)
+        yield step_of(path), _stock_pipeline(config, tokenizer, unet=unet, text_encoder=text_encoder)
 
 
 def _read(networks: dict[str, Any], ids: Tensor, whom: Tensor, *, learning: bool) -> tuple[Tensor, Tensor]:
@@ -446,15 +465,15 @@ def _clip_of(config: TinyConfig, tokenizer: CLIPTokenizer) -> CLIPModel:
     return clip
 
 
-def _finished_text_encoder(config: TinyConfig, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def _finished_text_encoder(config: TinyConfig, tokenizer: CLIPTokenizer, stage: str = "base") -> CLIPTextModel:
     """The base's averaged text encoder with the names written into its table."""
-    text_encoder: CLIPTextModel = _averaged(config, "base", "text_encoder", architecture.build_text_encoder(tokenizer))
-    _finished_spelling(config, tokenizer).write(text_encoder.get_input_embeddings().weight)
+    text_encoder: CLIPTextModel = _averaged(config, stage, "text_encoder", architecture.build_text_encoder(tokenizer))
+    _finished_spelling(config, tokenizer, stage).write(text_encoder.get_input_embeddings().weight)
     return text_encoder
 
 
-def _finished_spelling(config: TinyConfig, tokenizer: CLIPTokenizer) -> Spelling:
-    return _averaged(config, "base", "spelling", Spelling(tokenizer, architecture.TEXT_WIDTH))  # type: ignore[no-any-return]
+def _finished_spelling(config: TinyConfig, tokenizer: CLIPTokenizer, stage: str = "base") -> Spelling:
+    return _averaged(config, stage, "spelling", Spelling(tokenizer, architecture.TEXT_WIDTH))  # type: ignore[no-any-return]
 
 
 def export(config: TinyConfig, tokenizer: CLIPTokenizer, output: Path) -> None:
