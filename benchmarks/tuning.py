@@ -24,11 +24,11 @@ from PIL import Image
 from e4t.checkpoint import Concept
 from e4t.demo import folder_bytes
 from e4t.evaluation.evaluate import (
-    PROMPTS,
     Drawer,
     Examination,
     input_picture,
     learn,
+    prompts_of,
     score,
 )
 from e4t.evaluation.judge import Judge
@@ -87,8 +87,9 @@ class Bench:
         pipe = E4TPipeline.from_pretrained(config.domain, base=config.base, device="cpu")
         judge = Judge.load(config.judge_folder) if config.judge_folder else None
         subjects = [identity("validation", 500 + index, pipe.domain.name) for index in range(config.count)]
-        drawer = Drawer(pipe, PROMPTS, 0, config.num_inference_steps)
-        return cls(config, drawer, subjects, OtherDrawings.of(pipe, subjects, PROMPTS), judge)
+        prompts = prompts_of(pipe.domain.name)
+        drawer = Drawer(pipe, prompts, 0, config.num_inference_steps)
+        return cls(config, drawer, subjects, OtherDrawings.of(pipe, subjects, prompts), judge)
 
     def inputs(self, subject: Identity) -> tuple[Image.Image, Image.Image | None]:
         photo, mask = input_picture(subject)
@@ -119,7 +120,9 @@ class Bench:
         """What the judge says of pictures of all prompts; nothing without a judge."""
         if self.judge is None:
             return {}
-        examination = Examination(self.judge.layout, self.subjects, PROMPTS, self.judge.readable, "validation")
+        examination = Examination(
+            self.judge.layout, self.subjects, self.drawer.prompts, self.judge.readable, "validation"
+        )
         pictures = [
             self.drawer.generate(self.drawer.texts(subject), concept, 1000 * number)
             for number, (subject, concept) in enumerate(zip(self.subjects, concepts, strict=True))

@@ -36,4 +36,4 @@ for model in tiny judge-2; do
 done
 
 "$PYTHON" -m e4t.tiny.album src/e4t/tiny/examples demo 4 --truth
-bash runs/tiny-face.sh
+bash runs/tiny-domains.sh

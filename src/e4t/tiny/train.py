@@ -47,6 +47,7 @@ WORDS_WEIGHT = 0.02  # of naming a caption's words from the state at its end
 TELLING_WEIGHT = 0.05  # of telling from there who is named
 ARTISTS = 3  # times that the base sees a picture by an artist, one in ten, where it sees another once
 _TEXT = ("text_encoder", "spelling", "words")
+TEXT_DECIDES = (350, 900)  # timesteps at which another individual's name costs most
 LATENT_NOISE = 0.4
 """Largest noise on latents, as a share of their standard deviation, that the autoencoder learns to bear."""
 
@@ -362,7 +363,7 @@ def train_base(
             ids[torch.rand(size, generator=generator) < CAPTION_DROPOUT] = empty
             clean = latents[picks].float()
             noise = torch.randn(clean.shape, generator=generator)
-            t = torch.randint(scheduler.config["num_train_timesteps"], size, generator=generator)
+            t = _timesteps(config.base_batch, generator)
             noisy = scheduler.add_noise(clean, noise, t)
             target = scheduler.get_velocity(clean, noise, t).to(config.device)
             seen, at, said, named = (part.to(config.device) for part in (noisy, t, ids, whom[picks]))
@@ -375,6 +376,13 @@ def train_base(
         return samples.from_text(_stock_pipeline(config, tokenizer, **parts))
 
     _run(config, "base", trained, losses(), sample)
+
+
+def _timesteps(count: int, generator: torch.Generator) -> Tensor:
+    """Timesteps out of 1,000, half of them where the text has most to decide: not in noise alone, nor without any."""
+    low, high = TEXT_DECIDES
+    everywhere, there = (torch.randint(a, b, (count,), generator=generator) for a, b in ((0, 1000), (low, high)))
+    return torch.where(torch.rand(count, generator=generator) < 0.5, everywhere, there)
 
 
 def _stock_pipeline(config: TinyConfig, tokenizer: CLIPTokenizer, **parts: Any) -> StableDiffusionPipeline:

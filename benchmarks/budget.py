@@ -1,0 +1,159 @@
+"""What a domain is worth that had fewer steps, or fewer pictures, to learn from.
+
+    python benchmarks/budget.py WORK --kind face --output docs/results/budget-face.json
+
+Trains the domain of runs/tiny-KIND.json again with a share of its steps (the cooldown shrinks with them) and on fewer
+pictures, each in a folder of its own under WORK/budget, and evaluates every one of them on the same unseen individuals.
+What is finished is not done again: the same command goes on where it stopped. Beside the JSON file come a table in
+markdown and a plot.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from e4t.backbone import Backbone
+from e4t.config import PretrainConfig
+from e4t.domain import Domain
+from e4t.evaluation.evaluate import evaluate
+from e4t.evaluation.judge import Judge
+from e4t.pipeline import E4TPipeline
+from e4t.pretrain import pretrain
+from e4t.tiny.album import AlbumConfig, write_album
+
+ROOT = Path(__file__).parents[1]
+SCORES = ("identity", "rank_1_of_20_twins", "prompt_accuracy", "joint_success")
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """Which domain, what of its budget, and on how many individuals to measure."""
+
+    work: tyro.conf.Positional[Path]
+    output: Path
+    kind: str = "face"
+    shares: tuple[float, ...] = (0.1, 1 / 3, 1.0)  # of the steps, on all pictures
+    pictures: tuple[int, ...] = (100, 1_000, 10_000)  # with all steps; the last is "all pictures"
+    steps: tuple[int, ...] = (0, 5)  # of tuning
+    count: int = 25
+    namespace: str = "held-out-1"
+    judge_folder: Path | None = None
+    num_inference_steps: int = 16
+
+
+def budgets(config: BudgetConfig, full: int) -> list[tuple[int, int]]:
+    """Steps and pictures of every domain to train."""
+    most = max(config.pictures)
+    by_steps = [(max(1, round(share * full)), most) for share in config.shares]
+    return list(dict.fromkeys([*by_steps, *((full, count) for count in config.pictures)]))
+
+
+def measure(config: BudgetConfig) -> Iterator[dict[str, Any]]:
+    """Train and evaluate one domain after the other."""
+    settings = json.loads((ROOT / "runs" / f"tiny-{config.kind}.json").read_text())
+    full = PretrainConfig.from_dict(settings["pretrain"])
+    judge = Judge.load(config.judge_folder) if config.judge_folder else Judge.shipped(config.kind)
+    for steps, count in budgets(config, full.steps):
+        folder = config.work / "budget" / f"{config.kind}-{steps}-steps-{count}-pictures"
+        result = folder.with_suffix(".json")
+        if not result.exists():
+            train(config, settings, steps, count, folder)
+            pipe = E4TPipeline.from_pretrained(folder, device="cpu")
+            evaluation = evaluate(
+                pipe,
+                config.namespace,
+                config.count,
+                steps=config.steps,
+                judge=judge,
+                num_inference_steps=config.num_inference_steps,
+                progress=lambda text: print(text, file=sys.stderr, flush=True),
+            )
+            evaluation.write(result)
+        methods = json.loads(result.read_text())["methods"]
+        yield {"steps": steps, "pictures": count, "methods": methods}
+
+
+def train(config: BudgetConfig, settings: dict[str, Any], steps: int, count: int, folder: Path) -> None:
+    """Pre-train one domain with the settings of the shipped one."""
+    album = config.work / "budget" / f"{config.kind}-album-{count}"
+    write_album(AlbumConfig(album, "train", count, config.kind))
+    full = PretrainConfig.from_dict(settings["pretrain"])
+    shorter = full.updated({"steps": steps, "cooldown_steps": round(full.cooldown_steps * steps / full.steps)})
+    training = pretrain(
+        Domain.named(config.kind),
+        album,
+        backbone=Backbone.from_pretrained("tiny", device="cpu"),
+        config=shorter,
+        output=folder,
+        personalize=settings["personalize"],
+        generate=settings["generate"],
+    )
+    for step in training:
+        if step.number % 100 == 0:
+            print(f"{folder.name}: step {step.number}, loss {step.loss:.4f}", file=sys.stderr, flush=True)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """A row for each budget and number of tuning steps."""
+    head = ["pre-training steps", "pictures", "tuning", *(name.replace("_", " ") for name in SCORES)]
+    lines = [head, ["---"] * len(head)]
+    for row in report["rows"]:
+        for method, values in row["methods"].items():
+            if method.endswith(("step", "steps")):
+                scores = (f"{values[name]['value']:.2f}" for name in SCORES)
+                lines.append([f"{row['steps']:,}", f"{row['pictures']:,}", method, *scores])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Identity and joint success over the steps, and over the pictures, with 95 % intervals."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    rows = report["rows"]
+    most = {name: max(row[name] for row in rows) for name in ("steps", "pictures")}
+    figure, panels = plt.subplots(2, 2, figsize=(9, 6), layout="constrained", sharey="row")
+    for column, (over, fixed) in enumerate((("steps", "pictures"), ("pictures", "steps"))):
+        chosen = sorted((row for row in rows if row[fixed] == most[fixed]), key=lambda row: row[over])
+        for line, score in enumerate(("identity", "joint_success")):
+            panel = panels[line][column]
+            for method in chosen[0]["methods"]:
+                values = [row["methods"][method][score] for row in chosen]
+                middle = [value["value"] for value in values]
+                reach = [
+                    [value["value"] - value["low"] for value in values],
+                    [value["high"] - value["value"] for value in values],
+                ]
+                panel.errorbar([row[over] for row in chosen], middle, yerr=reach, marker="o", capsize=3, label=method)
+            panel.set_xscale("log")
+            panel.set_xlabel(f"{over} of pre-training")
+            panel.set_ylabel(score.replace("_", " "))
+            panel.grid(alpha=0.3)
+    panels[0][0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(config: BudgetConfig) -> None:
+    """Measure all budgets, writing the files as they grow."""
+    report: dict[str, Any] = {"kind": config.kind, "namespace": config.namespace, "count": config.count, "rows": []}
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    for row in measure(config):
+        report["rows"].append(row)
+        config.output.write_text(json.dumps(report, indent=2) + "\n")
+    config.output.with_suffix(".md").write_text(markdown(report))
+    plot(report, config.output.with_suffix(".png"))
+    print(markdown(report))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(BudgetConfig, config=(tyro.conf.FlagConversionOff,)))
