@@ -28,11 +28,11 @@ from e4t.evaluation.metrics import explained, readable
 from e4t.evaluation.truth import Readings, Truth, classes_of, shows
 from e4t.precision import training_dtype
 from e4t.tiny.album import snapshot
-from e4t.tiny.captions import training_picture
+from e4t.tiny.captions import picture_about, training_picture
 from e4t.tiny.columns import Layout
-from e4t.tiny.pictures import Shards, load_shards, to_pixels, to_rgb
+from e4t.tiny.pictures import Shards, draw_shards, load_shards, to_pixels, to_rgb
 from e4t.tiny.trained import Trained
-from e4t.tiny.world import WORLD_VERSION, draw
+from e4t.tiny.world import WORLD_VERSION, Picture, draw
 
 RESOLUTION = 128
 SHIPPED = Path(__file__).parents[1] / "tiny" / "weights"
@@ -241,6 +241,7 @@ class JudgeConfig:
     learning_rate: float = 1e-3
     warmup: int = 200
     ema: float = 0.998
+    own_pictures: int = 0  # so many are drawn for this kind alone; 0: learn from those of the base that show it
     round_trips: int = 30_000  # so many of the first pictures are also there as the autoencoder returns them
     checkpoint_every: int = 250
     device: str = "cpu"
@@ -254,6 +255,18 @@ class JudgeConfig:
     @property
     def checkpoint(self) -> Path:
         return self.work / f"judge-{self.judge}-{self.kind}.safetensors"
+
+    @property
+    def pictures(self) -> Path:
+        return self.work / (f"pictures-{self.kind}" if self.own_pictures else "pictures")
+
+    @property
+    def returned(self) -> Path:
+        """Where round trips are kept for the other judges."""
+        return self.work / (f"round-trips-{self.kind}.npy" if self.own_pictures else "round-trips.npy")
+
+    def picture(self, index: int) -> Picture:
+        return picture_about(self.kind, index) if self.own_pictures else training_picture(index)
 
 
 @dataclass(frozen=True)
@@ -299,13 +312,27 @@ def judge_loss(layout: Layout, identity: Tensor, classes: dict[str, Tensor], tar
 
 
 def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur half of the pictures by one random width and add noise of a random level to each; seeded on the CPU."""
-    n = len(pixels)
+    """Move the pictures a little, blur half of them by one random width and add noise of a random level to each.
+
+    Seeded on the CPU.
+    """
+    n, pixels = len(pixels), _moved(pixels, generator)
     sigma = 0.3 + 0.9 * float(torch.rand((), generator=generator))
     blurred = (torch.rand(n, 1, 1, 1, generator=generator) < 0.5).to(pixels.device)
     level = 0.12 * torch.rand(n, 1, 1, 1, generator=generator).square()
     noise = (level * torch.randn(pixels.shape, generator=generator)).to(pixels.device)
     return torch.where(blurred, _blur(pixels, sigma), pixels) + noise
+
+
+def _moved(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Every picture turned by up to 5 degrees, scaled by up to 5 % and shifted by up to 5 px of 128."""
+    turn, scale, x, y = (2 * torch.rand(4, len(pixels), generator=generator) - 1) * torch.tensor(
+        [[5 * torch.pi / 180], [0.05], [0.08], [0.08]]
+    )
+    cos, sin = (1 + scale) * turn.cos(), (1 + scale) * turn.sin()
+    moves = torch.stack([torch.stack([cos, -sin, x], -1), torch.stack([sin, cos, y], -1)], 1).to(pixels)
+    grid = F.affine_grid(moves, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
 
 
 def _blur(pixels: Tensor, sigma: float) -> Tensor:
@@ -326,7 +353,7 @@ def train_judge(
     """
     torch.manual_seed(1000 + config.judge)
     layout = Layout.of(config.kind)
-    pictures = [training_picture(int(index)) for index in indices]
+    pictures = [config.picture(int(index)) for index in indices]
     rows = torch.tensor([row for row, picture in enumerate(pictures) if shows(picture, config.kind)])
     if not len(rows):
         raise DataError(f"none of the {len(pictures)} drawn pictures shows a {config.kind}")
@@ -396,7 +423,7 @@ def cached_round_trips(config: JudgeConfig, rgb: np.ndarray | Shards, vae: Round
 
     What an earlier judge left there is used, and taken further where it is too short.
     """
-    path = config.work / "round-trips.npy"
+    path = config.returned
     count = min(config.round_trips, len(rgb))
     cached = np.load(path, mmap_mode="r") if path.exists() else rgb[:0]
     if len(cached) >= count:
@@ -424,7 +451,9 @@ def autoencoder(folder: Path, *, device: str = "cpu") -> RoundTrip:
 def main(config: JudgeConfig) -> None:
     """Train, save, and print how many parameters are readable on drawings of individuals never trained on."""
     torch.set_flush_denormal(True)
-    rgb, indices = load_shards(config.work / "pictures", size=RESOLUTION)
+    for drawn in draw_shards(config.pictures, config.own_pictures, about=config.kind, size=RESOLUTION):
+        print(json.dumps({"drawn": drawn}), flush=True)
+    rgb, indices = load_shards(config.pictures, config.own_pictures or None, size=RESOLUTION)
     vae = autoencoder(config.work / "tiny" / "vae", device=config.device) if config.round_trips else None
     judge = train_judge(config, rgb, indices, returned=cached_round_trips(config, rgb, vae) if vae else None)
     judge.readable = readable_parameters(judge, vae)

@@ -157,13 +157,18 @@ def caption(picture: Picture, rng: random.Random, *, subject: str | None = None,
     return text
 
 
-def training_picture(index: int, *, namespace: str = "train", kinds: tuple[str, ...] = TRAINING_KINDS) -> Picture:
-    """Picture ``index`` of the endless training stream: individuals, scenes, styles and the rest freely combined."""
+def training_picture(
+    index: int, *, namespace: str = "train", kinds: tuple[str, ...] = TRAINING_KINDS, by_artists: bool = False
+) -> Picture:
+    """Picture ``index`` of the endless training stream: individuals, scenes, styles and the rest freely combined.
+
+    Or of one whose pictures are all of some ``kinds``, or all ``by_artists``.
+    """
     rng = stream("picture", namespace, index)
     kind = kinds[0] if len(kinds) == 1 or rng.random() < 0.7 else kinds[1]
     style, art, transform = "photo", None, None
     roll = rng.random()
-    if roll < 0.10:
+    if roll < 0.10 or by_artists:
         art = _individual("art", namespace, rng)
     elif roll < 0.24:
         transform = _pick(rng, list(TRANSFORMS))
@@ -181,6 +186,11 @@ def training_picture(index: int, *, namespace: str = "train", kinds: tuple[str, 
         light=random_light(rng),
         seed=int(rng.random() * 2**31),
     )
+
+
+def picture_about(kind: str, index: int) -> Picture:
+    """Picture ``index`` of a training stream that is all about faces, cats or art."""
+    return training_picture(index, by_artists=True) if kind == "art" else training_picture(index, kinds=(kind,))
 
 
 def _individual(kind: str, namespace: str, rng: random.Random) -> Identity:

@@ -16,19 +16,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from e4t.tiny.captions import training_caption, training_picture
+from e4t.tiny.captions import picture_about, training_caption, training_picture
 from e4t.tiny.world import WORLD_VERSION, draw
 
 SHARD = 2000
 
 
-def draw_shards(folder: Path, count: int, *, size: int = 128, processes: int = 2) -> Iterator[int]:
-    """Draw the first ``count`` training pictures into ``folder``; yields how many are there after each shard."""
+def draw_shards(
+    folder: Path, count: int, *, about: str | None = None, size: int = 128, processes: int = 2
+) -> Iterator[int]:
+    """Draw the first ``count`` training pictures into ``folder``; yields how many are there after each shard.
+
+    ``about`` "face", "cat" or "art" draws those of `picture_about` instead.
+    """
     folder = folder / f"world-{WORLD_VERSION}-{size}px"
     folder.mkdir(parents=True, exist_ok=True)
     missing = [i for i in range(-(-count // SHARD)) if not _path(folder, i).exists()]
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for _ in pool.imap_unordered(_draw_shard, [(folder, i, size) for i in missing]):
+        for _ in pool.imap_unordered(_draw_shard, [(folder, i, size, about) for i in missing]):
             yield len(sorted(folder.glob("*.rgb.npy"))) * SHARD
 
 
@@ -36,9 +41,11 @@ def _path(folder: Path, shard: int) -> Path:
     return folder / f"{shard:05d}.rgb.npy"
 
 
-def _draw_shard(job: tuple[Path, int, int]) -> None:
-    folder, shard, size = job
-    pictures = [draw(training_picture(shard * SHARD + i), size).rgb for i in range(SHARD)]
+def _draw_shard(job: tuple[Path, int, int, str | None]) -> None:
+    folder, shard, size, about = job
+    indices = range(shard * SHARD, (shard + 1) * SHARD)
+    stream = (training_picture(i) if about is None else picture_about(about, i) for i in indices)
+    pictures = [draw(picture, size).rgb for picture in stream]
     beside = folder / f".{shard:05d}.{os.getpid()}.npy"
     np.save(beside, np.stack(pictures))
     beside.rename(_path(folder, shard))

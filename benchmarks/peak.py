@@ -1,0 +1,153 @@
+"""What share of the machine's matrix-multiplication rate each stage of the recipe reaches.
+
+    python benchmarks/peak.py WORK --output docs/results/peak.json
+
+WORK is a folder in which the recipe has run. Every stage takes a few steps in a scratch folder beside it: once counted
+(torch's FLOP counter, forward and backward), once timed. The rate it is compared with is that of one large product in
+the same number format, measured in the same process with the same threads.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch.utils.flop_counter import FlopCounterMode
+
+from e4t.backbone import Backbone
+from e4t.config import PretrainConfig
+from e4t.domain import Domain
+from e4t.evaluation.judge import JudgeConfig, train_judge
+from e4t.precision import training_dtype
+from e4t.pretrain import pretrain
+from e4t.tiny.album import AlbumConfig, write_album
+from e4t.tiny.pictures import load_shards
+from e4t.tiny.train import TinyConfig, train_tiny
+from e4t.tiny.trained import Trained
+
+ROOT = Path(__file__).parents[1]
+KEPT = ("pictures", "tokenizer", "latents.safetensors", "tokens.safetensors", "misleading.safetensors")
+KEPT += ("scaling_factor.json", "vae.safetensors", "smooth.safetensors", "base.safetensors")
+
+
+@dataclass(frozen=True)
+class PeakConfig:
+    """Where the recipe has run, and how long to look."""
+
+    work: tyro.conf.Positional[Path]
+    output: Path
+    stages: tuple[str, ...] = ("vae", "smooth", "base", "clip", "judge", "domain")
+    steps: int = 12
+    pictures: int = 4_000
+
+
+def peak(dtype: torch.dtype, *, size: int = 1536, seconds: float = 3.0) -> float:
+    """Operations a second of the best of many products of two square matrices."""
+    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+    best, until = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        began = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+class _Watch:
+    """Counts the operations of the second step of a training and times all that follow, by its optimiser's updates."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+        self.flops = 0
+
+    def tick(self) -> None:
+        self.ends.append(time.perf_counter())
+        if len(self.ends) == 1:
+            self.counter = FlopCounterMode(display=False)
+            self.counter.__enter__()
+        elif len(self.ends) == 2:
+            self.counter.__exit__(None, None, None)
+            self.flops = self.counter.get_total_flops()
+
+    @property
+    def seconds(self) -> float:
+        times = [after - before for before, after in zip(self.ends[2:], self.ends[3:], strict=False)]
+        return statistics.median(times)
+
+
+def measure(config: PeakConfig) -> dict[str, Any]:
+    """A row for each stage."""
+    torch.set_flush_denormal(True)
+    dtype = training_dtype("cpu")
+    rates = {str(d).removeprefix("torch."): peak(d) for d in {torch.float32, dtype}}
+    report: dict[str, Any] = {"threads": torch.get_num_threads(), "peak": rates, "stages": {}}
+    for stage in config.stages:
+        watch = _Watch()
+        with tempfile.TemporaryDirectory(dir=config.work) as folder:
+            _RUNS[stage if stage in _RUNS else "recipe"](config, stage, Path(folder), watch.tick)
+        rate = watch.flops / watch.seconds
+        kind = "bfloat16" if "bfloat16" in rates else "float32"
+        row = {"seconds": round(watch.seconds, 3), "gflop": round(watch.flops / 1e9, 1), "share": rate / rates[kind]}
+        report["stages"][stage] = row
+        print(stage, row, flush=True)
+    return report
+
+
+def _recipe(config: PeakConfig, stage: str, folder: Path, tick: Callable[[], None]) -> None:
+    for name in KEPT:
+        if (config.work / name).exists() and name != f"{stage}.safetensors":
+            (folder / name).symlink_to((config.work / name).resolve())
+    _ticking(lambda: train_tiny(TinyConfig(folder, stages=(stage,), **{f"{stage}_steps": config.steps})), tick)
+
+
+def _judge(config: PeakConfig, stage: str, folder: Path, tick: Callable[[], None]) -> None:
+    rgb, indices = load_shards(config.work / "pictures", config.pictures)
+    judge = JudgeConfig(folder, judge=2, steps=config.steps)
+    _ticking(lambda: train_judge(judge, rgb, indices), tick)
+
+
+def _ticking(run: Callable[[], Any], tick: Callable[[], None]) -> None:
+    update = Trained.update
+
+    def update_and_tick(trained: Trained, loss: torch.Tensor) -> float:
+        value = update(trained, loss)
+        tick()
+        return value
+
+    Trained.update = update_and_tick  # type: ignore[method-assign]
+    try:
+        run()
+    finally:
+        Trained.update = update  # type: ignore[method-assign]
+
+
+def _domain(config: PeakConfig, stage: str, folder: Path, tick: Callable[[], None]) -> None:
+    settings = json.loads((ROOT / "runs" / "tiny-face.json").read_text())
+    write_album(AlbumConfig(folder / "album", "train", 64))
+    pretrain_config = PretrainConfig.from_dict(settings["pretrain"]).updated({"steps": config.steps})
+    backbone = Backbone.from_pretrained("tiny", device="cpu")
+    for _ in pretrain(
+        Domain.named("face"), folder / "album", backbone=backbone, config=pretrain_config, output=folder / "domain"
+    ):
+        tick()
+
+
+_RUNS = {"recipe": _recipe, "judge": _judge, "domain": _domain}
+
+
+def main(config: PeakConfig) -> None:
+    """Measure and write."""
+    report = measure(config)
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    config.output.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(PeakConfig, config=(tyro.conf.FlagConversionOff,)))
