@@ -17,7 +17,7 @@ from types import MappingProxyType
 import tyro
 from PIL import Image, ImageDraw, ImageFont
 
-from e4t.demo import prompts_of
+from e4t.evaluation.evaluate import prompt_text, prompts_of
 from e4t.images import load_image, square
 from e4t.pipeline import E4TPipeline
 from e4t.tiny.album import snapshot
@@ -73,7 +73,8 @@ def _of(picture: Picture, concept: Identity) -> Picture:
 def rows(pipe: E4TPipeline, config: LimitsConfig) -> Iterator[tuple[str, list[Image.Image]]]:
     """A label, the picture that was learned from and what was drawn of it, for every case."""
     kind = pipe.domain.name
-    texts = [text.replace("S*", pipe.domain.placeholder) for text in prompts_of(kind)][: config.prompts]
+    anybody, asked = identity(NAMESPACE, 0, kind), prompts_of(kind)[: config.prompts]
+    texts = [prompt_text(anybody, attributes, pipe.domain.placeholder) for attributes in asked]
     cases = [(label, Image.fromarray(draw(picture).rgb)) for label, picture in drawn_cases(kind)]
     cases += [(path.stem.replace("-", " "), load_image(path)) for path in config.pictures]
     for label, image in cases:
