@@ -17,7 +17,7 @@
 # 3,000. It was stopped at 500 steps, from where pictures by artists weigh three times, and at 1,750, from where half of
 # the timesteps are those at which the text decides:
 #
-#   python -m e4t.tiny.train WORK --initial THIRD/tiny --base-steps 4500 --clip-steps 3000
+#   python -m e4t.tiny.train WORK --initial THIRD/tiny --base-steps 4500 --text-steps 2250 --clip-steps 3000
 #
 # On one core of a server with bfloat16 a step of the base takes 1.1 to 1.3 s, of CLIP 0.7 s, of a judge 0.25 to 0.35 s;
 # drawing 90,000 pictures half an hour, a domain of 1,200 steps 14 minutes.

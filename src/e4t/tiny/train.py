@@ -61,7 +61,7 @@ class TinyConfig:
     vae_steps: int = 6_000
     smooth_steps: int = 2_000
     base_steps: int = 21_500
-    text_steps: int = 2_250  # of these, in which the text encoder learns too; CLIP can begin after them
+    text_steps: int = 19_250  # of these, in which the text encoder learns too; CLIP can begin after them
     clip_steps: int = 6_500
     vae_batch: int = 16  # crops of 64 px
     base_batch: int = 64
@@ -508,7 +508,8 @@ def _card(config: TinyConfig, output: Path) -> str:
     more = {stage: "" if new or stage not in config.adopted else " more" for stage in ADOPTED}
     start = "" if new else ", going on from an earlier export; the head of that file says how far each turn went"
     vae_steps = f"{steps['vae'] + steps['smooth']:,} steps" if new else "as it was"
-    unet_steps = f"{steps['base']:,}{more['base']} steps with the text encoder"
+    with_text = min(steps["base"], config.text_steps)
+    unet_steps = f"{steps['base']:,}{more['base']} steps, the first {with_text:,} with the text encoder"
     clip_steps = f"{steps['clip']:,}{more['clip']} steps"
     parts = {
         "vae": f"AutoencoderKL, f = 8, {architecture.LATENT_CHANNELS} channels; {vae_steps}",
