@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import tyro
@@ -86,15 +87,18 @@ def measure(config: PeakConfig) -> dict[str, Any]:
     """A row for each stage."""
     torch.set_flush_denormal(True)
     dtype = training_dtype("cpu")
-    rates = {str(d).removeprefix("torch."): peak(d) for d in {torch.float32, dtype}}
+    rates = {str(d): peak(d) for d in (torch.float32, dtype)}
     report: dict[str, Any] = {"threads": torch.get_num_threads(), "peak": rates, "stages": {}}
     for stage in config.stages:
         watch = _Watch()
         with tempfile.TemporaryDirectory(dir=config.work) as folder:
             _RUNS[stage if stage in _RUNS else "recipe"](config, stage, Path(folder), watch.tick)
         rate = watch.flops / watch.seconds
-        kind = "bfloat16" if "bfloat16" in rates else "float32"
-        row = {"seconds": round(watch.seconds, 3), "gflop": round(watch.flops / 1e9, 1), "share": rate / rates[kind]}
+        row = {
+            "seconds": round(watch.seconds, 3),
+            "gflop": round(watch.flops / 1e9, 1),
+            "share": rate / rates[str(dtype)],
+        }
         report["stages"][stage] = row
         print(stage, row, flush=True)
     return report
@@ -121,11 +125,8 @@ def _ticking(run: Callable[[], Any], tick: Callable[[], None]) -> None:
         tick()
         return value
 
-    Trained.update = update_and_tick  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(Trained, "update", update_and_tick):
         run()
-    finally:
-        Trained.update = update  # type: ignore[method-assign]
 
 
 def _domain(config: PeakConfig, stage: str, folder: Path, tick: Callable[[], None]) -> None:

@@ -481,7 +481,8 @@ def _finished_text_encoder(config: TinyConfig, tokenizer: CLIPTokenizer, stage: 
 
 
 def _finished_spelling(config: TinyConfig, tokenizer: CLIPTokenizer, stage: str = "base") -> Spelling:
-    return _averaged(config, stage, "spelling", Spelling(tokenizer, architecture.TEXT_WIDTH))  # type: ignore[no-any-return]
+    spelling: Spelling = _averaged(config, stage, "spelling", Spelling(tokenizer, architecture.TEXT_WIDTH))
+    return spelling
 
 
 def export(config: TinyConfig, tokenizer: CLIPTokenizer, output: Path) -> None:
