@@ -34,12 +34,13 @@ WEIGHTS=src/e4t/tiny/weights
 "$PYTHON" -m e4t.tiny.train "$WORK"
 "$PYTHON" -m e4t.evaluation.judge "$WORK" --judge 1 --steps 12000
 "$PYTHON" -m e4t.evaluation.judge "$WORK" --judge 2
+"$PYTHON" -m e4t.evaluation.copying "$WORK"
 # What does not pass stops here; GATES=ignore goes on, to see how far a rough model gets.
 "$PYTHON" -m e4t.evaluation.gates "$WORK/tiny" --judge-folder "$WORK/judge-1/face" --output "$WORK/gates.json" ||
   [ "${GATES:-}" = ignore ]
 
 mkdir -p "$WEIGHTS"
-for model in tiny judge-2; do
+for model in tiny judge-2 pose-reader; do
   rm -rf "${WEIGHTS:?}/$model"
   cp -r "$WORK/$model" "$WEIGHTS/$model"
 done

@@ -86,6 +86,22 @@ def test_personalize_uses_the_settings_of_the_domain(concept: Path) -> None:
     assert (config["steps"], config["personalize"]["batch_size"]) == (2, 2)
 
 
+@pytest.mark.parametrize("low", [False, True])
+def test_personalize_estimates_the_likeness_and_helps_where_it_is_low(
+    low: bool,
+    domain: Path,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cli, "_LOW_LIKENESS", 9.0 if low else -9.0)
+    assert cli.main(["personalize", str(domain), str(pictures / "0.png"), "--output", str(tmp_path / "anna")]) == 0
+    said = capsys.readouterr().err
+    assert "likeness about" in said
+    assert ("--strength 1.3 may help" in said) is low
+
+
 def test_personalize_with_other_settings_and_a_mask(
     domain: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -158,8 +158,19 @@ def test_a_judge_goes_on_from_one_of_its_kind(drawn: tuple[np.ndarray, np.ndarra
     (tmp_path / "new").mkdir()
     config = JudgeConfig(tmp_path / "new", judge=2, steps=0, initial=tmp_path / "saved")
     np.testing.assert_array_equal(train_judge(config, *drawn).read(drawn[0]).identity, judge.read(drawn[0]).identity)
-    with pytest.raises(CheckpointError, match="holds judge 2 of kind 'face'; --initial needs judge 1"):
+    with pytest.raises(CheckpointError, match="holds judge 2; --initial needs one built as judge 1"):
         train_judge(replace(config, judge=1), *drawn)
+
+
+def test_a_judge_lends_its_trunk_to_one_of_another_kind(drawn: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    faces = train_judge(JudgeConfig(tmp_path, judge=1, steps=2, batch=4, warmup=1), *drawn)
+    faces.save(tmp_path / "saved")
+    (tmp_path / "new").mkdir()
+    config = JudgeConfig(tmp_path / "new", judge=1, kind="art", steps=0, initial=tmp_path / "saved")
+    art = train_judge(config, *drawn)
+    assert art.layout == Layout.of("art")
+    for key, tensor in faces.network.trunk.state_dict().items():
+        torch.testing.assert_close(art.network.trunk.state_dict()[key], tensor)
 
 
 def test_pictures_without_the_kind_are_an_error(drawn: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:

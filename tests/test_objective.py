@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from e4t.objective import Batch, E4TObjective, masked_mean
+from e4t.objective import Batch, E4TObjective, Prior, masked_mean
 
 
 def make_batch(model, size=2, **changes):
@@ -114,3 +114,23 @@ def test_masked_loss(tiny_model):
     plain = objective(make_batch(tiny_model))
     masked = objective(make_batch(tiny_model, mask=mask))
     assert plain.diffusion != masked.diffusion
+
+
+def test_pictures_of_the_class_count_as_much_as_their_weight_says(tiny_model):
+    batch = make_batch(tiny_model)
+    tokens = tiny_model.tokens(["a photo of a face"] * 2, expected=False)
+    prior = Prior(batch.latents.flip(0), batch.noise, batch.timesteps, tokens)
+    plain = E4TObjective(tiny_model, regularisation=0.01, reduction="sum")(batch)
+    reminded = make_batch(tiny_model, prior=prior)
+
+    def extra(weight):
+        objective = E4TObjective(tiny_model, regularisation=0.01, reduction="sum", prior_weight=weight)
+        return float((objective(reminded).total - plain.total).detach())
+
+    noisy = tiny_model.backbone.add_noise(prior.latents, prior.noise, prior.timesteps)
+    seen = tiny_model.denoise(noisy, prior.timesteps, tiny_model.prompt_embeds(tokens))
+    target = tiny_model.backbone.target(prior.latents, prior.noise, prior.timesteps)
+    forgotten = float(((seen - target) ** 2).mean().detach())
+    assert extra(0.0) == pytest.approx(0, abs=1e-6)
+    assert extra(1.0) == pytest.approx(forgotten, rel=1e-4)
+    assert extra(0.5) == pytest.approx(forgotten / 2, rel=1e-4)

@@ -99,7 +99,7 @@ def test_batch_is_one_image_with_independent_noise_and_constants_computed_once(
         )
     last(tiny_model, picture, quick_personalize)
     assert sorted(calls) == ["encode", "image_features"]
-    batch_at = module._batches(tiny_model, prepare(tiny_model, picture, None), quick_personalize)
+    batch_at = module.batches(tiny_model, prepare(tiny_model, picture, None), quick_personalize)
     batch, other = batch_at(0), batch_at(1)
     assert torch.equal(batch.latents[0], batch.latents[1])
     assert not torch.equal(batch.noise[0], batch.noise[1])

@@ -285,3 +285,27 @@ def test_shipped_names_are_portable(monkeypatch, tmp_path):
     assert backbone.resolve("base") == "base"
     assert backbone.resolve("base", shipped_first=True) == str(tmp_path / "shipped" / "base")
     assert backbone.resolve("owner/model") == "owner/model"
+
+
+def test_likeness_goes_from_a_stranger_to_the_photo_itself(pipe, picture):
+    stranger, between = picture.rotate(90), Image.blend(picture, picture.rotate(90), 0.3)
+    assert pipe.likeness(picture, picture, stranger) == pytest.approx(1, abs=1e-3)
+    assert pipe.likeness(picture, stranger, stranger) == pytest.approx(0, abs=1e-3)
+    assert 0 < pipe.likeness(picture, between, stranger) < 1
+
+
+def test_class_pictures_are_drawn_once_and_without_the_concept(pipe):
+    pictures = pipe.class_pictures(3)
+    assert pictures.latents.shape[0] == 3
+    assert all("face" in prompt and "S*" not in prompt for prompt in pictures.prompts)
+    assert pipe.class_pictures(3) is pictures
+    with pytest.raises(ConfigError, match="leave the placeholder out"):
+        pipe.class_pictures(1, ["a photo of S*"])
+
+
+def test_personalizing_with_a_prior_changes_the_concept(pipe, picture):
+    plain = pipe.personalize(picture)
+    kept = pipe.personalize(picture, prior_weight=1.0, prior_pictures=2)
+    assert plain.differences(kept)
+    with pytest.raises(ConfigError, match="set prior_weight to 0"):
+        pipe.personalize(picture, prior_weight=1.0, keep="replay")

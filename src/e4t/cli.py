@@ -50,6 +50,9 @@ Device = Annotated[str, arg(metavar="NAME")]
 Dtype = Literal["float32", "float16", "bfloat16"]
 
 
+_LOW_LIKENESS = 0.5
+
+
 class Command(Protocol):
     """A sub-command: its fields are the options, its docstrings the help."""
 
@@ -263,11 +266,24 @@ class Personalize:
             raise CheckpointError("personalizing ended without a concept; please report this")
         if self.preview:
             with _status("drawing the preview"):
-                concept = concept.with_preview(pipe(pipe.domain.prompts[0], concept=concept).images[0])
+                concept = concept.with_preview(self._drawn(pipe, concept, image))
         folder = concept.save(self.output)
         if self.base is None:
             remember_domain(folder, self.domain)
         return [folder]
+
+    def _drawn(self, pipe: E4TPipeline, concept: Concept, image: Image.Image) -> Image.Image:
+        """A picture of the concept; how much it is like the one it was made from is said on the way."""
+        neutral = pipe.domain.templates[0]
+        drawn, stranger = (
+            pipe(neutral.replace("{}", word), concept=worn).images[0]
+            for word, worn in ((pipe.domain.placeholder, concept), (pipe.domain.class_word, None))
+        )
+        likeness = pipe.likeness(image, drawn, stranger)
+        _console().print(f"likeness about {likeness:.2f} (0: any {pipe.domain.class_word}, 1: the picture itself)")
+        if likeness < _LOW_LIKENESS:
+            _console().print("that is low: a closer crop, --mask, --steps 15 or e4t generate --strength 1.3 may help")
+        return drawn
 
     def _given(self) -> dict[str, Any]:
         names = ("steps", "batch_size", "learning_rate", "mixed_precision", "seed")
@@ -461,6 +477,74 @@ def _differs(concept: Concept, again: Concept, name: str) -> bool:
 
 
 @dataclass(frozen=True)
+class Benchmark:
+    """Compare E4T with Textual Inversion, DreamBooth, LoRA and words on drawn concepts. The same command resumes."""
+
+    domain: Annotated[tuple[str, ...], arg(metavar="DOMAIN", help_behavior_hint="")] = ()
+    """Domains that come with the package, or domain folders. Default: those of the size that are shipped."""
+    size: Literal["quick", "standard", "full"] = "quick"
+    """quick: minutes; standard: about an hour; full: a day or more, resumable."""
+    output: Output = Path("out/benchmark")
+    """Where report.html, results.csv, results.json and the records go."""
+    method: Annotated[tuple[str, ...], arg(metavar="NAME", help_behavior_hint="")] = ()
+    """Some of the methods only."""
+    images: File = None
+    """Your own concepts instead of drawn ones: a folder of pictures, and of folders with several pictures of one."""
+    prompts: Annotated[tuple[str, ...], arg(metavar="PROMPT", help_behavior_hint="")] = ()
+    """What your own concepts are drawn for, with S* in each."""
+    clip: Text = None
+    """The CLIP that measures likeness: a folder or hub id. Default: the base's own, where it has a whole one."""
+    domain_base: File = None
+    """A U-Net tuned on the domain's pictures (e4t.evaluation.domain_base), to start further methods from."""
+    namespace: Text = None
+    """Where drawn concepts come from: any word makes new ones. Default: held-out-1."""
+    concepts: Integer = None
+    """How many concepts of each domain."""
+    seeds: Integer = None
+    """How many pictures of every prompt."""
+    device: Device = "auto"
+    """cpu, cuda, mps, ...; auto takes the best there is."""
+
+    def run(self) -> Sequence[Path | str]:
+        from dataclasses import replace
+
+        from e4t.evaluation.benchmark import PLANS, DrawnContest, OwnContest, compare
+
+        plan = PLANS[self.size]
+        domains = self.domain or tuple(name for name in plan.domains if name in shipped())
+        if len(domains) > 1 and (self.images or self.domain_base):
+            raise ConfigError(
+                "your own pictures, and a base tuned on a domain, are of one domain: name it with --domain"
+            )
+        for name in ("concepts", "seeds"):
+            at_least(name, getattr(self, name), 1)
+        plan = replace(
+            plan,
+            methods=self.method or plan.methods,
+            namespace=self.namespace or plan.namespace,
+            concepts=self.concepts or plan.concepts,
+            seeds=self.seeds or plan.seeds,
+        )
+        _quiet()
+        with _progress("benchmark") as progress:
+            options: dict[str, Any] = {
+                "device": _device(self.device),
+                "clip": self.clip,
+                "domain_base": self.domain_base,
+            }
+            contests = (
+                OwnContest(name, plan, self.images, prompts=self.prompts, **options)
+                if self.images
+                else DrawnContest(name, plan, **options)
+                for name in domains
+            )
+            for step in compare(contests, self.output):
+                left = f", {step.left / 60:.0f} min left" if step.left else ""
+                progress.at(step.done, step.total, f"{step.text}{left}")
+        return [self.output / name for name in ("report.html", "results.csv", "results.json")]
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Examine a domain on drawn individuals it has never seen: identity, prompt and both, with intervals."""
 
@@ -547,6 +631,7 @@ Commands = (
     | Annotated[Generate, subcommand("generate")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Replay, subcommand("replay")]
+    | Annotated[Benchmark, subcommand("benchmark")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Info, subcommand("info")]
 )

@@ -177,6 +177,8 @@ class PersonalizeConfig(_Section):
     max_timestep: int | None = None
     stratified_timesteps: bool = False  # [?] one timestep from each of batch_size equal intervals
     mask_loss: bool = True  # [P] for faces, where a mask is at hand
+    prior_weight: float = 0.0  # of the loss on pictures of the class that the base draws; DreamBooth has 1
+    prior_pictures: int = 50  # how many of those are drawn, once for all concepts
     mixed_precision: str = "no"
     gradient_checkpointing: bool = False
     seed: int = 0
@@ -187,8 +189,11 @@ class PersonalizeConfig(_Section):
     def __post_init__(self) -> None:
         for name in ("steps", "delta_rank"):
             at_least(name, getattr(self, name), 0)
-        for name in ("batch_size", "accumulation", "frozen_timesteps"):
+        for name in ("batch_size", "accumulation", "frozen_timesteps", "prior_pictures"):
             at_least(name, getattr(self, name), 1)
+        at_least("prior_weight", self.prior_weight, 0)
+        if self.prior_weight and self.keep == "replay":
+            raise ConfigError("a replay keeps one image, not the pictures of the class; set prior_weight to 0")
         for name in self.tune:
             _check("tune", name, TUNABLE)
         _check("keep", self.keep, ("tuned", "replay"))

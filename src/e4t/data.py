@@ -13,7 +13,7 @@ from torch import Tensor
 from e4t.errors import DataError
 from e4t.images import load_image
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,9 @@ def _open(source: Path) -> list[Path] | np.ndarray:
         return array
     if not source.is_dir():
         raise DataError(f"'{source}' is neither a folder of images nor a .npy file")
-    paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise DataError(f"'{source}' holds no images ({', '.join(sorted(_SUFFIXES))})")
+        raise DataError(f"'{source}' holds no images ({', '.join(sorted(SUFFIXES))})")
     return paths
 
 

@@ -19,6 +19,16 @@ from e4t.models.text import Tokens
 
 
 @dataclass(frozen=True)
+class Prior:
+    """Pictures of the class and captions without a placeholder: what the model is not to forget."""
+
+    latents: Tensor  # [P, C, h, w]
+    noise: Tensor  # as latents
+    timesteps: Tensor  # [P]
+    tokens: Tokens  # P rows
+
+
+@dataclass(frozen=True)
 class Batch:
     """Pictures, what is known of them, and the noise to take off again."""
 
@@ -28,6 +38,7 @@ class Batch:
     tokens: Tokens  # neutral prompts with the placeholder, B rows
     image_features: Sequence[Tensor]  # [CLS] of CLIP layers, [B or 1, width] each
     mask: Tensor | None = None  # where the loss counts, [B or 1, 1, h, w] in [0, 1]
+    prior: Prior | None = None
 
 
 @dataclass(frozen=True)
@@ -44,13 +55,16 @@ class E4TObjective(nn.Module):
     """Noise-prediction loss plus a penalty on how far the word moves from its class.
 
     ``regularisation`` is λ; ``reduction`` says whether ‖E‖² is summed or averaged over the embedding's dimensions.
+    ``prior_weight`` is of the loss on a batch's pictures of the class, if it has any: prior preservation of DreamBooth
+    (arXiv 2208.12242, section 3.3).
     """
 
-    def __init__(self, model: E4TModel, *, regularisation: float, reduction: str) -> None:
+    def __init__(self, model: E4TModel, *, regularisation: float, reduction: str, prior_weight: float = 0.0) -> None:
         super().__init__()
         self.model = model
         self.regularisation = regularisation
         self.reduction = reduction
+        self.prior_weight = prior_weight
 
     def forward(self, batch: Batch) -> Loss:
         model, backbone = self.model, self.model.backbone
@@ -63,7 +77,18 @@ class E4TObjective(nn.Module):
         target = backbone.target(batch.latents, batch.noise, batch.timesteps)
         diffusion = masked_mean((prediction - target) ** 2, batch.mask)
         regularizer = self.regularisation * self._squared_norm(offset).mean()  # of E alone, a mean over the batch
-        return Loss(diffusion + regularizer, diffusion.detach(), regularizer.detach(), self._ratio(offset))
+        total = diffusion + regularizer
+        if batch.prior is not None:
+            total = total + self.prior_weight * self._forgotten(batch.prior)
+        return Loss(total, diffusion.detach(), regularizer.detach(), self._ratio(offset))
+
+    def _forgotten(self, prior: Prior) -> Tensor:
+        """The denoising loss on pictures of the class."""
+        model, backbone = self.model, self.model.backbone
+        noisy = backbone.add_noise(prior.latents, prior.noise, prior.timesteps)
+        prediction = model.denoise(noisy, prior.timesteps, model.prompt_embeds(prior.tokens))
+        target = backbone.target(prior.latents, prior.noise, prior.timesteps)
+        return masked_mean((prediction - target) ** 2, None)
 
     def _squared_norm(self, offset: Tensor) -> Tensor:
         squares = offset.float() ** 2

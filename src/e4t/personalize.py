@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from e4t.config import PersonalizeConfig
 from e4t.data import square_mask, square_pixels
 from e4t.errors import CheckpointError, MismatchError
 from e4t.model import E4TModel
-from e4t.objective import Batch, E4TObjective
+from e4t.objective import Batch, E4TObjective, Prior
 from e4t.provenance import image_digest, versions
 from e4t.training import Step, draw_timesteps, generator_at, train
 
@@ -37,12 +37,24 @@ class PersonalizeStep:
 
 
 @dataclass(frozen=True)
-class Constants:
-    """What does not change while one image is tuned on, computed once."""
+class ClassPictures:
+    """Pictures of a domain's class, drawn before anything is tuned, and the captions they were drawn for."""
 
-    latents: Tensor  # [1, C, h, w], the posterior's mean
+    latents: Tensor  # [P, C, h, w]
+    prompts: tuple[str, ...]  # P, without a placeholder
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What does not change while a concept is tuned, computed once. N is 1: the concept's one image.
+
+    Baselines may have several; a batch then takes its pictures from all of them.
+    """
+
+    latents: Tensor  # [N, C, h, w], the posterior's mean
     image_features: list[Tensor]  # [1, width] each
-    mask: Tensor | None  # [1, 1, h, w]
+    mask: Tensor | None  # [N, 1, h, w]
+    prior: ClassPictures | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """As a concept stores them: ``latents``, ``image_features`` [layers, width] and ``mask``; float16."""
@@ -67,17 +79,20 @@ def personalize(
     *,
     config: PersonalizeConfig,
     mask: Image.Image | None = None,
+    prior: ClassPictures | None = None,
     keep_steps: bool = False,
 ) -> Iterator[PersonalizeStep]:
     """Tune on one image (its centre square, never mirrored); yields step 0 and then every step.
 
-    The last step carries the concept, with ``keep_steps`` every step does. ``mask`` says where the loss counts (white).
+    The last step carries the concept, with ``keep_steps`` every step does. ``mask`` says where the loss counts (white),
+    ``prior`` what the model is not to forget if ``config.prior_weight`` is above 0.
     The model is afterwards as it was before, also when the caller stops early.
     """
     mask = mask if config.mask_loss else None
     constants = prepare(model, image, mask)
     if config.keep == "replay":  # tuned from what is stored, so that a repetition starts from the same numbers
         constants = Constants.of(constants.tensors(), model.backbone.device)
+    constants = replace(constants, prior=prior)
     yield from tune(model, constants, config=config, provenance=_provenance(image, mask), keep_steps=keep_steps)
 
 
@@ -114,34 +129,43 @@ def tune(
     *,
     config: PersonalizeConfig,
     provenance: Mapping[str, Any],
-    keep_steps: bool = False,
+    keep_steps: bool | Collection[int] = False,
 ) -> Iterator[PersonalizeStep]:
-    """The steps of `personalize`, from an image that is already prepared."""
+    """The steps of `personalize`, from an image that is already prepared; ``keep_steps`` may name those to keep."""
     model.offsets.require("ejected", "tune")
     model.backbone.require_in_place()
     tuning = _Tuning(model, config, constants, provenance)
-    objective = E4TObjective(model, regularisation=config.regularisation, reduction=config.regularisation_reduction)
+    objective = E4TObjective(
+        model,
+        regularisation=config.regularisation,
+        reduction=config.regularisation_reduction,
+        prior_weight=config.prior_weight,
+    )
     try:
         groups = tuning.start()
-        first = tuning.concept(0) if keep_steps or not config.steps else None
+        first = tuning.concept(0) if _kept(0, keep_steps) or not config.steps else None
         yield PersonalizeStep(0, config.steps, None, first)
         if not config.steps:
             return
         optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         for step in train(
             objective,
-            _batches(model, constants, config),
+            batches(model, constants, config),
             optimizer,
             steps=config.steps,
             accumulation=config.accumulation,
             mixed_precision=config.mixed_precision,
             max_grad_norm=config.max_grad_norm,
         ):
-            wanted = keep_steps or step.number == config.steps
+            wanted = _kept(step.number, keep_steps) or step.number == config.steps
             concept = tuning.concept(step.number) if wanted else None
             yield PersonalizeStep(step.number, config.steps, step, concept)
     finally:
         tuning.stop()
+
+
+def _kept(step: int, keep_steps: bool | Collection[int]) -> bool:
+    return keep_steps if isinstance(keep_steps, bool) else step in keep_steps
 
 
 def _provenance(image: Image.Image, mask: Image.Image | None) -> dict[str, Any]:
@@ -161,27 +185,47 @@ def prepare(model: E4TModel, image: Image.Image, mask: Image.Image | None) -> Co
     return Constants(latents, model.image_features(pixels), small)
 
 
-def _batches(model: E4TModel, constants: Constants, config: PersonalizeConfig) -> Callable[[int], Batch]:
-    """The image ``batch_size`` times, with independent timesteps and noise."""
+def batches(model: E4TModel, constants: Constants, config: PersonalizeConfig) -> Callable[[int], Batch]:
+    """The image ``batch_size`` times, with independent timesteps and noise; of several, each equally often."""
     size, device = config.batch_size, model.backbone.device
     prompts = model.tokens(model.domain.prompts)
-    latents = constants.latents.expand(size, -1, -1, -1)
+    rows = torch.arange(size, device=device)
     high = config.max_timestep or model.backbone.num_timesteps
+    prior_at = _priors(model, constants.prior, config) if constants.prior and config.prior_weight else None
 
     def batch_at(index: int) -> Batch:
         generator = generator_at(config.seed, index)
         picks = torch.randint(len(prompts), (size,), generator=generator)
         timesteps = draw_timesteps(size, config.min_timestep, high, generator, stratified=config.stratified_timesteps)
+        shown = (rows + index * size) % len(constants.latents)
+        latents = constants.latents[shown]
         return Batch(
             latents=latents,
             noise=draw_noise(latents.shape, generator, device),
             timesteps=timesteps.to(device),
             tokens=prompts[picks.to(device)],
             image_features=constants.image_features,
-            mask=constants.mask,
+            mask=constants.mask[shown] if constants.mask is not None else None,
+            prior=prior_at(generator) if prior_at else None,
         )
 
     return batch_at
+
+
+def _priors(model: E4TModel, pictures: ClassPictures, config: PersonalizeConfig) -> Callable[[torch.Generator], Prior]:
+    """As many pictures of the class as of the concept, any of them."""
+    size, device = config.batch_size, model.backbone.device
+    tokens = model.tokens(pictures.prompts, expected=False)
+    high = config.max_timestep or model.backbone.num_timesteps
+
+    def prior_at(generator: torch.Generator) -> Prior:
+        picks = torch.randint(len(pictures.prompts), (size,), generator=generator).to(device)
+        timesteps = draw_timesteps(size, config.min_timestep, high, generator, stratified=config.stratified_timesteps)
+        latents = pictures.latents[picks]
+        noise = draw_noise(latents.shape, generator, device)
+        return Prior(latents, noise, timesteps.to(device), tokens[picks])
+
+    return prior_at
 
 
 class _Tuning:
@@ -263,7 +307,7 @@ class _Tuning:
         count, backbone = self.config.frozen_timesteps, self.model.backbone
         spaced = (torch.arange(count) + 0.5) / count * backbone.num_timesteps
         timesteps = spaced.long().to(backbone.device)
-        latents = self.constants.latents.expand(count, -1, -1, -1)
+        latents = self.constants.latents[:1].expand(count, -1, -1, -1)
         noise = draw_noise(latents.shape, generator_at(self.config.seed, -1), backbone.device)
         noisy = backbone.add_noise(latents, noise, timesteps)
         return self.model.offset(noisy, timesteps, image_half).mean(dim=0)

@@ -7,6 +7,7 @@ and timestep the U-Net is called with, and replaces the conditional rows of its 
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,17 +17,21 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 from typing_extensions import Self
 
 from e4t.backbone import Backbone, resolve
 from e4t.checkpoint import Concept, TrainedDomain
 from e4t.config import GenerateConfig, PersonalizeConfig, PretrainConfig
+from e4t.data import square_pixels
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError
 from e4t.images import load_image, load_mask
 from e4t.model import E4TModel
 from e4t.models.text import Tokens
-from e4t.personalize import PersonalizeStep, personalize, replayed
+from e4t.personalize import ClassPictures, PersonalizeStep, personalize, replayed
+
+_BATCH = 8  # pictures of the class drawn at a time
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class E4TPipeline:
             raise ConfigError("a pipeline needs a trained domain, or at least a domain's class word")
         self.stock = _stock_pipeline(backbone, safety or {})
         self._replayed: tuple[Concept, Concept] | None = None  # the last one, as loaded and as tuned again
+        self._class_pictures: dict[tuple[int, tuple[str, ...]], ClassPictures] = {}
 
     @classmethod
     def from_pretrained(
@@ -147,7 +153,36 @@ class E4TPipeline:
         settings = (config or self.personalize_config).updated(overrides)
         picture = load_image(image)
         white = load_mask(mask) if mask is not None else None
-        yield from personalize(self.model, picture, config=settings, mask=white, keep_steps=keep_steps)
+        prior = self.class_pictures(settings.prior_pictures) if settings.prior_weight else None
+        yield from personalize(self.model, picture, config=settings, mask=white, prior=prior, keep_steps=keep_steps)
+
+    def class_pictures(self, count: int, prompts: Sequence[str] | None = None) -> ClassPictures:
+        """Latents of ``count`` pictures that the base draws of the class, or of other ``prompts`` in turn; kept.
+
+        Raises ConfigError for prompts with a placeholder.
+        """
+        wanted = tuple(prompts or (text.replace("{}", self.domain.class_word) for text in self.domain.templates))
+        if any(self.domain.placeholder in prompt for prompt in wanted):
+            raise ConfigError("pictures of the class are drawn without the concept; leave the placeholder out")
+        if (count, wanted) not in self._class_pictures:
+            texts = list(itertools.islice(itertools.cycle(wanted), count))
+            parts = [self._class_latents(texts[at : at + _BATCH], at) for at in range(0, count, _BATCH)]
+            self._class_pictures[count, wanted] = ClassPictures(torch.cat(parts), tuple(texts))
+        return self._class_pictures[count, wanted]
+
+    def likeness(self, photo: Image.Image, drawn: Image.Image, stranger: Image.Image) -> float:
+        """How much of the way from ``stranger``, anybody of the class, to ``photo`` itself a ``drawn`` picture is.
+
+        As the image encoder sees it: 0 is a stranger, 1 the photo. An estimate from one picture, not a score.
+        """
+        pixels = [square_pixels(image, self.backbone.resolution) for image in (photo, drawn, stranger)]
+        vectors = functional.normalize(self.backbone.image_features(torch.stack(pixels))[-1], dim=-1)
+        near, far = (vectors[1:] @ vectors[0]).tolist()
+        return float((near - far) / max(1 - far, 1e-6))
+
+    def _class_latents(self, prompts: list[str], seed: int) -> Tensor:
+        images = self(prompts, seed=seed).images
+        return torch.cat([self.backbone.encode(square_pixels(i, self.backbone.resolution)[None]) for i in images])
 
     def ready(self, concept: Concept) -> Concept:
         """The concept with all its weights: one kept as a replay is tuned again, the last one only once."""

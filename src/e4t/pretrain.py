@@ -97,8 +97,9 @@ def pretrain(
 
 def new_model(backbone: Backbone, domain: Domain, config: PretrainConfig) -> E4TModel:
     """An untrained domain on a backbone; its initial weights follow from the seed."""
-    if not config.encoder.use_image and config.encoder.unet_blocks == "none":
-        raise ConfigError("the encoder has no input: use_image is off and unet_blocks is 'none'")
+    blind = not config.encoder.use_image and config.encoder.unet_blocks == "none"
+    if blind and config.offsets.form == "none":
+        raise ConfigError("nothing can be learned: the encoder has no input, and there are no offsets")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = E4TModel(

@@ -71,6 +71,25 @@ ART_PROMPTS: tuple[Attributes, ...] = (
 )
 """What an artist is asked to draw."""
 
+MORE_PROMPTS: dict[str, tuple[Attributes, ...]] = {
+    **dict.fromkeys(
+        ("face", "cat"),
+        (
+            {"transform": "stained glass window"},
+            {"style": "neon", "accessory": "sunglasses"},
+            {"style": "photo", "expression": "surprised", "scene": "forest"},
+            {"style": "pastel", "scene": "mountains"},
+        ),
+    ),
+    "art": (
+        {"subject": "face", "scene": "desert"},
+        {"subject": "cat", "accessory": "crown", "scene": "kitchen"},
+        {"subject": "face", "expression": "surprised", "scene": "rain"},
+        {"subject": "cat", "scene": "sunset"},
+    ),
+}
+"""Four more, for the longest of comparisons."""
+
 DRAWINGS, CLASS_WORD = "drawings", "class word"
 SCORES = ("identity", "rank_1_of_50", "rank_1_of_20_twins", "prompt_accuracy", "joint_success")
 CROWD, TWINS = 50, 20
@@ -114,17 +133,25 @@ def prompt_text(concept: Identity, attributes: Attributes, placeholder: str) -> 
     return caption(_asked(concept, attributes), _FirstWording(), subject=placeholder)
 
 
-def input_picture(concept: Identity) -> tuple[Image.Image, Image.Image]:
-    """The one picture a concept is learned from, and its mask: a plain photo, or one of an artist's, all of it his."""
-    if concept.kind == "art":
-        rng = stream("input", concept.key)
-        scenes, kinds = list(SCENES), list(TRAINING_KINDS)
-        asked = {"subject": kinds[int(rng.random() * 2)], "scene": scenes[int(rng.random() * len(scenes))]}
-        rgb = draw(prompted(concept, asked, key="input"), RESOLUTION).rgb
-        return Image.fromarray(rgb), Image.new("L", rgb.shape[:2], 255)
-    drawing = draw(prompted(concept, {}, key="input"), RESOLUTION)
-    mask = (drawing.mask * 255).round().astype(np.uint8)
-    return Image.fromarray(drawing.rgb), Image.fromarray(mask)
+def input_data(concept: Identity, number: int = 0) -> Picture:
+    """The one picture a concept is learned from: a plain photo, or anything by an artist.
+
+    Every other ``number`` is another one, for methods that are given several.
+    """
+    key = f"input {number}" if number else "input"
+    if concept.kind != "art":
+        return prompted(concept, {}, key=key)
+    rng = stream(key, concept.key)
+    scenes, kinds = list(SCENES), list(TRAINING_KINDS)
+    asked = {"subject": kinds[int(rng.random() * 2)], "scene": scenes[int(rng.random() * len(scenes))]}
+    return prompted(concept, asked, key=key)
+
+
+def input_picture(concept: Identity, number: int = 0) -> tuple[Image.Image, Image.Image]:
+    """`input_data` drawn, and where the concept is in it; an artist's picture is his all over."""
+    drawing = draw(input_data(concept, number), RESOLUTION)
+    mask = np.ones_like(drawing.mask) if concept.kind == "art" else drawing.mask
+    return Image.fromarray(drawing.rgb), Image.fromarray((mask * 255).round().astype(np.uint8))
 
 
 # Pictures

@@ -10,9 +10,11 @@ seed. To resume, run the same command again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ RoundTrip = Callable[[Tensor], Tensor]
 """Pixels ``[n, 3, h, w]`` in [-1, 1] through an autoencoder and back."""
 
 
-class _ResidualBlock(nn.Module):
+class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions, each after a group norm, ``[n, width, h, w]`` to the same."""
 
     def __init__(self, width: int) -> None:
@@ -70,7 +72,7 @@ class _NextBlock(nn.Module):
         return x + self.layers(x)  # type: ignore[no-any-return]
 
 
-def _stages(block: Callable[[int], nn.Module], widths: tuple[int, ...], depths: tuple[int, ...]) -> nn.Sequential:
+def staged(block: Callable[[int], nn.Module], widths: tuple[int, ...], depths: tuple[int, ...]) -> nn.Sequential:
     """A stem of stride 4, then stages of blocks that each halve the size: 128 px to 8 x 8 with three widths."""
     layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=4)]
     for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
@@ -87,7 +89,7 @@ class ResidualTrunk(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stages = _stages(_ResidualBlock, (32, 64, 128), (1, 2, 2))
+        self.stages = staged(ResidualBlock, (32, 64, 128), (1, 2, 2))
         self.squeeze = nn.Conv2d(128, 20, 1)
         self.join = nn.Linear(20 * 8 * 8, self.features)
 
@@ -103,7 +105,7 @@ class AttentiveTrunk(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stages = _stages(_NextBlock, (48, 96, 144), (1, 2, 3))
+        self.stages = staged(_NextBlock, (48, 96, 144), (1, 2, 3))
         self.where = nn.Conv2d(144, self.looks, 1)
         self.what = nn.Conv2d(144, 40, 1)
         self.join = nn.Linear(self.looks * (40 + 2), self.features)
@@ -192,6 +194,14 @@ class Judge:
     def layout(self) -> Layout:
         return self.network.layout
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the weights."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(name.encode() + tensor.half().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     @torch.no_grad()
     def read(self, rgb: np.ndarray, *, batch: int = 64) -> Readings:
         """Read pictures, uint8 ``[n, 128, 128, 3]``."""
@@ -245,7 +255,7 @@ class JudgeConfig:
     round_trips: int = 30_000  # so many of the first pictures are also there as the autoencoder returns them
     checkpoint_every: int = 250
     device: str = "cpu"
-    initial: Path | None = None  # a folder of a judge of the same kind and number, to go on from
+    initial: Path | None = None  # a judge of the same number to go on from; one of another kind lends its trunk
 
     @property
     def folder(self) -> Path:
@@ -312,11 +322,13 @@ def judge_loss(layout: Layout, identity: Tensor, classes: dict[str, Tensor], tar
 
 
 def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Move the pictures a little, blur half of them by one random width and add noise of a random level to each.
+    """Move the pictures a little and make them worse. Seeded on the CPU."""
+    return degrade(_moved(pixels, generator), generator)
 
-    Seeded on the CPU.
-    """
-    n, pixels = len(pixels), _moved(pixels, generator)
+
+def degrade(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Blur half of the pictures by one random width and add noise of a random level to each."""
+    n = len(pixels)
     sigma = 0.3 + 0.9 * float(torch.rand((), generator=generator))
     blurred = (torch.rand(n, 1, 1, 1, generator=generator) < 0.5).to(pixels.device)
     level = 0.12 * torch.rand(n, 1, 1, 1, generator=generator).square()
@@ -383,12 +395,15 @@ def _initial(config: JudgeConfig) -> JudgeNetwork:
     if config.initial is None:
         return JudgeNetwork(config.judge, config.kind)
     earlier = Judge.load(config.initial)
-    if (earlier.number, earlier.kind) != (config.judge, config.kind):
+    if earlier.number != config.judge:
         raise CheckpointError(
-            f"'{config.initial}' holds judge {earlier.number} of kind '{earlier.kind}'; "
-            f"--initial needs judge {config.judge} of kind '{config.kind}'"
+            f"'{config.initial}' holds judge {earlier.number}; --initial needs one built as judge {config.judge}"
         )
-    return earlier.network
+    if earlier.kind == config.kind:
+        return earlier.network
+    network = JudgeNetwork(config.judge, config.kind)
+    network.trunk = earlier.network.trunk
+    return network
 
 
 def _shown(rgb: np.ndarray | Shards, returned: np.ndarray | None, rows: Tensor, through: Tensor) -> np.ndarray:

@@ -119,3 +119,10 @@ class Readings:
     def answers(self, row: int) -> dict[str, str]:
         """The class names read in one picture."""
         return {name: ANSWERS[name][int(indices[row])] for name, indices in self.classes.items()}
+
+
+def joined(readings: Sequence[Readings | None]) -> Readings:
+    """Several readings as one, in order; there must be some, and none missing."""
+    known = [one for one in readings if one is not None]
+    classes = {name: np.concatenate([one.classes[name] for one in known]) for name in known[0].classes}
+    return Readings(np.concatenate([one.identity for one in known]), classes)

@@ -1,0 +1,99 @@
+"""The base, tuned on a domain's pictures and its class word alone: no encoder, no offsets, no concepts.
+
+    python -m e4t.evaluation.domain_base tiny-face PICTURES --output WORK/face-base
+
+What methods that start from here are better at than from the plain base is the worth of the domain's pictures; what
+E4T is better at still, that of encoder and offsets. It sees as many pictures as the domain's pre-training did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from e4t.backbone import Backbone, draw_noise
+from e4t.checkpoint import TrainedDomain
+from e4t.config import PretrainConfig
+from e4t.errors import CheckpointError
+from e4t.objective import masked_mean
+from e4t.pipeline import E4TPipeline
+from e4t.pretrain import pictures_of
+from e4t.training import draw_timesteps, generator_at
+
+
+@dataclass(frozen=True)
+class DomainBaseConfig:
+    """Which domain, on which pictures."""
+
+    domain: tyro.conf.Positional[str]
+    pictures: tyro.conf.Positional[Path]  # what the domain was pre-trained on
+    output: Path
+    learning_rate: float = 1e-4
+    steps: int | None = None  # None: as many as the domain's pre-training
+    device: str = "cpu"
+
+
+def tune_base(pipe: E4TPipeline, data: Path, config: PretrainConfig) -> Iterator[float]:
+    """Tune the U-Net in place, at a rate that falls to nothing over the last quarter; yields the loss of every step."""
+    backbone, model = pipe.backbone, pipe.model
+    word = pipe.domain.class_word
+    tokens = model.tokens([text.replace("{}", word) for text in pipe.domain.templates], expected=False)
+    images, high = pictures_of(data, backbone, config), backbone.num_timesteps
+    backbone.unet.requires_grad_(True)
+    optimizer = torch.optim.AdamW(backbone.unet.parameters(), lr=config.learning_rate)
+    try:
+        for step in range(config.steps):
+            generator = generator_at(config.seed, step)
+            latents = backbone.encode(images.views(step, config.batch_size).target)
+            picks = torch.randint(len(tokens), (len(latents),), generator=generator).to(backbone.device)
+            noise = draw_noise(latents.shape, generator, backbone.device)
+            timesteps = draw_timesteps(len(latents), 0, high, generator, stratified=config.stratified_timesteps)
+            timesteps = timesteps.to(backbone.device)
+            with torch.no_grad():
+                prompts = model.prompt_embeds(tokens[picks])
+            predicted = model.denoise(backbone.add_noise(latents, noise, timesteps), timesteps, prompts)
+            loss = masked_mean((predicted - backbone.target(latents, noise, timesteps)) ** 2, None)
+            loss.backward()  # type: ignore[no-untyped-call]
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * min(1.0, 4 * (config.steps - step) / config.steps)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            yield float(loss.detach())
+    finally:
+        backbone.unet.requires_grad_(False)
+
+
+def on_domain_base(pipe: E4TPipeline, folder: Path) -> E4TPipeline:
+    """The pipeline's base with a tuned U-Net, without a domain. Raises CheckpointError for an unreadable folder."""
+    from diffusers import UNet2DConditionModel
+
+    try:
+        unet = UNet2DConditionModel.from_pretrained(folder, use_safetensors=True).to(pipe.backbone.device)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"'{folder}' holds no U-Net: {error}") from error
+    parts: dict[str, Any] = {**vars(pipe.backbone), "unet": unet, "name": f"{pipe.backbone.name} on {folder.name}"}
+    fields = Backbone.__dataclass_fields__
+    return E4TPipeline(Backbone(**{name: parts[name] for name in fields}), domain=pipe.domain)
+
+
+def main(config: DomainBaseConfig) -> None:
+    """Tune, write the U-Net's folder and print it."""
+    pipe = E4TPipeline.from_pretrained(config.domain, device=config.device)
+    trained: TrainedDomain | None = pipe.trained
+    settings = PretrainConfig.from_dict(trained.pretrain if trained else {})
+    settings = replace(settings, learning_rate=config.learning_rate, steps=config.steps or settings.steps)
+    for step, loss in enumerate(tune_base(pipe, config.pictures, settings), 1):
+        if step % 50 == 0 or step == settings.steps:
+            print(f"step {step} of {settings.steps}: loss {loss:.4f}", flush=True)
+    pipe.backbone.unet.half().save_pretrained(config.output)
+    print(config.output)
+
+
+if __name__ == "__main__":
+    torch.set_flush_denormal(True)
+    main(tyro.cli(DomainBaseConfig, config=(tyro.conf.FlagConversionOff,)))

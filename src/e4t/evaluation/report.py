@@ -1,0 +1,281 @@
+"""Figures, tables, plots and grids of a benchmark: CSV, JSON, and one HTML page that needs nothing beside it.
+
+Every score has a 95 % interval over concepts, seeds and prompts averaged inside a concept, and every method is compared
+with E4T on the same concepts (paired bootstrap).
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from e4t.evaluation import metrics
+from e4t.evaluation.benchmark import DRAWINGS, OURS, Contest, DrawnContest, Record
+from e4t.evaluation.copying import backdrop, correlation_statistic
+from e4t.evaluation.evaluate import Examination, score, small
+from e4t.evaluation.truth import joined
+
+Statistic = Callable[[np.ndarray], float]
+Tuning = tuple[str, int]
+"""A method and its number of steps."""
+
+TITLES = {
+    "identity": "identity",
+    "rank_1_of_20_twins": "of 20 twins",
+    "prompt_accuracy": "prompt",
+    "joint_success": "joint success",
+    "clip_t": "CLIP-T",
+    "clip_i": "CLIP-I",
+    "diversity": "diversity",
+    "copied_pose": "copied pose",
+    "copied_backdrop": "copied backdrop",
+}
+COSTS = {"seconds": "seconds", "passes": "passes", "peak_bytes": "peak MB", "stored_bytes": "stored kB"}
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the methods were given, concept by concept, and what was asked for."""
+
+    clip: np.ndarray  # [concepts, W]
+    backdrop: np.ndarray  # [concepts, 3]
+    texts: np.ndarray  # [concepts, prompts, W], CLIP's vectors of the prompts with the class word
+
+    @classmethod
+    def of(cls, contest: Contest) -> Given:
+        images = [contest.examples(number, 1)[0].image for number in range(contest.size)]
+        word, placeholder = contest.pipe.domain.class_word, contest.pipe.domain.placeholder
+        texts = [
+            contest.clip.texts([text.replace(placeholder, word) for text in contest.texts(number)])
+            for number in range(contest.size)
+        ]
+        return cls(
+            np.concatenate([contest.clip.images([image]) for image in images]),
+            np.concatenate([backdrop(np.asarray(small(image))[None]) for image in images]),
+            np.stack(texts),
+        )
+
+
+def figures(contest: Contest, records: Mapping[Tuning, Sequence[Record]], *, draws: int = 1000) -> dict[str, Any]:
+    """Every score of every method and number of steps, and how far it is from E4T's own default."""
+    given = Given.of(contest)
+    statistics = _statistics(contest, records, given)
+    samples = metrics.resamples(contest.size, draws=draws)
+    ours = (OURS, contest.pipe.personalize_config.steps)
+    rows = []
+    for tuning, scores in statistics.items():
+        row: dict[str, Any] = {"method": tuning[0], "steps": tuning[1], **_costs(records[tuning])}
+        for name, statistic in scores.items():
+            row[name] = metrics.bootstrap(statistic, samples).to_dict()
+            if tuning != ours and ours in statistics and tuning[0] != DRAWINGS:
+                gap = metrics.difference(statistic, statistics[ours][name])
+                row.setdefault("against_ours", {})[name] = metrics.bootstrap(gap, samples).to_dict()
+        rows.append(row)
+    judge = contest.judge.number if contest.judge else None
+    return {"domain": contest.name, "judge": judge, "concepts": contest.size, "rows": rows}
+
+
+def _statistics(
+    contest: Contest, records: Mapping[Tuning, Sequence[Record]], given: Given
+) -> dict[Tuning, dict[str, Statistic]]:
+    judged = _judged(contest, records) if isinstance(contest, DrawnContest) else {}
+    return {tuning: judged.get(tuning, {}) | _seen(of, given, contest.plan.seeds) for tuning, of in records.items()}
+
+
+def _judged(contest: DrawnContest, records: Mapping[Tuning, Sequence[Record]]) -> dict[Tuning, dict[str, Statistic]]:
+    """What a judge reads, and the pose that comes back."""
+    plan, counted, given = contest.plan, contest.poses.counted, contest.true_poses()
+    examination = Examination(
+        contest.judge.layout, contest.subjects, contest.prompts * plan.seeds, contest.judge.readable, plan.namespace
+    )
+    tables = {tuning: score(examination, joined([record.readings for record in of])) for tuning, of in records.items()}
+    ceiling = tables[DRAWINGS, 0].identity
+    found: dict[Tuning, dict[str, Statistic]] = {}
+    for tuning, of in records.items():
+        pose = np.stack([record.pose for record in of if record.pose is not None])[:, :, counted]
+        found[tuning] = {name: s for name, s in tables[tuning].statistics(ceiling).items() if name in TITLES}
+        found[tuning]["copied_pose"] = correlation_statistic(given[:, counted], pose)
+    return found
+
+
+def _seen(records: Sequence[Record], given: Given, seeds: int) -> dict[str, Statistic]:
+    """What needs no judge: similarities, diversity over seeds, and the backdrop that comes back."""
+    vectors = np.stack([record.clip for record in records])  # [concepts, rows, W]
+    texts = np.tile(given.texts, (1, seeds, 1))
+    scores: dict[str, Statistic] = {
+        "clip_t": metrics.mean_statistic((vectors * texts).sum(-1)),
+        "clip_i": metrics.mean_statistic((vectors * given.clip[:, None]).sum(-1)),
+        "copied_backdrop": correlation_statistic(given.backdrop, np.stack([record.backdrop for record in records])),
+    }
+    if seeds > 1:
+        apart = vectors.reshape(len(vectors), seeds, -1, vectors.shape[-1])
+        likeness = np.einsum("cspw,ctpw->cpst", apart, apart)
+        scores["diversity"] = metrics.mean_statistic(1 - likeness[..., ~np.eye(seeds, dtype=bool)])
+    return scores
+
+
+def _costs(records: Sequence[Record]) -> dict[str, float]:
+    return {
+        "passes": records[0].passes,
+        "seconds": round(float(np.median([record.seconds for record in records])), 2),
+        "peak_bytes": int(np.median([record.peak_bytes for record in records])),
+        "stored_bytes": int(np.median([record.stored_bytes for record in records])),
+    }
+
+
+# Files
+
+
+def write(folder: Path, contests: Sequence[tuple[dict[str, Any], Mapping[Tuning, Sequence[Record]]]]) -> list[Path]:
+    """``results.json``, ``results.csv`` and ``report.html`` in ``folder``; returns their paths."""
+    reports = [report for report, _ in contests]
+    paths = [folder / name for name in ("results.json", "results.csv", "report.html")]
+    paths[0].write_text(json.dumps(reports, indent=1) + "\n")
+    with paths[1].open("w", newline="") as file:
+        _write_csv(file, reports)
+    sections = [_section(report, records) for report, records in contests]
+    paths[2].write_text(_PAGE.format(sections="\n".join(sections)), encoding="utf-8")
+    return paths
+
+
+def _write_csv(file: Any, reports: Sequence[dict[str, Any]]) -> None:
+    bounds = ("value", "low", "high")
+    head = ["domain", "method", "steps", *COSTS, *(f"{name}_{bound}" for name in TITLES for bound in bounds)]
+    writer = csv.writer(file)
+    writer.writerow(head)
+    for report in reports:
+        for row in report["rows"]:
+            scores = [row.get(name, {}).get(bound, "") for name in TITLES for bound in bounds]
+            writer.writerow([report["domain"], row["method"], row["steps"], *(row[name] for name in COSTS), *scores])
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>e4t benchmark</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #222 }}
+table {{ border-collapse: collapse; font-size: 13px; display: block; overflow-x: auto }}
+th, td {{ padding: .25rem .5rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }}
+th:first-child, td:first-child {{ text-align: left }}
+small {{ color: #666 }}
+img {{ max-width: 100% }}
+.ours td {{ background: #eef6ff }}
+</style>
+<h1>One image, a few steps: E4T and what it is compared with</h1>
+<p>Value and 95 % interval over concepts. <b>identity</b> is a share of what the judge reads in the world's own
+drawings; <b>joint success</b> is being told from 19 twins and showing everything that was asked for; <b>copied</b> is
+the correlation with how the input happened to be taken, 0 is wanted. Seconds are of learning one concept, the median.
+</p>
+{sections}
+</html>
+"""
+
+
+def _section(report: dict[str, Any], records: Mapping[Tuning, Sequence[Record]]) -> str:
+    names = [name for name in TITLES if any(name in row for row in report["rows"])]
+    head = ["", *(TITLES[name] for name in names), *COSTS.values()]
+    rows = "\n".join(_table_row(row, names) for row in report["rows"])
+    table = f"<table><tr>{''.join(f'<th>{title}</th>' for title in head)}</tr>\n{rows}</table>"
+    plots = f'<img alt="plots" src="{_data(plot(report), "svg+xml")}">'
+    return f"<h2>{html.escape(report['domain'])}</h2>\n{table}\n{plots}\n{_grids(records)}"
+
+
+def label(row: Mapping[str, Any]) -> str:
+    """A method and its steps, where it has any."""
+    return f"{row['method']}, {row['steps']} steps" if row["passes"] or row["method"] == OURS else str(row["method"])
+
+
+def _table_row(row: dict[str, Any], names: Sequence[str]) -> str:
+    cells = [html.escape(label(row))]
+    for name in names:
+        values = row.get(name)
+        cells.append(f"{values['value']:.2f} <small>{values['low']:.2f}…{values['high']:.2f}</small>" if values else "")
+    megabytes, kilobytes = row["peak_bytes"] / 1e6, row["stored_bytes"] / 1e3
+    cells += [f"{row['seconds']:.1f}", f"{row['passes']:,}", f"{megabytes:,.0f}", f"{kilobytes:,.1f}"]
+    ours = ' class="ours"' if row["method"] == OURS else ""
+    return f"<tr{ours}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def plot(report: dict[str, Any]) -> bytes:
+    """An SVG: likeness against prompt, a curve per method over its steps; quality against seconds; our steps.
+
+    Judged concepts have identity, prompt accuracy and joint success; others CLIP-I and CLIP-T.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    like, asked, both = _JUDGED if _JUDGED[0] in report["rows"][0] else _UNJUDGED
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in report["rows"]:
+        rows.setdefault(row["method"], []).append(row)
+    figure, (plane, clock, curve) = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    colours = plt.get_cmap("tab20")
+    for number, (method, found) in enumerate(rows.items()):
+        style = {"color": colours(number % 20), "marker": "o", "label": method, "markersize": 4}
+        style |= {"linewidth": 2.5, "zorder": 5} if method == OURS else {"linewidth": 1}
+        plane.plot(_values(found, like), _values(found, asked), **style)
+        tuned = [row for row in found if row["passes"]]
+        clock.plot([row["seconds"] for row in tuned], _values(tuned, both), **style)
+    ours = rows.get(OURS, [])
+    for name in dict.fromkeys((like, asked, both)):
+        curve.plot([row["steps"] for row in ours], _values(ours, name), marker="o", label=TITLES[name])
+    plane.set(xlabel=TITLES[like], ylabel=TITLES[asked], title="A curve for every method, over its steps")
+    clock.set(xlabel="seconds of learning", ylabel=TITLES[both], xscale="log", title="What the seconds buy")
+    curve.set(xlabel="tuning steps", title="E4T, step by step")
+    plane.legend(fontsize=7)
+    curve.legend(fontsize=8)
+    for panel in (plane, clock, curve):
+        panel.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg")
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def _values(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
+    return [float(row[name]["value"]) for row in rows]
+
+
+_JUDGED, _UNJUDGED = ("identity", "prompt_accuracy", "joint_success"), ("clip_i", "clip_t", "clip_i")
+
+
+def _grids(records: Mapping[Tuning, Sequence[Record]]) -> str:
+    """The best, median and worst concept of E4T, and what every method drew of it after its last steps."""
+    order = _ranked(records)
+    chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
+    last = dict(sorted(records, key=lambda tuning: tuning[1]))
+    parts = []
+    for name, concept in chosen.items():
+        rows = [
+            f"<tr><td>{html.escape(method)}</td><td><img alt='' src='{_data(records[method, steps][concept].strip)}'>"
+            "</td></tr>"
+            for method, steps in last.items()
+        ]
+        parts.append(f"<h3>{name} of {len(order)}</h3>\n<table>{''.join(rows)}</table>")
+    return "\n".join(parts)
+
+
+def _ranked(records: Mapping[Tuning, Sequence[Record]]) -> list[int]:
+    """Concepts from the one whose pictures after our last steps are most alike to the one that are least.
+
+    Alike, in CLIP's eyes, to the concept's own drawings; without any, to each other.
+    """
+    last = max((tuning for tuning in records if tuning[0] == OURS), key=lambda tuning: tuning[1], default=None)
+    drawn = records[last] if last else next(iter(records.values()))
+    true = records.get((DRAWINGS, 0), drawn)
+    return list(np.argsort([-float((a.clip @ b.clip.T).mean()) for a, b in zip(drawn, true, strict=True)]))
+
+
+def _data(content: bytes, kind: str = "jpeg") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
