@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -330,10 +331,11 @@ def degrade(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Blur half of the pictures by one random width and add noise of a random level to each."""
     n = len(pixels)
     sigma = 0.3 + 0.9 * float(torch.rand((), generator=generator))
-    blurred = (torch.rand(n, 1, 1, 1, generator=generator) < 0.5).to(pixels.device)
+    blurred = (torch.rand(n, generator=generator) < 0.5).to(pixels.device)
     level = 0.12 * torch.rand(n, 1, 1, 1, generator=generator).square()
     noise = (level * torch.randn(pixels.shape, generator=generator)).to(pixels.device)
-    return torch.where(blurred, _blur(pixels, sigma), pixels) + noise
+    pixels = pixels.index_copy(0, blurred.nonzero()[:, 0], _blur(pixels[blurred], sigma))
+    return pixels + noise
 
 
 def _moved(pixels: Tensor, generator: torch.Generator) -> Tensor:
@@ -348,11 +350,16 @@ def _moved(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _blur(pixels: Tensor, sigma: float) -> Tensor:
-    taps = torch.arange(-3, 4, device=pixels.device, dtype=pixels.dtype)
-    kernel = torch.exp(-0.5 * (taps / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).expand(3, 1, 1, 7)
+    """Gaussian blur of 7 taps each way, by sums of shifted pictures: convolutions of few channels are slow on CPUs."""
+    h, w = pixels.shape[-2:]
+    taps = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(-3, 4)]
     padded = F.pad(pixels, (3, 3, 3, 3), mode="replicate")
-    return F.conv2d(F.conv2d(padded, kernel, groups=3), kernel.transpose(2, 3), groups=3)
+    wide, blurred = torch.zeros_like(padded[..., :w]), torch.zeros_like(pixels)
+    for at, tap in enumerate(taps):
+        wide.add_(padded[..., at : at + w], alpha=tap)
+    for at, tap in enumerate(taps):
+        blurred.add_(wide[..., at : at + h, :], alpha=tap)
+    return blurred / sum(taps) ** 2
 
 
 def train_judge(
@@ -370,10 +377,11 @@ def train_judge(
     if not len(rows):
         raise DataError(f"none of the {len(pictures)} drawn pictures shows a {config.kind}")
     targets = _Targets.of(Truth.of([pictures[row] for row in rows.tolist()], config.kind), layout)
-    network = _initial(config).to(config.device).train()
+    network: Any = _initial(config).to(config.device).train()
     dtype = training_dtype(config.device)
     trained = Trained({"judge": network}, config.learning_rate, config.warmup, config.ema, config.steps, dtype)
     trained.load(config.checkpoint)
+    network.to(memory_format=torch.channels_last)
     first = 0 if returned is None else int((rows < len(returned)).sum())  # so many of them are there as returned
 
     def losses() -> Iterator[Tensor]:
@@ -382,7 +390,8 @@ def train_judge(
             through = (torch.rand(config.batch, generator=generator) < 0.5) & (first > 0)
             picks = (torch.rand(config.batch, generator=generator) * torch.where(through, first, len(rows))).long()
             pixels = to_pixels(_shown(rgb, returned, rows[picks], through)).to(config.device)
-            identity, classes = network(augment(pixels, generator).to(dtype))
+            shown = augment(pixels, generator).to(dtype, memory_format=torch.channels_last)
+            identity, classes = network(shown)
             yield judge_loss(layout, identity, classes, targets.rows(picks, config.device))
 
     _run(config, trained, losses())
