@@ -13,6 +13,7 @@ from PIL import Image
 
 from conftest import build_backbone
 from e4t import cli, demo
+from e4t.cli import drawing, learning, settings
 from e4t.config import GenerateConfig, PersonalizeConfig, PretrainConfig
 from e4t.errors import ConfigError
 
@@ -95,7 +96,7 @@ def test_personalize_estimates_the_likeness_and_helps_where_it_is_low(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cli, "_LOW_LIKENESS", 9.0 if low else -9.0)
+    monkeypatch.setattr(learning, "_LOW_LIKENESS", 9.0 if low else -9.0)
     assert cli.main(["personalize", str(domain), str(pictures / "0.png"), "--output", str(tmp_path / "anna")]) == 0
     said = capsys.readouterr().err
     assert "likeness about" in said
@@ -290,17 +291,19 @@ def test_wrong_usage_exits_with_2(command: str, capsys: pytest.CaptureFixture[st
 
 
 def test_settings_have_the_type_of_what_they_replace() -> None:
-    config = cli.overridden(PretrainConfig(), ["crop_scale=[0.5, 1.0]", "resolution=64", "encoder.head=linear"], {})
+    config = settings.overridden(
+        PretrainConfig(), ["crop_scale=[0.5, 1.0]", "resolution=64", "encoder.head=linear"], {}
+    )
     assert (config.crop_scale, config.resolution, config.encoder.head) == ((0.5, 1.0), 64, "linear")
-    assert cli.overridden(PersonalizeConfig(), ["tune=residual, deltas"], {}).tune == ("residual", "deltas")
-    assert cli.overridden(GenerateConfig(), ["guidance_scale=3"], {"seed": 0, "height": None}).guidance_scale == 3
+    assert settings.overridden(PersonalizeConfig(), ["tune=residual, deltas"], {}).tune == ("residual", "deltas")
+    assert settings.overridden(GenerateConfig(), ["guidance_scale=3"], {"seed": 0, "height": None}).guidance_scale == 3
     for pair in ("steps=many", "steps=1.5", "steps=true", "flip=3", "encoder=3", "seed.x=1", "encoder.head=round"):
         with pytest.raises(ConfigError):
-            cli.overridden(PretrainConfig(), [pair], {})
+            settings.overridden(PretrainConfig(), [pair], {})
 
 
 def test_options_beat_settings_and_zero_counts() -> None:
-    config = cli.overridden(PretrainConfig(), ["seed=4", "steps=9"], {"seed": 0, "steps": None})
+    config = settings.overridden(PretrainConfig(), ["seed=4", "steps=9"], {"seed": 0, "steps": None})
     assert (config.seed, config.steps) == (0, 9)
 
 
@@ -308,7 +311,7 @@ def test_options_beat_settings_and_zero_counts() -> None:
     ("prompt", "name"), [("a photo of S*", "a-photo-of-s"), ("../../x", "x"), ("**", "picture"), ("x" * 300, "x" * 60)]
 )
 def test_prompts_make_safe_file_names(prompt: str, name: str) -> None:
-    assert cli.slug(prompt) == name
+    assert drawing.slug(prompt) == name
 
 
 def test_demo_prompts_are_made_of_what_the_world_can_draw() -> None:

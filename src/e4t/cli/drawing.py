@@ -1,0 +1,175 @@
+"""Commands that draw: demo and generate."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from e4t.cli.folders import pipeline_of, shipped
+from e4t.cli.options import Device, Dtype, File, Integer, Number, OptionalBase, Output, Settings, Steps, Text
+from e4t.cli.settings import overridden
+from e4t.cli.terminal import device_of, get_console, progress_bar, quiet, status
+from e4t.config import GenerateConfig, at_least
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from e4t.checkpoint import Concept
+    from e4t.pipeline import E4TPipeline
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Turn shipped pictures, or one of yours, into concepts and draw them in new scenes and styles."""
+
+    image: Annotated[tuple[Path, ...], arg(metavar="FILE", help_behavior_hint="")] = ()
+    """Your own pictures instead of the shipped ones."""
+    domain: Annotated[tuple[str, ...], arg(metavar="DOMAIN", help_behavior_hint="")] = ()
+    """Domains that come with the package, or domain folders. Default: all shipped ones; tiny-face for your pictures."""
+    output: Output = Path("out/demo")
+    """Where the page, the grid and the concepts go."""
+    steps: Steps = None
+    """Tuning steps. Default: as measured for the domain."""
+    num_inference_steps: int = 25
+    """Denoising steps of every picture."""
+    seed: int = 0
+    """The first picture's seed; picture i has seed + i."""
+    device: Device = "auto"
+    """cpu, cuda, mps, ...; auto takes the best there is."""
+
+    def run(self) -> Sequence[Path | str]:
+        from e4t.demo import demo
+        from e4t.images import load_image
+
+        for image in self.image:
+            load_image(image)  # what cannot be read is refused before anything slow
+        at_least("steps", self.steps, 0)
+        at_least("num-inference-steps", self.num_inference_steps, 1)
+        quiet()
+        began = time.perf_counter()
+        stages = demo(
+            self.output,
+            domains=self.domain or self._domains(),
+            pictures=self.image,
+            steps=self.steps,
+            num_inference_steps=self.num_inference_steps,
+            seed=self.seed,
+            device=device_of(self.device),
+        )
+        with progress_bar("demo") as progress:
+            for stage in stages:
+                progress.say(f"{stage.seconds:6.1f} s  {stage.text}")
+                for note in stage.notes:
+                    progress.say(f"{'':10}{note}")
+                progress.at(stage.done, stage.total)
+        get_console().print(f"{time.perf_counter() - began:6.1f} s  in all")
+        return [self.output / "index.html"]
+
+    def _domains(self) -> tuple[str, ...]:
+        from e4t.demo import DOMAINS
+
+        return tuple(name for name in DOMAINS if name in shipped() and not self.image) or DOMAINS[:1]
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Draw a concept from text."""
+
+    concept: Annotated[Positional[Path], arg(metavar="CONCEPT")]
+    """A concept folder."""
+    prompt: Annotated[Positional[str], arg(metavar="PROMPT")]
+    """What to draw; S* is the concept."""
+    output: Output = Path("out")
+    """Where the pictures go."""
+    num_images: int = 1
+    """How many pictures."""
+    seed: int = 0
+    """The first picture's seed; picture i has seed + i."""
+    negative_prompt: Text = None
+    """What to keep out."""
+    num_inference_steps: Integer = None
+    """Denoising steps."""
+    guidance_scale: Number = None
+    """How strictly to follow the prompt."""
+    strength: Number = None
+    """Of the concept: 0 is the bare domain, 1 the concept as tuned."""
+    embedding: Annotated[Literal["live", "frozen"] | None, arg(metavar="{live,frozen}", help_behavior_hint="")] = None
+    """The word predicted anew at every denoising step, or once."""
+    scheduler: Text = None
+    """A scheduler class of diffusers, e.g. DPMSolverMultistepScheduler."""
+    height: Integer = None
+    """Of the pictures, in pixels."""
+    width: Integer = None
+    """Of the pictures, in pixels."""
+    domain: File = None
+    """The concept's domain, where it has moved since."""
+    base: OptionalBase = None
+    """Another copy of the base model."""
+    settings: Settings = ()
+    """Any other setting of GenerateConfig, e.g. --set guidance_rescale=0.7. Can be repeated."""
+    dtype: Dtype = "float32"
+    """Of the model's weights."""
+    metadata: bool = True
+    """Say in every picture how it was made; web UIs read it, and so does e4t info."""
+    device: Device = "auto"
+    """cpu, cuda, mps, ...; auto takes the best there is."""
+
+    def run(self) -> Sequence[Path | str]:
+        at_least("num-images", self.num_images, 1)
+        at_least("num-inference-steps", self.num_inference_steps, 1)
+
+        from e4t.checkpoint import Concept
+        from e4t.provenance import picture_notes
+
+        quiet()
+        concept = Concept.load(self.concept)
+        with status("loading the model"):
+            pipe = pipeline_of(
+                concept, self.concept, domain=self.domain, base=self.base, device=self.device, dtype=self.dtype
+            )
+        config = overridden(pipe.generate_config, self.settings, self._given())
+        with status(f"drawing {self.num_images} × {config.num_inference_steps} steps"):
+            drawn = pipe(self.prompt, concept=concept, negative_prompt=self.negative_prompt, config=config)
+        paths: list[Path] = []
+        self.output.mkdir(parents=True, exist_ok=True)
+        for image, seed in zip(drawn.images, drawn.seeds, strict=True):
+            notes = picture_notes(self._made(pipe, concept, config, image, seed)) if self.metadata else None
+            paths.append(self.output / f"{slug(self.prompt)}-{seed}.png")
+            image.save(paths[-1], pnginfo=notes)
+        return paths
+
+    def _made(
+        self, pipe: E4TPipeline, concept: Concept, config: GenerateConfig, image: Image.Image, seed: int
+    ) -> dict[str, Any]:
+        from e4t.provenance import versions
+
+        return {
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            **config.to_dict(),
+            "seed": seed,
+            "num_images": 1,
+            "scheduler": type(pipe.stock.scheduler).__name__ if config.scheduler is None else config.scheduler,
+            "width": image.width,
+            "height": image.height,
+            "base": concept.base.name,
+            "concept": self.concept.resolve().name,
+            "domain": concept.domain_id,
+            "steps": concept.steps,
+            "versions": versions(),
+        }
+
+    def _given(self) -> dict[str, Any]:
+        names = ("num_images", "seed", "num_inference_steps", "guidance_scale", "strength", "embedding", "scheduler")
+        return {name: getattr(self, name) for name in (*names, "height", "width")}
+
+
+def slug(prompt: str) -> str:
+    """A file name for a prompt: "a photo of S*" → "a-photo-of-s"."""
+    return "-".join(re.findall(r"\w+", prompt.lower()))[:60].strip("-") or "picture"

@@ -1,0 +1,108 @@
+"""What is shipped, what a folder is, and where a concept's domain lies."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from e4t.cli.terminal import device_of
+from e4t.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from e4t.checkpoint import Concept
+    from e4t.pipeline import E4TPipeline
+
+
+def shipped() -> dict[str, Path]:
+    """Models inside the package, by name."""
+    weights = Path(str(resources.files("e4t.tiny") / "weights"))
+    folders = sorted(weights.iterdir()) if weights.is_dir() else []
+    return {folder.name: folder for folder in folders if kind_of(folder)}
+
+
+def pipeline_of(
+    concept: Concept, folder: Path, *, domain: Path | None, base: str | None, device: str, dtype: str = "float32"
+) -> E4TPipeline:
+    """The pipeline that a concept in ``folder`` needs: its domain on its base model."""
+    import torch
+
+    from e4t.pipeline import E4TPipeline
+
+    placed: dict[str, Any] = {"device": device_of(device), "dtype": getattr(torch, dtype)}
+    if concept.domain_id is None:
+        return E4TPipeline.from_base(
+            base or concept.base.name,
+            class_word=concept.domain.class_word,
+            image_encoder=concept.base.image_encoder,
+            **placed,
+        )
+    return E4TPipeline.from_pretrained(domain or find_domain(folder, concept.domain_id), base=base, **placed)
+
+
+def remember_domain(concept: Path, domain: str) -> None:
+    """Note in a concept folder where its domain lies, so that drawing it needs no further argument."""
+    if domain in shipped():
+        note = domain
+    else:
+        import os
+
+        note = os.path.relpath(Path(domain).resolve(), concept.resolve())
+    (concept / "domain.txt").write_text(note + "\n", encoding="utf-8")
+
+
+def find_domain(concept: Path, domain_id: str) -> str:
+    """The domain of a concept folder: as noted there, else the shipped one with the same id."""
+    note = concept / "domain.txt"
+    if note.is_file():
+        noted = note.read_text(encoding="utf-8").strip()
+        if noted in shipped():
+            return noted
+        if (concept / noted).is_dir():
+            return str((concept / noted).resolve())
+    for name, folder in shipped().items():
+        if _config(folder).get("id") == domain_id:
+            return name
+    raise CheckpointError(f"the domain of '{concept}' (id {domain_id}) is not at hand; say where with --domain FOLDER")
+
+
+def describe(folder: Path) -> list[str]:
+    """What a folder holds, as lines of text. Reads no weights."""
+    kind = kind_of(folder)
+    if kind is None:
+        raise CheckpointError(f"'{folder}' is neither a concept, nor a domain, nor a diffusers model")
+    from e4t.demo import folder_bytes, readable_bytes
+
+    rows = {"kind": kind, "size": readable_bytes(folder_bytes(folder))}
+    config = _config(folder)
+    if kind == "base model":
+        rows |= {part: of[1] for part, of in config.items() if isinstance(of, list) and len(of) == 2 and of[1]}
+    else:
+        domain, base = config.get("domain", {}), config.get("base", {})
+        rows |= {"domain": str(domain.get("name")), "class word": str(domain.get("class_word"))}
+        rows |= {"placeholder": str(domain.get("placeholder")), "base model": str(base.get("name"))}
+        rows |= {"id": str(config["id"])} if "id" in config else {"domain id": str(config.get("domain_id"))}
+        rows |= {"steps": str(config["steps"])} if "steps" in config else {}
+        for section in ("pretrain", "personalize", "generate"):
+            rows |= {f"{section}.{name}": json.dumps(value) for name, value in config.get(section, {}).items()}
+    width = max(map(len, rows))
+    return [f"{name:<{width}}  {value}" for name, value in rows.items()]
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    for name in ("config.json", "model_index.json"):
+        if (folder / name).is_file():
+            try:
+                config = json.loads((folder / name).read_text(encoding="utf-8"))
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise CheckpointError(f"'{folder / name}' cannot be read: {error}") from error
+            return config if isinstance(config, dict) else {}
+    return {}
+
+
+def kind_of(folder: Path) -> str | None:
+    if (folder / "model_index.json").is_file():
+        return "base model"
+    kind = _config(folder).get("kind")
+    return kind if kind in ("concept", "domain") else None

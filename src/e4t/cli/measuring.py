@@ -1,0 +1,149 @@
+"""Commands that measure: benchmark and evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from e4t.cli.folders import shipped
+from e4t.cli.options import Device, File, Integer, OptionalBase, Output, Text
+from e4t.cli.terminal import device_of, get_console, progress_bar, quiet, status
+from e4t.config import at_least
+from e4t.errors import ConfigError
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Compare E4T with Textual Inversion, DreamBooth, LoRA and words on drawn concepts. The same command resumes."""
+
+    domain: Annotated[tuple[str, ...], arg(metavar="DOMAIN", help_behavior_hint="")] = ()
+    """Domains that come with the package, or domain folders. Default: those of the size that are shipped."""
+    size: Literal["quick", "standard", "full"] = "quick"
+    """quick: minutes; standard: about an hour; full: a day or more, resumable."""
+    output: Output = Path("out/benchmark")
+    """Where report.html, results.csv, results.json and the records go."""
+    method: Annotated[tuple[str, ...], arg(metavar="NAME", help_behavior_hint="")] = ()
+    """Some of the methods only."""
+    images: File = None
+    """Your own concepts instead of drawn ones: a folder of pictures, and of folders with several pictures of one."""
+    prompts: Annotated[tuple[str, ...], arg(metavar="PROMPT", help_behavior_hint="")] = ()
+    """What your own concepts are drawn for, with S* in each."""
+    clip: Text = None
+    """The CLIP that measures likeness: a folder or hub id. Default: the base's own, where it has a whole one."""
+    domain_base: File = None
+    """A U-Net tuned on the domain's pictures (e4t.evaluation.domain_base), to start further methods from."""
+    namespace: Text = None
+    """Where drawn concepts come from: any word makes new ones. Default: held-out-1."""
+    concepts: Integer = None
+    """How many concepts of each domain."""
+    seeds: Integer = None
+    """How many pictures of every prompt."""
+    device: Device = "auto"
+    """cpu, cuda, mps, ...; auto takes the best there is."""
+
+    def run(self) -> Sequence[Path | str]:
+        from dataclasses import replace
+
+        from e4t.evaluation.benchmark import PLANS, DrawnContest, OwnContest, compare
+
+        plan = PLANS[self.size]
+        domains = self.domain or tuple(name for name in plan.domains if name in shipped())
+        if len(domains) > 1 and (self.images or self.domain_base):
+            raise ConfigError(
+                "your own pictures, and a base tuned on a domain, are of one domain: name it with --domain"
+            )
+        for name in ("concepts", "seeds"):
+            at_least(name, getattr(self, name), 1)
+        plan = replace(
+            plan,
+            methods=self.method or plan.methods,
+            namespace=self.namespace or plan.namespace,
+            concepts=self.concepts or plan.concepts,
+            seeds=self.seeds or plan.seeds,
+        )
+        quiet()
+        with progress_bar("benchmark") as progress:
+            options: dict[str, Any] = {
+                "device": device_of(self.device),
+                "clip": self.clip,
+                "domain_base": self.domain_base,
+            }
+            contests = (
+                OwnContest(name, plan, self.images, prompts=self.prompts, **options)
+                if self.images
+                else DrawnContest(name, plan, **options)
+                for name in domains
+            )
+            for step in compare(contests, self.output):
+                left = f", {step.left / 60:.0f} min left" if step.left else ""
+                progress.at(step.done, step.total, f"{step.text}{left}")
+        return [self.output / name for name in ("report.html", "results.csv", "results.json")]
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Examine a domain on drawn individuals it has never seen: identity, prompt and both, with intervals."""
+
+    domain: Annotated[Positional[str], arg(metavar="DOMAIN")]
+    """A domain folder or a shipped domain."""
+    output: Annotated[Path, arg(aliases=["-o"], metavar="FILE")] = Path("out/evaluation.json")
+    """The report; a table (.md) and a contact sheet (.png) come beside it."""
+    namespace: str = "held-out-1"
+    """Where the individuals come from: any word makes new ones."""
+    count: int = 50
+    """How many individuals."""
+    steps: tuple[int, ...] = (0, 1, 5, 15)
+    """Numbers of tuning steps to examine."""
+    judge_folder: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Another judge than the shipped one, which fills published tables; select by another."""
+    base: OptionalBase = None
+    """Another copy of the base model."""
+    num_inference_steps: int = 25
+    """Denoising steps of every picture."""
+    mask: bool = True
+    """Give personalizing the drawing's mask."""
+    seed: int = 0
+    """Of all pictures."""
+    device: Device = "auto"
+    """cpu, cuda, mps, ...; auto takes the best there is."""
+
+    def run(self) -> Sequence[Path | str]:
+        at_least("count", self.count, 1)
+        at_least("num-inference-steps", self.num_inference_steps, 1)
+        for steps in self.steps or (-1,):
+            at_least("steps", steps, 0)
+        try:
+            from e4t.evaluation.evaluate import evaluate
+            from e4t.evaluation.judge import Judge
+        except ModuleNotFoundError as error:
+            if error.name not in ("cv2", "resvg_py"):
+                raise
+            raise ConfigError("evaluating draws pictures: install the extra with pip install 'e4t[tiny]'") from error
+        from e4t.pipeline import E4TPipeline
+
+        quiet()
+        device = device_of(self.device)
+        with status("loading the model"):
+            pipe = E4TPipeline.from_pretrained(self.domain, base=self.base, device=device)
+            own, kind = self.judge_folder, pipe.domain.class_word
+            judge = Judge.load(own, device=device) if own else Judge.shipped(kind, device=device)
+        console = get_console()
+        evaluation = evaluate(
+            pipe,
+            self.namespace,
+            self.count,
+            steps=self.steps,
+            judge=judge,
+            seed=self.seed,
+            num_inference_steps=self.num_inference_steps,
+            use_mask=self.mask,
+            progress=console.print,
+        )
+        return evaluation.write(self.output)

@@ -1,0 +1,85 @@
+"""Commands about what others get: export and info."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from e4t.cli.folders import describe, kind_of, pipeline_of, shipped
+from e4t.cli.options import Device, File, Integer, OptionalBase, Text
+from e4t.cli.terminal import get_console, quiet, status
+from e4t.config import at_least
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a concept as a file or folder that other programs load, and say how much of it that keeps."""
+
+    concept: Annotated[Positional[Path], arg(metavar="CONCEPT")]
+    """A concept folder."""
+    to: Literal["textual-inversion", "pipeline", "single-file", "diff", "lora-diffusers", "lora-kohya"]
+    """textual-inversion: the bare word; pipeline: a diffusers folder; single-file: a checkpoint for web UIs;
+    diff: dense changes for AUTOMATIC1111 and ComfyUI; lora-...: an approximation of them."""
+    output: Annotated[Path, arg(aliases=["-o"], metavar="PATH")]
+    """The folder (pipeline) or .safetensors file to write."""
+    token: Text = None
+    """What prompts will say. Default: the placeholder."""
+    dtype: Annotated[Literal["float16", "float32"] | None, arg(metavar="{float16,float32}", help_behavior_hint="")] = (
+        None
+    )
+    """Of the written numbers. Default: float16, and the base's own for pipeline."""
+    rank: Integer = None
+    """Of a LoRA. Default: the smallest that keeps 95 %."""
+    domain: File = None
+    """The concept's domain, where it has moved since."""
+    base: OptionalBase = None
+    """Another copy of the base model."""
+    device: Device = "auto"
+    """cpu, cuda, mps, ...; auto takes the best there is."""
+
+    def run(self) -> Sequence[Path | str]:
+        from e4t.checkpoint import Concept
+        from e4t.export import export
+
+        at_least("rank", self.rank, 1)
+        quiet()
+        concept = Concept.load(self.concept)
+        with status("loading the model"):
+            pipe = pipeline_of(concept, self.concept, domain=self.domain, base=self.base, device=self.device)
+        with status(f"exporting to {self.to}"):
+            report = export(pipe, concept, self.output, to=self.to, token=self.token, dtype=self.dtype, rank=self.rank)
+        console = get_console()
+        for row in report.table:
+            console.print(f"rank {row.rank:>3}: keeps {row.kept:.1%}, energy {row.energy:.1%}, {row.megabytes:.2f} MB")
+        if report.kept is not None:
+            console.print(f"keeps {report.kept:.1%} of what the concept does to the noise prediction")
+        console.print(f"frozen word: cosine {report.similarity.cosine:.3f} with the live one")
+        for note in report.notes:
+            console.print(note)
+        return [report.path]
+
+
+@dataclass(frozen=True)
+class Info:
+    """Say what a folder is, or how a picture was made; without a path, list what comes with the package."""
+
+    path: Annotated[Positional[str | None], arg(metavar="[PATH]", help_behavior_hint="")] = None
+    """A folder of a concept, domain or base model, the name of a shipped model, or a drawn picture."""
+
+    def run(self) -> Sequence[Path | str]:
+        if self.path is not None and Path(self.path).is_file():
+            from e4t.provenance import read_notes
+
+            made = read_notes(Path(self.path))
+            return [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in made.items()]
+        if self.path is None:
+            return [f"{name}: {kind_of(folder)}" for name, folder in shipped().items()] or ["no models are shipped"]
+        return describe(shipped().get(self.path, Path(self.path)))

@@ -1,0 +1,106 @@
+"""What is said on the terminal: progress, messages and refusals, all to stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from e4t.errors import ConfigError
+
+if TYPE_CHECKING:
+    pass
+
+
+def get_console() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def refuse(sentence: str) -> int:
+    text = " ".join(sentence.split()).rstrip(".") + "."
+    get_console().print(f"error: {text}", style="red")
+    return 2
+
+
+_OTHERS = ("accelerate", "diffusers", "huggingface_hub", "torch", "transformers")
+
+
+def show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
+    """Our own warnings, as a line. What libraries say to each other is none of the user's business."""
+    if issubclass(category, UserWarning) and not set(Path(filename).parts) & set(_OTHERS):
+        get_console().print(f"warning: {' '.join(str(message).split())}", style="yellow")
+
+
+@contextmanager
+def status(text: str) -> Iterator[None]:
+    console = get_console()
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(f"{text} …"):
+        yield
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a line now and then."""
+
+    def __init__(self, bar: Any, task: Any) -> None:
+        self._bar, self._task, self._next = bar, task, 0.0
+
+    def at(self, done: int, total: int, note: str = "") -> None:
+        self._bar.update(self._task, completed=done, total=total, note=note)
+        share = done / total if total else 1.0
+        if note and not self._bar.console.is_terminal and share >= self._next:
+            self._next = share + 0.02 if done < total else 2.0
+            self.say(f"{done}/{total}  {note}")
+
+    def say(self, text: str) -> None:
+        self._bar.console.print(text)
+
+
+@contextmanager
+def progress_bar(name: str) -> Iterator[Progress]:
+    from rich import progress
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[note]}"),
+    )
+    console = get_console()
+    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield Progress(bar, bar.add_task(name, total=None, note=""))
+
+
+def quiet() -> None:
+    """Settings of a process that is ours alone: no bars and notices of the libraries, no denormal numbers.
+
+    CPUs are slow at numbers this close to zero, and training makes many of them.
+    """
+    import diffusers
+    import torch
+    import transformers
+
+    torch.set_flush_denormal(True)
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
+def device_of(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except Exception as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"the device {name!r} cannot be used here ({first})") from error
+    return name
