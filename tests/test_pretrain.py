@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from e4t.checkpoint import TrainedDomain
-from e4t.config import EncoderConfig, PretrainConfig
+from e4t.config import EncoderConfig, OffsetsConfig, PretrainConfig
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError
 from e4t.model import E4TModel
+from e4t.objective import E4TObjective
 from e4t.pretrain import batches, new_model, pictures_of, pretrain
 
 FACE = Domain.named("face")
@@ -108,6 +109,18 @@ def test_initial_weights_and_batches_follow_from_the_seed(tiny_backbone, image_f
     assert not any(torch.equal(a, b) for a, b in zip(one, first_batch(1), strict=True))
 
 
-def test_an_encoder_without_inputs_is_refused(tiny_backbone):
-    with pytest.raises(ConfigError, match="no input"):
-        new_model(tiny_backbone, FACE, PretrainConfig(encoder=EncoderConfig.blind()))
+def test_without_encoder_inputs_and_offsets_there_is_nothing_to_learn(tiny_backbone):
+    nothing = PretrainConfig(encoder=EncoderConfig.blind(), offsets=OffsetsConfig(form="none"))
+    with pytest.raises(ConfigError, match="nothing can be learned: the encoder has no input, and there are no offsets"):
+        new_model(tiny_backbone, FACE, nothing)
+
+
+def test_offsets_alone_are_learned_on_the_class_word(tiny_backbone, image_folder, quick_pretrain):
+    config = dataclasses.replace(quick_pretrain, encoder=EncoderConfig.blind())
+    model = new_model(tiny_backbone, FACE, config)
+    batch = batches(model, pictures_of(image_folder, tiny_backbone, config), config)(0)
+    with model.offsets.injected():
+        loss = E4TObjective(model, regularisation=0.1, reduction="sum")(batch)
+        loss.total.backward()
+    assert float(loss.embedding_ratio) == float(loss.regularizer) == 0
+    assert any(p.grad is not None and p.grad.any() for p in model.offsets.domain_parameters())
