@@ -149,6 +149,12 @@ def test_the_domain_sets_our_own_rates_and_the_search_those_of_others() -> None:
     assert contest.steps("nearest name") == (0,)
 
 
+def test_what_was_not_searched_takes_over_its_plain_form() -> None:
+    contest = DrawnContest("tiny-face", SMALL)
+    assert contest.settings("Textual Inversion, 5 images") == contest.settings("Textual Inversion")
+    assert contest.steps("LoRA") == (2, 500)  # nothing was found for LoRA: a script's default
+
+
 def test_the_search_tries_as_many_rates_of_every_tuned_method() -> None:
     tuned = {name: rates_of(name) for name in METHODS if rates_of(name)}
     assert len({len(rates[1]) for rates in tuned.values() if rates}) == 1

@@ -224,9 +224,10 @@ class Contest:
         return tuple(sorted({*self.plan.baseline_steps, int(self._found(method)["steps"])}))
 
     def _found(self, method: str) -> dict[str, Any]:
+        """What was found for the method, else for its plain form, else what training scripts set by default."""
         tried = found_best().get(self.name, {})
-        plain = method.split(",")[0].removesuffix(" on the domain")
-        return tried.get(method) or tried.get(plain) or defaults_of(method)
+        plain = next((name for name in tried if method.startswith(name)), None)
+        return tried.get(method) or tried.get(plain or "") or defaults_of(method)
 
     def examples(self, number: int, count: int) -> list[Example]:
         """Up to ``count`` pictures of a concept."""
