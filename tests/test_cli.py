@@ -13,7 +13,7 @@ from PIL import Image
 
 from conftest import build_backbone
 from e4t import cli, demo
-from e4t.cli import drawing, learning, settings
+from e4t.cli import drawing, learning, settings, terminal
 from e4t.config import GenerateConfig, PersonalizeConfig, PretrainConfig
 from e4t.errors import ConfigError
 
@@ -85,6 +85,14 @@ def test_personalize_uses_the_settings_of_the_domain(concept: Path) -> None:
     assert (concept / "preview.jpg").is_file()
     config = json.loads((concept / "config.json").read_text())
     assert (config["steps"], config["personalize"]["batch_size"]) == (2, 2)
+
+
+def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "find_spec", lambda name: None if name == "peft" else name)
+    assert cli.main(["benchmark"]) == 2
+    assert "this needs peft: install the extra with pip install 'e4t[benchmark]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("low", [False, True])

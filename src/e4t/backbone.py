@@ -167,12 +167,12 @@ class Backbone:
 
         Take it before anything is injected.
         """
-        return _fingerprint(self.unet, self.text_encoder)
+        return fingerprint_of(self.unet, self.text_encoder)
 
     @cached_property
     def image_encoder_fingerprint(self) -> str:
         """The same of the image encoder."""
-        return _fingerprint(self.image_encoder)
+        return fingerprint_of(self.image_encoder)
 
     # Latents
 
@@ -251,7 +251,8 @@ class Backbone:
         return [states[:, 0].float() for states in hidden[layer_stride::layer_stride]]  # hidden[0] precedes layer 1
 
 
-def _fingerprint(*modules: nn.Module) -> str:
+def fingerprint_of(*modules: nn.Module) -> str:
+    """Identifies weights by a sample of every tensor, alike in fp16 and fp32."""
     digest = hashlib.sha256()
     for module in modules:
         for key, tensor in sorted(module.state_dict().items()):

@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from e4t.cli.folders import shipped
 from e4t.cli.options import Device, File, Integer, OptionalBase, Output, Text
-from e4t.cli.terminal import device_of, get_console, progress_bar, quiet, status
+from e4t.cli.terminal import device_of, get_console, progress_bar, quiet, require_extra, status
 from e4t.config import at_least
 from e4t.errors import ConfigError
 
@@ -51,14 +51,13 @@ class Benchmark:
     def run(self) -> Sequence[Path | str]:
         from dataclasses import replace
 
+        require_extra("benchmark", "cv2", "matplotlib", "peft", "resvg_py")
         from e4t.evaluation.benchmark import PLANS, DrawnContest, OwnContest, compare
 
         plan = PLANS[self.size]
         domains = self.domain or tuple(name for name in plan.domains if name in shipped())
         if len(domains) > 1 and (self.images or self.domain_base):
-            raise ConfigError(
-                "your own pictures, and a base tuned on a domain, are of one domain: name it with --domain"
-            )
+            raise ConfigError("--images and --domain-base are of one domain: say which with --domain")
         for name in ("concepts", "seeds"):
             at_least(name, getattr(self, name), 1)
         plan = replace(
@@ -119,13 +118,9 @@ class Evaluate:
         at_least("num-inference-steps", self.num_inference_steps, 1)
         for steps in self.steps or (-1,):
             at_least("steps", steps, 0)
-        try:
-            from e4t.evaluation.evaluate import evaluate
-            from e4t.evaluation.judge import Judge
-        except ModuleNotFoundError as error:
-            if error.name not in ("cv2", "resvg_py"):
-                raise
-            raise ConfigError("evaluating draws pictures: install the extra with pip install 'e4t[tiny]'") from error
+        require_extra("tiny", "cv2", "resvg_py")
+        from e4t.evaluation.evaluate import evaluate
+        from e4t.evaluation.judge import Judge
         from e4t.pipeline import E4TPipeline
 
         quiet()

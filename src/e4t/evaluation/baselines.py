@@ -129,7 +129,7 @@ class LoRA:
         constants = _together(self.pipe, examples[: self.examples], config)
         seconds = time.perf_counter() - began
         learned = []
-        with self._worn(self._start(config.seed)) as unet:
+        with self._worn() as unet:
             if 0 in steps:
                 learned.append(self._learned(0, seconds, unet))
             parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
@@ -149,22 +149,19 @@ class LoRA:
         stored = sum(2 * tensor.numel() for tensor in state.values())  # as float16
         return Learned(steps, steps * self.config.batch_size, seconds, stored, self._drawing(state))
 
-    def _start(self, seed: int) -> dict[str, Tensor]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            with self._worn(None) as unet:
-                return self._state(unet)
-
     @contextmanager
-    def _worn(self, state: Mapping[str, Tensor] | None) -> Iterator[Any]:
-        """The U-Net with adapters of these weights, fresh ones without any."""
+    def _worn(self, state: Mapping[str, Tensor] | None = None) -> Iterator[Any]:
+        """The U-Net with adapters of these weights; without any, with fresh ones that follow from the seed."""
         from peft import LoraConfig, set_peft_model_state_dict
 
         unet = self.pipe.backbone.unet
         projections = ["to_q", "to_k", "to_v", "to_out.0"]
-        unet.add_adapter(
-            LoraConfig(r=self.rank, lora_alpha=self.rank, init_lora_weights="gaussian", target_modules=projections)
+        adapters = LoraConfig(
+            r=self.rank, lora_alpha=self.rank, init_lora_weights="gaussian", target_modules=projections
         )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            unet.add_adapter(adapters)
         try:
             if state is not None:
                 set_peft_model_state_dict(unet, dict(state))

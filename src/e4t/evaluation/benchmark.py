@@ -1,8 +1,8 @@
 """E4T and what it is compared with on the same concepts, prompts and seeds: what `e4t benchmark` runs.
 
 Every method learns every concept once, and is drawn and read after each number of steps. What was read is kept under a
-name that follows from everything it depends on, so that the same command goes on where it was interrupted, and a larger
-plan takes over what a smaller one has done. Figures are made of all records together, by `e4t.evaluation.report`.
+name that follows from everything it depends on, so that the same command goes on where it was interrupted, and one with
+more concepts or methods takes over what is there. Figures are made of all records together, by `e4t.evaluation.report`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import hashlib
 import io
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -110,15 +111,9 @@ class Record:
     backdrop: np.ndarray
     strip: bytes  # the first seed's pictures side by side, a JPEG
 
-    @property
-    def images(self) -> list[np.ndarray]:
-        """The pictures of the strip, uint8 ``[h, w, 3]``."""
-        strip = np.asarray(Image.open(io.BytesIO(self.strip)).convert("RGB"))
-        return list(np.split(strip, strip.shape[1] // strip.shape[0], axis=1))
-
     def save(self, path: Path) -> None:
         plain = {name: getattr(self, name) for name in _PLAIN}
-        arrays: dict[str, np.ndarray] = {"clip": self.clip, "backdrop": self.backdrop}
+        arrays: dict[str, Any] = {"clip": self.clip, "backdrop": self.backdrop}
         if self.pose is not None:
             arrays["pose"] = self.pose
         if self.readings is not None:
@@ -127,7 +122,7 @@ class Record:
         arrays["strip"] = np.frombuffer(self.strip, np.uint8)
         arrays["plain"] = np.frombuffer(json.dumps(plain).encode(), np.uint8)
         beside = path.with_suffix(".partial.npz")
-        np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(beside, **arrays)
         beside.rename(path)
 
     @classmethod
@@ -161,12 +156,11 @@ class Progress:
 # The contest of one domain
 
 
-class Contest:
+class Contest(ABC):
     """What the methods of one domain are compared with: concepts, what they are drawn for, and who looks at it."""
 
     judge: Judge | None = None
     poses: PoseReader | None = None
-    ceiling = False  # whether the concepts' true pictures are known
 
     def __init__(
         self,
@@ -185,6 +179,13 @@ class Contest:
         self.clip = Clip.load(clip or self.pipe.backbone.name)
         self.sampling: dict[str, Any] = {"num_inference_steps": plan.num_inference_steps}
         self.domain_base = domain_base
+        self._learners: dict[str, Personalizer] = {}
+
+    def learner(self, method: str) -> Personalizer:
+        """The method as it was found best, made once: it keeps what serves all concepts, as pictures of the class."""
+        if method not in self._learners:
+            self._learners[method] = METHODS[method](self, self.settings(method))
+        return self._learners[method]
 
     @property
     def size(self) -> int:
@@ -226,20 +227,24 @@ class Contest:
     def _found(self, method: str) -> dict[str, Any]:
         """What was found for the method, else for its plain form, else what training scripts set by default."""
         tried = found_best().get(self.name, {})
-        plain = next((name for name in tried if method.startswith(name)), None)
-        return tried.get(method) or tried.get(plain or "") or defaults_of(method)
+        fitting = [name for name in (method, *tried) if name in tried and method.startswith(name)]
+        return tried[fitting[0]] if fitting else defaults_of(method)
 
+    @abstractmethod
+    def has(self, count: int) -> bool:
+        """Whether there are ``count`` pictures of every concept."""
+
+    @abstractmethod
     def examples(self, number: int, count: int) -> list[Example]:
-        """Up to ``count`` pictures of a concept."""
-        raise NotImplementedError
+        """The first ``count`` pictures of a concept."""
 
+    @abstractmethod
     def texts(self, number: int) -> list[str]:
         """What a concept is drawn for, once for every seed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def identifies(self, number: int) -> Any:
         """What a concept's records depend on besides the method, ready for JSON."""
-        raise NotImplementedError
 
     def record(self, method: str, number: int, learned: Learned, peak: int) -> Record:
         """Draw what was learned, and read it."""
@@ -282,6 +287,7 @@ class Contest:
             "concept": self.identifies(number),
             "seeds": self.plan.seeds,
             "sampling": self.sampling,
+            "clip": self.clip.fingerprint,
         }
         if method.endswith(" on the domain"):
             depends["domain_base"] = self.pipe_on_domain.backbone.fingerprint
@@ -291,7 +297,6 @@ class Contest:
 class DrawnContest(Contest):
     """Concepts of the drawn world, of which everything is known."""
 
-    ceiling = True
     judge: Judge
     poses: PoseReader
 
@@ -312,6 +317,9 @@ class DrawnContest(Contest):
         called = names(self.kind)[:_KNOWN]
         pictures = (Image.fromarray(draw(snapshot("train", i, self.kind), RESOLUTION).rgb) for i in range(len(called)))
         return dict(zip(called, (image_vector(self.pipe, picture) for picture in pictures), strict=True))
+
+    def has(self, count: int) -> bool:
+        return True  # the world draws as many as are wanted
 
     def examples(self, number: int, count: int) -> list[Example]:
         subject = self.subjects[number]
@@ -350,8 +358,8 @@ class OwnContest(Contest):
         """Raises DataError for a folder without pictures and ConfigError for a prompt without the placeholder."""
         super().__init__(domain, plan, **options)
         self.concepts = concepts_in(folder)[: plan.concepts]
-        self.prompts = tuple(prompts) or tuple(text.replace("S*", self.pipe.domain.placeholder) for text in OWN_PROMPTS)
-        self.prompts = self.prompts[: plan.prompts] if not prompts else self.prompts
+        usual = [text.replace("S*", self.pipe.domain.placeholder) for text in OWN_PROMPTS[: plan.prompts]]
+        self.prompts = list(prompts) or usual
         for prompt in self.prompts:
             if self.pipe.domain.placeholder not in prompt:
                 raise ConfigError(f"the prompt {prompt!r} has no {self.pipe.domain.placeholder}")
@@ -360,14 +368,21 @@ class OwnContest(Contest):
     def size(self) -> int:
         return len(self.concepts)
 
+    def has(self, count: int) -> bool:
+        return min(map(len, self.concepts)) >= count
+
     def examples(self, number: int, count: int) -> list[Example]:
         return [Example(load_image(path)) for path in self.concepts[number][:count]]
 
     def texts(self, number: int) -> list[str]:
-        return list(self.prompts)
+        return self.prompts
 
     def identifies(self, number: int) -> Any:
-        return [[image_digest(load_image(path)) for path in self.concepts[number]], self.prompts]
+        return [self._digests[number], self.prompts]
+
+    @cached_property
+    def _digests(self) -> list[list[str]]:
+        return [[image_digest(load_image(path)) for path in paths] for paths in self.concepts]
 
 
 def concepts_in(folder: Path) -> list[list[Path]]:
@@ -462,9 +477,14 @@ METHODS: dict[str, Maker] = {
 }
 
 
+@cache
 def found_best() -> dict[str, dict[str, dict[str, Any]]]:
     """Settings by domain and method, as `e4t.evaluation.search` found them on validation concepts."""
-    return json.loads(resources.files(__package__).joinpath("found.json").read_text())  # type: ignore[no-any-return]
+    found: dict[str, dict[str, dict[str, Any]]] = json.loads(_FOUND.read_text())
+    return found
+
+
+_FOUND = resources.files(__package__).joinpath("found.json")
 
 
 _KNOWN = 500
@@ -493,7 +513,7 @@ def _runs(method: str, contest: Contest) -> bool:
     if method in ("best caption", "nearest name"):
         return isinstance(contest, DrawnContest)
     if method.endswith(" images"):
-        return all(len(contest.examples(number, SEVERAL)) == SEVERAL for number in range(contest.size))
+        return contest.has(SEVERAL)
     return True
 
 
@@ -515,7 +535,7 @@ def run(contest: Contest, folder: Path) -> Iterator[Progress]:
 
 
 def _rows(contest: Contest) -> tuple[str, ...]:
-    return (*((DRAWINGS,) if contest.ceiling else ()), *methods_of(contest))
+    return (*((DRAWINGS,) if isinstance(contest, DrawnContest) else ()), *methods_of(contest))
 
 
 def _left(clock: dict[str, list[float]], concepts: int, methods: Sequence[str]) -> float | None:
@@ -540,7 +560,7 @@ def _make(contest: Contest, method: str, number: int, folder: Path) -> bool:
     if isinstance(contest, DrawnContest) and method == DRAWINGS:
         contest.drawings(number).save(paths[0])
         return True
-    learner = METHODS[method](contest, contest.settings(method))
+    learner = contest.learner(method)
     with Peak(contest.pipe.backbone.device) as peak:
         learned = learner.learn(contest.examples(number, learner.examples), tuple(paths))
     for one in learned:

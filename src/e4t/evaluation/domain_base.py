@@ -58,7 +58,7 @@ def tune_base(pipe: E4TPipeline, data: Path, config: PretrainConfig) -> Iterator
                 prompts = model.prompt_embeds(tokens[picks])
             predicted = model.denoise(backbone.add_noise(latents, noise, timesteps), timesteps, prompts)
             loss = masked_mean((predicted - backbone.target(latents, noise, timesteps)) ** 2, None)
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * min(1.0, 4 * (config.steps - step) / config.steps)
             optimizer.step()

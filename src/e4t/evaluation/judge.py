@@ -10,7 +10,6 @@ seed. To resume, run the same command again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from e4t.backbone import fingerprint_of
 from e4t.errors import CheckpointError, DataError
 from e4t.evaluation.metrics import explained, readable
 from e4t.evaluation.truth import Readings, Truth, classes_of, shows
@@ -198,10 +198,7 @@ class Judge:
     @cached_property
     def fingerprint(self) -> str:
         """Identifies the weights."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.network.state_dict().items()):
-            digest.update(name.encode() + tensor.half().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint_of(self.network)
 
     @torch.no_grad()
     def read(self, rgb: np.ndarray, *, batch: int = 64) -> Readings:

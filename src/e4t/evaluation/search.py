@@ -62,12 +62,12 @@ def search(contest: DrawnContest, method: str, steps: tuple[int, ...]) -> Iterat
     examination = Examination(
         contest.judge.layout, contest.subjects, contest.prompts, contest.judge.readable, contest.plan.namespace
     )
-    ceiling = score(examination, joined([contest.drawings(number).readings for number in _numbers(contest)])).identity
+    ceiling = score(examination, joined([contest.drawings(number).readings for number in range(contest.size)])).identity
     for rate in rates:
         learner = METHODS[method](contest, {name: rate})
         read: dict[int, list[Any]] = {}
         seconds: dict[int, list[float]] = {}
-        for number in _numbers(contest):
+        for number in range(contest.size):
             for learned in learner.learn(contest.examples(number, learner.examples), steps):
                 read.setdefault(learned.steps, []).append(contest.record(method, number, learned, 0).readings)
                 seconds.setdefault(learned.steps, []).append(learned.seconds)
@@ -87,10 +87,6 @@ def best(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The settings of the best row, without its scores."""
     winner = max(rows, key=lambda row: (row["joint_success"], row["identity"], -row["steps"]))
     return {name: value for name, value in winner.items() if name == "steps" or name.endswith("learning_rate")}
-
-
-def _numbers(contest: DrawnContest) -> range:
-    return range(contest.plan.concepts)
 
 
 def main(config: SearchConfig) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from e4t.backbone import resolve
+from e4t.backbone import fingerprint_of, resolve
 from e4t.errors import ConfigError
 from e4t.tiny.architecture import load_clip
 
@@ -47,6 +48,11 @@ class Clip:
             return cls(model, CLIPTokenizer.from_pretrained(location))
         except (OSError, ValueError) as error:
             raise ConfigError(f"'{source}' holds no whole CLIP; name one with --clip: {error}") from error
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the weights."""
+        return fingerprint_of(self.model)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> np.ndarray:
