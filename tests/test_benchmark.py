@@ -14,23 +14,14 @@ from PIL import Image
 
 from e4t.config import PretrainConfig
 from e4t.errors import CheckpointError, ConfigError, DataError
-from e4t.evaluation import benchmark, report
-from e4t.evaluation.benchmark import (
-    DRAWINGS,
-    METHODS,
-    OURS,
-    PLANS,
-    DrawnContest,
-    OwnContest,
-    Plan,
-    Record,
-    compare,
-    methods_of,
-    records,
-)
+from e4t.evaluation import methods, report
+from e4t.evaluation.benchmark import PLANS, Benchmark, compare
+from e4t.evaluation.contest import BY_NAME, DRAWINGS, DrawnContest, OwnContest, Plan, Record
 from e4t.evaluation.domain_base import on_domain_base, tune_base
 from e4t.evaluation.evaluate import MORE_PROMPTS, prompts_of
+from e4t.evaluation.methods import METHODS, OURS, Lineup
 from e4t.evaluation.search import best, rates_of, search
+from e4t.evaluation.similarity import Faces, same_face
 from e4t.pipeline import E4TPipeline
 from e4t.tiny.album import snapshot
 from e4t.tiny.world import draw
@@ -53,16 +44,16 @@ FOUND = {"tiny-face": {"Textual Inversion": {"residual_learning_rate": 0.1, "ste
 
 @pytest.fixture(autouse=True)
 def best_of_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "found_best", lambda: FOUND)
+    monkeypatch.setattr(methods, "found_best", lambda: FOUND)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "found_best", lambda: FOUND)
+        patch.setattr(methods, "found_best", lambda: FOUND)
         folder = tmp_path_factory.mktemp("benchmark")
         steps = list(compare([DrawnContest("tiny-face", SMALL)], folder))
-    assert [step.done for step in steps] == list(range(1, 9))
+    assert [step.done for step in steps] == list(range(1, 11))
     assert steps[0].left is None
     assert steps[-1].left == pytest.approx(0, abs=1e-6)
     return folder
@@ -73,6 +64,7 @@ def test_every_method_and_step_is_in_the_table(finished: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [(row["method"], row["steps"]) for row in rows] == [
         (DRAWINGS, "0"),
+        (BY_NAME, "0"),
         ("class word", "0"),
         (OURS, "0"),
         (OURS, "5"),
@@ -81,6 +73,8 @@ def test_every_method_and_step_is_in_the_table(finished: Path) -> None:
     ]
     for row in rows:
         for name in report.TITLES:
+            if row["method"] == BY_NAME and row[f"{name}_value"] == "":
+                continue
             low, value, high = (float(row[f"{name}_{bound}"]) for bound in ("low", "value", "high"))
             assert low <= value <= high or name.startswith("copied")
         assert float(row["prompt_accuracy_value"]) <= 1
@@ -89,7 +83,7 @@ def test_every_method_and_step_is_in_the_table(finished: Path) -> None:
     assert passes["Textual Inversion", "3"] == 12
     (results,) = json.loads((finished / "results.json").read_text())
     gaps = [row.get("against_ours") for row in results["rows"]]
-    assert [gap is not None for gap in gaps] == [False, True, True, False, True, True]
+    assert [gap is not None for gap in gaps] == [False, False, True, True, False, True, True]
 
 
 def test_the_page_needs_nothing_beside_it(finished: Path) -> None:
@@ -110,8 +104,10 @@ def test_a_second_run_and_a_larger_plan_take_over_what_is_there(
     list(compare([DrawnContest("tiny-face", SMALL)], finished))
     assert not made
     assert (finished / "results.csv").read_bytes() == before
-    list(benchmark.run(DrawnContest("tiny-face", replace(SMALL, concepts=3)), finished / "records"))
-    assert sorted(made) == sorted([DRAWINGS, "class word", OURS, OURS, "Textual Inversion", "Textual Inversion"])
+    list(Benchmark(DrawnContest("tiny-face", replace(SMALL, concepts=3)), finished / "records").run())
+    assert sorted(made) == sorted(
+        [DRAWINGS, BY_NAME, "class word", OURS, OURS, "Textual Inversion", "Textual Inversion"]
+    )
 
 
 def test_a_record_is_read_back_as_it_was(finished: Path, tmp_path: Path) -> None:
@@ -125,12 +121,12 @@ def test_a_record_is_read_back_as_it_was(finished: Path, tmp_path: Path) -> None
 
 def test_missing_records_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no record of drawings, concept 0"):
-        records(DrawnContest("tiny-face", SMALL), tmp_path)
+        Benchmark(DrawnContest("tiny-face", SMALL), tmp_path).records()
 
 
 def test_an_unknown_method_is_an_error() -> None:
     with pytest.raises(ConfigError, match="no method 'Magic'; there are class word"):
-        methods_of(DrawnContest("tiny-face", Plan(methods=("Magic",), concepts=1)))
+        Lineup(DrawnContest("tiny-face", Plan(methods=("Magic",), concepts=1)))
 
 
 @pytest.mark.parametrize("size", PLANS)
@@ -142,17 +138,17 @@ def test_plans_name_methods_and_prompts_that_exist(size: str) -> None:
 
 
 def test_the_domain_sets_our_own_rates_and_the_search_those_of_others() -> None:
-    contest = DrawnContest("tiny-face", SMALL)
-    assert contest.settings(OURS) == {}
-    assert contest.settings("Textual Inversion") == {"residual_learning_rate": 0.1}
-    assert contest.steps("Textual Inversion") == (2, 3)
-    assert contest.steps("nearest name") == (0,)
+    lineup = Lineup(DrawnContest("tiny-face", SMALL))
+    assert lineup.settings(OURS) == {}
+    assert lineup.settings("Textual Inversion") == {"residual_learning_rate": 0.1}
+    assert lineup.steps("Textual Inversion") == (2, 3)
+    assert lineup.steps("nearest name") == (0,)
 
 
 def test_what_was_not_searched_takes_over_its_plain_form() -> None:
-    contest = DrawnContest("tiny-face", SMALL)
-    assert contest.settings("Textual Inversion, 5 images") == contest.settings("Textual Inversion")
-    assert contest.steps("LoRA") == (2, 500)  # nothing was found for LoRA: a script's default
+    lineup = Lineup(DrawnContest("tiny-face", SMALL))
+    assert lineup.settings("Textual Inversion, 5 images") == lineup.settings("Textual Inversion")
+    assert lineup.steps("LoRA") == (2, 500)  # nothing was found for LoRA: a script's default
 
 
 def test_the_search_tries_as_many_rates_of_every_tuned_method() -> None:
@@ -180,9 +176,9 @@ def test_your_own_pictures_need_no_judge(tmp_path: Path) -> None:
     plan = replace(SMALL, methods=(), seeds=1, e4t_steps=(1,), baseline_steps=())
     contest = OwnContest("tiny-face", plan, photos, prompts=("S* at the beach",))
     assert [len(paths) for paths in contest.concepts] == [1, 2]
-    methods = methods_of(contest)
-    assert "DreamBooth" in methods
-    assert not {"best caption", "nearest name", "LoRA, 5 images", "LoRA on the domain"} & set(methods)
+    names = Lineup(contest).names
+    assert "DreamBooth" in names
+    assert not {"best caption", "nearest name", "LoRA, 5 images", "LoRA on the domain"} & set(names)
     contest.plan = replace(plan, methods=("class word", OURS))
     list(compare([contest], tmp_path / "out"))
     (results,) = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -190,6 +186,43 @@ def test_your_own_pictures_need_no_judge(tmp_path: Path) -> None:
     assert [row["method"] for row in results["rows"]] == ["class word", OURS]
     assert "identity" not in results["rows"][0]
     assert results["rows"][1]["clip_i"]["value"] > results["rows"][0]["clip_i"]["value"]
+
+
+class _OnlySame:
+    """A recogniser that finds a face everywhere, and the same person wherever pictures are bright."""
+
+    def images(self, images: list[Image.Image]) -> np.ndarray:
+        return np.stack([np.full(128, float(np.asarray(image).mean() > 100)) for image in images])
+
+
+def test_faces_are_compared_with_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(draw(snapshot("own", 0)).rgb).save(tmp_path / "one.png")
+    monkeypatch.setattr(Faces, "load", classmethod(lambda cls: _OnlySame()))
+    plan = replace(SMALL, methods=("class word",))
+    contest = OwnContest("tiny-face", plan, tmp_path, prompts=("S* at the beach", "S* in space"), faces=True)
+    list(compare([contest], tmp_path / "out"))
+    (results,) = json.loads((tmp_path / "out" / "results.json").read_text())
+    drawn = np.stack([Record.load(path).faces for path in (tmp_path / "out" / "records").glob("*.npz")])
+    same = same_face(drawn, contest.faces.images([contest.examples(0, 1)[0].image]))
+    assert results["rows"][0]["same_face"]["value"] == pytest.approx(same.mean(), abs=1e-4)
+
+
+def test_no_face_is_nobodys() -> None:
+    nobody, somebody = np.full(128, np.nan), np.zeros(128)
+    assert same_face(somebody, somebody + 0.05)
+    assert not same_face(somebody, somebody + 0.06)
+    assert not same_face(nobody, nobody)
+
+
+def test_without_the_recogniser_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("e4t.evaluation.similarity.find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"e4t\[faces\]"):
+        Faces.load()
+
+
+def test_the_recogniser_sees_no_face_where_none_is() -> None:
+    pytest.importorskip("dlib", reason="the extra faces is not installed")
+    assert np.isnan(Faces.load().images([Image.new("RGB", (128, 128), "white")])).all()
 
 
 def test_unusable_pictures_and_prompts_are_errors(tmp_path: Path) -> None:
@@ -211,7 +244,7 @@ def test_a_base_is_tuned_on_the_domain_and_methods_start_from_it(tmp_path: Path,
     contest = DrawnContest("tiny-face", SMALL, domain_base=tmp_path / "tuned")
     assert contest.pipe_on_domain.backbone.fingerprint != before == contest.pipe.backbone.fingerprint
     contest.plan = replace(SMALL, methods=())
-    assert "LoRA on the domain" in methods_of(contest)
+    assert "LoRA on the domain" in Lineup(contest).names
     with pytest.raises(CheckpointError, match="holds no U-Net"):
         on_domain_base(contest.pipe, tmp_path)
     with pytest.raises(ConfigError, match="--domain-base"):
@@ -219,23 +252,23 @@ def test_a_base_is_tuned_on_the_domain_and_methods_start_from_it(tmp_path: Path,
 
 
 def test_without_a_search_scripts_defaults_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "found_best", dict)
-    contest = DrawnContest("tiny-face", replace(SMALL, baseline_steps=()))
-    assert contest.steps("DreamBooth + text encoder + prior") == (800,)
-    assert contest.settings("LoRA, 5 images") == {"learning_rate": 1e-4}
-    assert contest.settings("DreamBooth on the domain") == {"learning_rate": 5e-6}
+    monkeypatch.setattr(methods, "found_best", dict)
+    lineup = Lineup(DrawnContest("tiny-face", replace(SMALL, baseline_steps=())))
+    assert lineup.steps("DreamBooth + text encoder + prior") == (800,)
+    assert lineup.settings("LoRA, 5 images") == {"learning_rate": 1e-4}
+    assert lineup.settings("DreamBooth on the domain") == {"learning_rate": 5e-6}
 
 
 def test_a_method_is_made_once_and_pictures_of_the_class_are_drawn_once() -> None:
-    contest = DrawnContest("tiny-face", SMALL)
-    learner = contest.learner("DreamBooth + prior")
-    assert contest.learner("DreamBooth + prior") is learner
+    lineup = Lineup(DrawnContest("tiny-face", SMALL))
+    learner = lineup.learner("DreamBooth + prior")
+    assert lineup.learner("DreamBooth + prior") is learner
 
 
 def test_records_of_another_clip_are_not_taken_for_these() -> None:
     contest = DrawnContest("tiny-face", SMALL)
-    before = contest.key(OURS, 0)
+    before = Lineup(contest).key(OURS, 0)
     with torch.no_grad():
         contest.clip.model.visual_projection.weight.mul_(2)
     del contest.clip.__dict__["fingerprint"]
-    assert contest.key(OURS, 0) != before
+    assert Lineup(contest).key(OURS, 0) != before

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -14,9 +14,6 @@ from e4t.cli.options import Device, File, Integer, OptionalBase, Output, Text
 from e4t.cli.terminal import device_of, get_console, progress_bar, quiet, require_extra, status
 from e4t.config import at_least
 from e4t.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,8 @@ class Benchmark:
     """What your own concepts are drawn for, with S* in each."""
     clip: Text = None
     """The CLIP that measures likeness: a folder or hub id. Default: the base's own, where it has a whole one."""
+    faces: bool = False
+    """Whether a face recogniser (dlib's, the extra faces) compares the faces in your own pictures too."""
     domain_base: File = None
     """A U-Net tuned on the domain's pictures (e4t.evaluation.domain_base), to start further methods from."""
     namespace: Text = None
@@ -52,12 +51,15 @@ class Benchmark:
         from dataclasses import replace
 
         require_extra("benchmark", "cv2", "matplotlib", "peft", "resvg_py")
-        from e4t.evaluation.benchmark import PLANS, DrawnContest, OwnContest, compare
+        from e4t.evaluation.benchmark import PLANS, compare
+        from e4t.evaluation.contest import DrawnContest, OwnContest
 
         plan = PLANS[self.size]
         domains = self.domain or tuple(name for name in plan.domains if name in shipped())
         if len(domains) > 1 and (self.images or self.domain_base):
             raise ConfigError("--images and --domain-base are of one domain: say which with --domain")
+        if self.faces and not self.images:
+            raise ConfigError("--faces is about photos of your own: name their folder with --images")
         for name in ("concepts", "seeds"):
             at_least(name, getattr(self, name), 1)
         plan = replace(
@@ -75,7 +77,7 @@ class Benchmark:
                 "domain_base": self.domain_base,
             }
             contests = (
-                OwnContest(name, plan, self.images, prompts=self.prompts, **options)
+                OwnContest(name, plan, self.images, prompts=self.prompts, faces=self.faces, **options)
                 if self.images
                 else DrawnContest(name, plan, **options)
                 for name in domains

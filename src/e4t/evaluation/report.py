@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 
 from e4t.evaluation import metrics
-from e4t.evaluation.benchmark import DRAWINGS, OURS, Contest, DrawnContest, Record
+from e4t.evaluation.contest import BY_NAME, DRAWINGS, Contest, DrawnContest, Record
 from e4t.evaluation.copying import backdrop, correlation_statistic
 from e4t.evaluation.evaluate import Examination, score, small
+from e4t.evaluation.methods import OURS
+from e4t.evaluation.similarity import same_face
 from e4t.evaluation.truth import joined
 
 Statistic = Callable[[np.ndarray], float]
@@ -35,6 +37,7 @@ TITLES = {
     "joint_success": "joint success",
     "clip_t": "CLIP-T",
     "clip_i": "CLIP-I",
+    "same_face": "same face",
     "diversity": "diversity",
     "copied_pose": "copied pose",
     "copied_backdrop": "copied backdrop",
@@ -49,6 +52,7 @@ class Given:
     clip: np.ndarray  # [concepts, W]
     backdrop: np.ndarray  # [concepts, 3]
     texts: np.ndarray  # [concepts, prompts, W], CLIP's vectors of the prompts with the class word
+    faces: np.ndarray | None  # [concepts, 128]
 
     @classmethod
     def of(cls, contest: Contest) -> Given:
@@ -62,6 +66,7 @@ class Given:
             np.concatenate([contest.clip.images([image]) for image in images]),
             np.concatenate([backdrop(np.asarray(small(image))[None]) for image in images]),
             np.stack(texts),
+            contest.faces.images(images) if contest.faces else None,
         )
 
 
@@ -76,7 +81,7 @@ def figures(contest: Contest, records: Mapping[Tuning, Sequence[Record]], *, dra
         row: dict[str, Any] = {"method": tuning[0], "steps": tuning[1], **_costs(records[tuning])}
         for name, statistic in scores.items():
             row[name] = metrics.bootstrap(statistic, samples).to_dict()
-            if tuning != ours and ours in statistics and tuning[0] != DRAWINGS:
+            if tuning != ours and ours in statistics and tuning[0] not in (DRAWINGS, BY_NAME):
                 gap = metrics.difference(statistic, statistics[ours][name])
                 row.setdefault("against_ours", {})[name] = metrics.bootstrap(gap, samples).to_dict()
         rows.append(row)
@@ -88,23 +93,32 @@ def _statistics(
     contest: Contest, records: Mapping[Tuning, Sequence[Record]], given: Given
 ) -> dict[Tuning, dict[str, Statistic]]:
     judged = _judged(contest, records) if isinstance(contest, DrawnContest) else {}
-    return {tuning: judged.get(tuning, {}) | _seen(of, given, contest.plan.seeds) for tuning, of in records.items()}
+    seen = {t: _seen(of, given, contest.plan.seeds) for t, of in records.items() if t[0] != BY_NAME}
+    return {tuning: judged.get(tuning, {}) | seen.get(tuning, {}) for tuning in records}
 
 
 def _judged(contest: DrawnContest, records: Mapping[Tuning, Sequence[Record]]) -> dict[Tuning, dict[str, Statistic]]:
-    """What a judge reads, and the pose that comes back."""
-    plan, counted, given = contest.plan, contest.poses.counted, contest.true_poses()
-    examination = Examination(
-        contest.judge.layout, contest.subjects, contest.prompts * plan.seeds, contest.judge.readable, plan.namespace
-    )
-    tables = {tuning: score(examination, joined([record.readings for record in of])) for tuning, of in records.items()}
+    """What a judge reads, and the pose that comes back. Those known by name are others, and had no input picture."""
+    counted, given = contest.poses.counted, contest.true_poses()
+    tables = {
+        tuning: score(_examination(contest, tuning[0]), joined([record.readings for record in of]))
+        for tuning, of in records.items()
+    }
     ceiling = tables[DRAWINGS, 0].identity
     found: dict[Tuning, dict[str, Statistic]] = {}
     for tuning, of in records.items():
-        pose = np.stack([record.pose for record in of if record.pose is not None])[:, :, counted]
         found[tuning] = {name: s for name, s in tables[tuning].statistics(ceiling).items() if name in TITLES}
-        found[tuning]["copied_pose"] = correlation_statistic(given[:, counted], pose)
+        if tuning[0] != BY_NAME:
+            pose = np.stack([record.pose for record in of if record.pose is not None])[:, :, counted]
+            found[tuning]["copied_pose"] = correlation_statistic(given[:, counted], pose)
     return found
+
+
+def _examination(contest: DrawnContest, row: str) -> Examination:
+    known, plan, judge = row == BY_NAME, contest.plan, contest.judge
+    subjects = [contest.named(number) for number in range(contest.size)] if known else contest.subjects
+    namespace = "train" if known else plan.namespace
+    return Examination(judge.layout, subjects, contest.prompts * plan.seeds, judge.readable, namespace)
 
 
 def _seen(records: Sequence[Record], given: Given, seeds: int) -> dict[str, Statistic]:
@@ -116,6 +130,9 @@ def _seen(records: Sequence[Record], given: Given, seeds: int) -> dict[str, Stat
         "clip_i": metrics.mean_statistic((vectors * given.clip[:, None]).sum(-1)),
         "copied_backdrop": correlation_statistic(given.backdrop, np.stack([record.backdrop for record in records])),
     }
+    if given.faces is not None:
+        drawn = np.stack([record.faces for record in records if record.faces is not None])
+        scores["same_face"] = metrics.mean_statistic(same_face(drawn, given.faces[:, None]).astype(float))
     if seeds > 1:
         apart = vectors.reshape(len(vectors), seeds, -1, vectors.shape[-1])
         likeness = np.einsum("cspw,ctpw->cpst", apart, apart)
@@ -254,7 +271,7 @@ def _grids(records: Mapping[Tuning, Sequence[Record]]) -> str:
     """The best, median and worst concept of E4T, and what every method drew of it after its last steps."""
     order = _ranked(records)
     chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-    last = dict(sorted(records, key=lambda tuning: tuning[1]))
+    last = dict(sorted((tuning for tuning in records if tuning[0] != BY_NAME), key=lambda tuning: tuning[1]))
     parts = []
     for name, concept in chosen.items():
         rows = [

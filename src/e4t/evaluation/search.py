@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import tyro
 
-from e4t.evaluation.benchmark import METHODS, DrawnContest, Plan
+from e4t.evaluation.contest import DrawnContest, Plan
 from e4t.evaluation.evaluate import Examination, score
 from e4t.evaluation.judge import Judge
+from e4t.evaluation.methods import METHODS
 from e4t.evaluation.truth import joined
 
 RATES: dict[str, tuple[str, tuple[float, ...]]] = {

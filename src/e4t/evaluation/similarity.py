@@ -1,6 +1,6 @@
-"""CLIP-T and CLIP-I: how near pictures are to a text and to a picture, in the eyes of one CLIP.
+"""How near pictures are to a text and to a picture, in the eyes of one CLIP (CLIP-T, CLIP-I) or of a face recogniser.
 
-Shapes: n pictures or texts, W the width of CLIP's common space; all vectors are of length 1.
+Shapes: n pictures or texts, W the width of CLIP's common space; CLIP's vectors are of length 1.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,50 @@ class Clip:
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (_MEAN, _STD))
         pooled = self.model.vision_model((pixels - mean) / std).pooler_output
         return _normalised(self.model.visual_projection(pooled))
+
+
+SAME_FACE = 0.6
+"""Below this distance dlib's recogniser takes two faces for one person's, as its documentation has it."""
+
+
+@dataclass(frozen=True)
+class Faces:
+    """dlib's face recogniser, of photos; weights in the public domain (CC0), from PyPI's face_recognition_models."""
+
+    detect: Any
+    place: Any
+    recognise: Any
+
+    @classmethod
+    def load(cls) -> Self:
+        """Raises ConfigError where the extra is not installed."""
+        weights = find_spec("face_recognition_models")
+        if find_spec("dlib") is None or weights is None or weights.origin is None:
+            raise ConfigError("telling faces apart needs dlib: install the extra with pip install 'e4t[faces]'")
+        import dlib
+
+        folder = Path(weights.origin).parent / "models"  # not imported: it asks for the long gone pkg_resources
+        return cls(
+            dlib.get_frontal_face_detector(),
+            dlib.shape_predictor(str(folder / "shape_predictor_5_face_landmarks.dat")),
+            dlib.face_recognition_model_v1(str(folder / "dlib_face_recognition_resnet_model_v1.dat")),
+        )
+
+    def images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """``[n, 128]``, of the largest face in each picture; not a number where none is found."""
+        return np.stack([self._largest(np.asarray(image.convert("RGB"))) for image in images])
+
+    def _largest(self, rgb: np.ndarray) -> np.ndarray:
+        found = self.detect(rgb, 1)  # looked for at twice the size
+        if not found:
+            return np.full(128, np.nan)
+        shape = self.place(rgb, max(found, key=lambda rectangle: rectangle.area()))
+        return np.array(self.recognise.compute_face_descriptor(rgb, shape, 1))
+
+
+def same_face(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Whether vectors of `Faces`, ``[..., 128]``, are one person's; nobody is the same as no face, bool ``[...]``."""
+    return np.asarray(np.linalg.norm(one - other, axis=-1) < SAME_FACE)
 
 
 def _normalised(vectors: torch.Tensor) -> np.ndarray:

@@ -1,0 +1,391 @@
+"""What methods are compared on: concepts, what they are drawn for, and who looks at the pictures.
+
+A `Contest` is of one domain. Its concepts are of the drawn world, where everything about them is known, or a user's own
+pictures, of which CLIP alone has an opinion.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from e4t.data import SUFFIXES
+from e4t.errors import ConfigError, DataError
+from e4t.evaluation.baselines import Example, Learned, image_vector
+from e4t.evaluation.copying import PoseReader, backdrop, poses
+from e4t.evaluation.domain_base import on_domain_base
+from e4t.evaluation.evaluate import (
+    MORE_PROMPTS,
+    Attributes,
+    input_data,
+    input_picture,
+    prompt_text,
+    prompted,
+    prompts_of,
+    small,
+    through_autoencoder,
+)
+from e4t.evaluation.judge import RESOLUTION, Judge
+from e4t.evaluation.similarity import Clip, Faces
+from e4t.evaluation.truth import Readings
+from e4t.images import load_image
+from e4t.models.text import class_token
+from e4t.pipeline import E4TPipeline
+from e4t.provenance import image_digest
+from e4t.tiny.album import snapshot
+from e4t.tiny.captions import describe, names
+from e4t.tiny.world import WORLD_VERSION, Identity, draw, identity, stream, words
+
+DRAWINGS = "drawings"
+"""Not a method but the ceiling: the world's own pictures, after the autoencoder."""
+BY_NAME = "known by name"
+"""Not a method either: individuals the base was trained on, drawn by their names."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared. Runs of one plan give the same figures, except for seconds."""
+
+    domains: tuple[str, ...] = ("tiny-face", "tiny-cat", "tiny-art")
+    methods: tuple[str, ...] = ()  # by name; () are all
+    namespace: str = "held-out-1"
+    concepts: int = 12
+    prompts: int = 8
+    seeds: int = 1
+    e4t_steps: tuple[int, ...] = (0, 5, 15)
+    baseline_steps: tuple[int, ...] = ()  # (): the number of steps that was found best
+    num_inference_steps: int = 16
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was read in the pictures of one concept by one method after some steps; rows are seed by seed.
+
+    ``pose`` and ``backdrop`` are of the pictures, ``[rows, K]`` and ``[rows, 3]``; ``clip`` is ``[rows, W]`` and
+    ``faces``, where somebody looks at faces, ``[rows, 128]``.
+    """
+
+    method: str
+    steps: int
+    concept: int
+    passes: int
+    seconds: float
+    peak_bytes: int
+    stored_bytes: int
+    readings: Readings | None  # None: no judge reads such concepts
+    clip: np.ndarray
+    pose: np.ndarray | None
+    backdrop: np.ndarray
+    faces: np.ndarray | None
+    strip: bytes  # the first seed's pictures side by side, a JPEG
+
+    def save(self, path: Path) -> None:
+        plain = {name: getattr(self, name) for name in _PLAIN}
+        arrays: dict[str, Any] = {"clip": self.clip, "backdrop": self.backdrop}
+        if self.pose is not None:
+            arrays["pose"] = self.pose
+        if self.faces is not None:
+            arrays["faces"] = self.faces
+        if self.readings is not None:
+            arrays["identity"] = self.readings.identity.astype(np.float32)
+            arrays |= {f"class/{name}": values.astype(np.int16) for name, values in self.readings.classes.items()}
+        arrays["strip"] = np.frombuffer(self.strip, np.uint8)
+        arrays["plain"] = np.frombuffer(json.dumps(plain).encode(), np.uint8)
+        beside = path.with_suffix(".partial.npz")
+        np.savez_compressed(beside, **arrays)
+        beside.rename(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Record:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        classes = {name[6:]: values.astype(int) for name, values in arrays.items() if name.startswith("class/")}
+        return cls(
+            **json.loads(arrays["plain"].tobytes()),
+            readings=Readings(arrays["identity"].astype(float), classes) if classes else None,
+            clip=arrays["clip"],
+            pose=arrays.get("pose"),
+            backdrop=arrays["backdrop"],
+            faces=arrays.get("faces"),
+            strip=arrays["strip"].tobytes(),
+        )
+
+
+_PLAIN = ("method", "steps", "concept", "passes", "seconds", "peak_bytes", "stored_bytes")
+
+
+_NOTHING = Learned(0, 0, 0.0, 0, lambda *_: [])
+
+
+class Contest(ABC):
+    """What the methods of one domain are compared with: concepts, what they are drawn for, and who looks at it."""
+
+    judge: Judge | None = None
+    poses: PoseReader | None = None
+    faces: Faces | None = None
+
+    def __init__(
+        self,
+        domain: str,
+        plan: Plan,
+        *,
+        device: str = "cpu",
+        clip: str | None = None,
+        domain_base: Path | None = None,
+    ) -> None:
+        """``clip`` is another CLIP than the base's own; ``domain_base`` a U-Net as `domain_base` trains it."""
+        self.name = domain
+        self.plan = plan
+        self.pipe = E4TPipeline.from_pretrained(domain, device=device)
+        self.kind = self.pipe.domain.class_word
+        self.clip = Clip.load(clip or self.pipe.backbone.name)
+        self.sampling: dict[str, Any] = {"num_inference_steps": plan.num_inference_steps}
+        self.domain_base = domain_base
+
+    @property
+    def size(self) -> int:
+        """How many concepts there are."""
+        return self.plan.concepts
+
+    @cached_property
+    def rare_token(self) -> str:
+        """What DreamBooth calls a concept: a word that is one token of this base, and means nothing to it."""
+        for word in RARE_TOKENS:
+            try:
+                class_token(self.pipe.backbone.tokenizer, word)
+            except ConfigError:
+                continue
+            return word
+        raise ConfigError(f"none of {', '.join(RARE_TOKENS)} is a single token of '{self.pipe.backbone.name}'")
+
+    @cached_property
+    def pipe_on_domain(self) -> E4TPipeline:
+        """The same on the base that was tuned on pictures of the domain, without encoder and offsets."""
+        if self.domain_base is None:
+            raise ConfigError("methods on the domain need its tuned base: train one and name it with --domain-base")
+        return on_domain_base(self.pipe, self.domain_base)
+
+    @abstractmethod
+    def has(self, count: int) -> bool:
+        """Whether there are ``count`` pictures of every concept."""
+
+    @abstractmethod
+    def examples(self, number: int, count: int) -> list[Example]:
+        """The first ``count`` pictures of a concept."""
+
+    @abstractmethod
+    def texts(self, number: int) -> list[str]:
+        """What a concept is drawn for, once for every seed."""
+
+    @abstractmethod
+    def identifies(self, number: int) -> Any:
+        """What a concept's records depend on besides the method, ready for JSON."""
+
+    def record(self, method: str, number: int, learned: Learned, peak: int) -> Record:
+        """Draw what was learned, and read it."""
+        texts, images = self.texts(number), []
+        for seed in range(self.plan.seeds):
+            images += learned.draw(texts, 10_000 * number + 100 * seed)
+        return self.read(method, number, learned, peak, images)
+
+    def read(self, method: str, number: int, learned: Learned, peak: int, images: Sequence[Image.Image]) -> Record:
+        """What there is to read in pictures of a concept, seed by seed."""
+        rgb = np.stack([np.asarray(small(image)) for image in images])
+        first = np.concatenate(list(rgb[: len(self.texts(number))]), axis=1)
+        strip = io.BytesIO()
+        Image.fromarray(first).save(strip, "JPEG", quality=88)
+        return Record(
+            method=method,
+            steps=learned.steps,
+            concept=number,
+            passes=learned.passes,
+            seconds=round(learned.seconds, 3),
+            peak_bytes=peak,
+            stored_bytes=learned.stored_bytes,
+            readings=self.judge.read(rgb) if self.judge else None,
+            clip=self.clip.images(images),
+            pose=self.poses.read(rgb) if self.poses else None,
+            backdrop=backdrop(rgb),
+            faces=self.faces.images(images) if self.faces else None,
+            strip=strip.getvalue(),
+        )
+
+    def depends(self, number: int) -> dict[str, Any]:
+        """Everything that a concept's records depend on besides the method, ready for JSON."""
+        trained = self.pipe.trained
+        return {
+            "domain": trained.id if trained else None,
+            "personalize": dict(trained.personalize) if trained else {},
+            "generate": dict(trained.generate) if trained else {},
+            "base": self.pipe.backbone.fingerprint,
+            "concept": self.identifies(number),
+            "seeds": self.plan.seeds,
+            "sampling": self.sampling,
+            "clip": self.clip.fingerprint,
+        }
+
+
+class DrawnContest(Contest):
+    """Concepts of the drawn world, of which everything is known."""
+
+    judge: Judge
+    poses: PoseReader
+
+    def __init__(self, domain: str, plan: Plan, *, judge: Judge | None = None, **options: Any) -> None:
+        super().__init__(domain, plan, **options)
+        self.judge = judge or Judge.shipped(self.kind)
+        self.poses = PoseReader.shipped()
+        self.subjects = [identity(plan.namespace, index, self.kind) for index in range(plan.concepts)]
+
+    @property
+    def prompts(self) -> list[Attributes]:
+        """What is asked for."""
+        return [*prompts_of(self.kind), *MORE_PROMPTS[self.kind]][: self.plan.prompts]
+
+    @cached_property
+    def known(self) -> dict[str, Any]:
+        """How those look that the base knows by name, as CLIP sees them."""
+        called = names(self.kind)[:_KNOWN]
+        pictures = (Image.fromarray(draw(snapshot("train", i, self.kind), RESOLUTION).rgb) for i in range(len(called)))
+        return dict(zip(called, (image_vector(self.pipe, picture) for picture in pictures), strict=True))
+
+    def has(self, count: int) -> bool:
+        return True  # the world draws as many as are wanted
+
+    def examples(self, number: int, count: int) -> list[Example]:
+        subject = self.subjects[number]
+        return [Example(*input_picture(subject, one), self._description(subject)) for one in range(count)]
+
+    def _description(self, subject: Identity) -> str | None:
+        if self.kind == "art":
+            return None  # no words tell one artist from another
+        return describe(subject.kind, words(subject), stream("description", subject.key))
+
+    def texts(self, number: int) -> list[str]:
+        return [prompt_text(self.subjects[number], asked, self.pipe.domain.placeholder) for asked in self.prompts]
+
+    def identifies(self, number: int) -> Any:
+        asked = [dict(attributes) for attributes in self.prompts]
+        return [WORLD_VERSION, self.subjects[number].key, asked, self.judge.number, self.judge.fingerprint]
+
+    def named(self, number: int) -> Identity:
+        """Somebody the base knows by name."""
+        return identity("train", number, self.kind)
+
+    def by_name(self, number: int) -> Record:
+        """`named` by name alone, without learning: what the base can do at its best."""
+        somebody = self.named(number)
+        texts = [prompt_text(somebody, asked, names(self.kind)[number]) for asked in self.prompts]
+        images: list[Image.Image] = []
+        for seed in range(self.plan.seeds):
+            images += self.pipe(texts, seed=10_000 * number + 100 * seed, **self.sampling).images
+        return self.read(BY_NAME, number, _NOTHING, 0, images)
+
+    def drawings(self, number: int) -> Record:
+        """The world's own pictures of the concept, after the autoencoder."""
+        subject, rows = self.subjects[number], []
+        for seed in range(self.plan.seeds):
+            rows += [draw(prompted(subject, asked, key=seed or ""), RESOLUTION).rgb for asked in self.prompts]
+        images = [Image.fromarray(picture) for picture in through_autoencoder(self.pipe, np.stack(rows))]
+        return self.read(DRAWINGS, number, _NOTHING, 0, images)
+
+    def true_poses(self) -> np.ndarray:
+        """How the input pictures were posed, ``[concepts, K]``."""
+        return poses([input_data(subject) for subject in self.subjects])
+
+
+class OwnContest(Contest):
+    """A user's own pictures: every file of a folder is a concept, and so is every folder of pictures in it."""
+
+    def __init__(
+        self,
+        domain: str,
+        plan: Plan,
+        folder: Path,
+        *,
+        prompts: Sequence[str] = (),
+        faces: bool = False,
+        **options: Any,
+    ) -> None:
+        """``faces``: a face recogniser compares too.
+
+        Raises DataError for a folder without pictures, or a picture without a face where faces are compared, and
+        ConfigError for a prompt without the placeholder.
+        """
+        super().__init__(domain, plan, **options)
+        self.concepts = concepts_in(folder)[: plan.concepts]
+        if faces:
+            self.faces = Faces.load()
+            _require_faces(self.faces, [paths[0] for paths in self.concepts])
+        usual = [text.replace("S*", self.pipe.domain.placeholder) for text in OWN_PROMPTS[: plan.prompts]]
+        self.prompts = list(prompts) or usual
+        for prompt in self.prompts:
+            if self.pipe.domain.placeholder not in prompt:
+                raise ConfigError(f"the prompt {prompt!r} has no {self.pipe.domain.placeholder}")
+
+    @property
+    def size(self) -> int:
+        return len(self.concepts)
+
+    def has(self, count: int) -> bool:
+        return min(map(len, self.concepts)) >= count
+
+    def examples(self, number: int, count: int) -> list[Example]:
+        return [Example(load_image(path)) for path in self.concepts[number][:count]]
+
+    def texts(self, number: int) -> list[str]:
+        return self.prompts
+
+    def identifies(self, number: int) -> Any:
+        return [self._digests[number], self.prompts, self.faces is not None]
+
+    @cached_property
+    def _digests(self) -> list[list[str]]:
+        return [[image_digest(load_image(path)) for path in paths] for paths in self.concepts]
+
+
+def _require_faces(recogniser: Faces, pictures: Iterable[Path]) -> None:
+    for path in pictures:
+        if np.isnan(recogniser.images([load_image(path)])).any():
+            raise DataError(f"no face is found in '{path}'; leave the picture or the comparison of faces out")
+
+
+def concepts_in(folder: Path) -> list[list[Path]]:
+    """The pictures of every concept in a folder. Raises DataError where there is none."""
+
+    def pictures(paths: Iterable[Path]) -> list[Path]:
+        return sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
+
+    if not folder.is_dir():
+        raise DataError(f"there is no folder '{folder}'")
+    single = [[path] for path in pictures(folder.iterdir())]
+    several = [pictures(inner.iterdir()) for inner in sorted(folder.iterdir()) if inner.is_dir()]
+    found = single + [paths for paths in several if paths]
+    if not found:
+        raise DataError(f"'{folder}' holds no pictures")
+    return found
+
+
+RARE_TOKENS = ("sks", "x", "q")
+_KNOWN = 500
+"""Named individuals among whom the nearest is looked for."""
+OWN_PROMPTS = (
+    "a photo of S* on the beach",
+    "a watercolour painting of S*",
+    "a pencil sketch of S*",
+    "S* in the snow",
+    "an oil painting of S*",
+    "a marble statue of S*",
+    "S* as an astronaut in space",
+    "a stained glass window of S*",
+)
+"""What a user's own concepts are drawn for, where no prompts are given."""
