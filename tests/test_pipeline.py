@@ -142,6 +142,33 @@ def test_negative_prompt_seed_and_strength_matter(pipe, concept):
         assert not np.array_equal(plain, draw(**options)), options
 
 
+@torch.no_grad()
+def test_guidance_can_start_from_the_base(pipe, concept):
+    unet, generator = pipe.backbone.unet, torch.Generator().manual_seed(0)
+    sample, timestep = torch.randn(2, 4, 8, 8, generator=generator), torch.tensor(500)
+    predicted = {}
+    for whose in ("concept", "base"):
+        with pipe.applied(concept, "a photo of S*", embedding="frozen", unconditional=whose) as applied:
+            rows = torch.cat([applied.negative_prompt_embeds, applied.prompt_embeds])
+            predicted[whose] = unet(sample, timestep, encoder_hidden_states=rows, return_dict=False)[0]
+            alone = unet(sample[1:], timestep, encoder_hidden_states=rows[1:], return_dict=False)[0]
+    without = unet(sample[:1], timestep, encoder_hidden_states=rows[:1], return_dict=False)[0]
+    assert torch.equal(predicted["base"][:1], without)
+    assert torch.equal(predicted["base"][1:], alone)
+    assert not torch.allclose(predicted["concept"][:1], without, atol=1e-4)
+    torch.testing.assert_close(predicted["concept"][1:], predicted["base"][1:])
+    assert "forward" not in vars(unet)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_whose_idea_guidance_starts_from_matters_only_with_guidance(pipe, concept, guidance_scale):
+    drawn = [
+        arrays(pipe("a photo of S*", concept=concept, guidance_scale=guidance_scale, unconditional=whose))[0]
+        for whose in ("concept", "base")
+    ]
+    assert np.array_equal(*drawn) == (guidance_scale == 1)
+
+
 def test_strength_zero_is_the_class_word(pipe, concept):
     with pipe.applied(concept, "S*", strength=0.0) as none:
         word = none.prompt_embeds

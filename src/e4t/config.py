@@ -252,6 +252,7 @@ class GenerateConfig(_Section):
     seed: int = 0
     strength: float = 1.0  # of the concept: scales its embedding offset and its own weight deltas
     embedding: str = "live"  # "live": predicted at every denoising step [R]; "frozen": one vector
+    unconditional: str = "concept"  # whose prediction without the prompt guidance starts from: "concept" or "base"
     scheduler: str | None = None  # a diffusers scheduler class; None: the base model's own
     height: int | None = None
     width: int | None = None
@@ -260,6 +261,7 @@ class GenerateConfig(_Section):
         at_least("num_images", self.num_images, 1)
         at_least("num_inference_steps", self.num_inference_steps, 1)
         _check("embedding", self.embedding, ("live", "frozen"))
+        _check("unconditional", self.unconditional, ("concept", "base"))
 
     @classmethod
     def paper(cls) -> GenerateConfig:

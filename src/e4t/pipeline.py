@@ -6,6 +6,7 @@ and timestep the U-Net is called with, and replaces the conditional rows of its 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._pytree import tree_map
 from typing_extensions import Self
 
 from e4t.backbone import Backbone, resolve
@@ -222,6 +224,7 @@ class E4TPipeline:
                     num_images=settings.num_images,
                     embedding=settings.embedding,
                     strength=settings.strength,
+                    unconditional=settings.unconditional,
                 )
             )
             images = self.stock(
@@ -246,13 +249,16 @@ class E4TPipeline:
         num_images: int = 1,
         embedding: str = "live",
         strength: float = 1.0,
+        unconditional: str = "concept",
         also: Sequence[nn.Module] = (),
     ) -> Iterator[Applied]:
         """The concept in place, for any stock pipeline on this U-Net: image-to-image, inpainting, ControlNet, …
 
         Pass the embeddings of the `Applied` it yields, and draw ``num_images`` pictures per prompt in one call.
         ``also`` are further modules that take prompt embeddings (a ControlNet, another U-Net): they get the word, not
-        the weights. Afterwards the base is as it was.
+        the weights. With ``unconditional="base"`` the rows of negative prompts go through the untuned weights: a tuned
+        model's own idea of any picture has drifted towards the concept (arXiv 2503.20240). Afterwards the base is as
+        it was.
         """
         if embedding not in ("live", "frozen"):
             raise ConfigError(f"embedding is {embedding!r}; it must be 'live' or 'frozen'")
@@ -268,6 +274,8 @@ class E4TPipeline:
             stack.enter_context(self.model.wearing(concept, strength=strength))
             frozen = self.model.word(concept.tensors["frozen_offset"].to(self.backbone.device), strength=strength)
             result = Applied(self.stock, self._embeds(tokens, frozen), negative)
+            if unconditional == "base":
+                stack.enter_context(_base_for_negatives(self.model, len(tokens)))
             if embedding == "live":
                 hook = _LiveEmbedding(self, concept, tokens, strength, result)
                 for module in (self.backbone.unet, *also):
@@ -334,6 +342,35 @@ class _LiveEmbedding:
         conditional = self.model.prompt_embeds(self.tokens, word).to(prompts.dtype)
         call["encoder_hidden_states"] = torch.cat([prompts[:-count], conditional])
         return bound.args, bound.kwargs
+
+
+@contextmanager
+def _base_for_negatives(model: E4TModel, count: int) -> Iterator[None]:
+    """While it lasts, the first ``count`` of ``2 * count`` rows go through the U-Net's base weights."""
+    unet = model.backbone.unet
+    tuned, replaced = unet.forward, "forward" in vars(unet)  # by offloading, for one
+
+    def rows(inputs: Any, part: slice) -> Any:
+        return tree_map(lambda x: x[part] if isinstance(x, Tensor) and x.ndim and len(x) == 2 * count else x, inputs)
+
+    @functools.wraps(tuned)  # hooks ask for its signature
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if len(args[0] if args else kwargs["sample"]) != 2 * count:
+            return tuned(*args, **kwargs)
+        negative, positive = slice(count), slice(count, None)
+        with model.base_weights():
+            without = tuned(*rows(args, negative), **rows(kwargs, negative))
+        within = tuned(*rows(args, positive), **rows(kwargs, positive))
+        return tree_map(lambda *both: torch.cat(both), without, within)
+
+    unet.forward = forward
+    try:
+        yield
+    finally:
+        if replaced:
+            unet.forward = tuned
+        else:
+            del unet.forward
 
 
 def _stock_pipeline(backbone: Backbone, safety: dict[str, Any]) -> Any:
