@@ -6,10 +6,9 @@ Tensors: pixels [B, 3, H, W] in [-1, 1]; latents [B, C, h, w] scaled as the U-Ne
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from e4t.config import DEFAULT_IMAGE_ENCODER
-from e4t.errors import CheckpointError, ConfigError
+from e4t.config import BaseConfig
+from e4t.errors import ConfigError
+from e4t.loading import CLIP_MEAN, CLIP_STD, load_image_encoder, load_parts
+from e4t.precision import best_device
 
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _FINGERPRINT_VALUES = 64  # read from every tensor
 _FEW_TOKENS = 32 * 32
 _SHIPPED = Path(__file__).parent / "tiny" / "weights"
@@ -33,7 +32,8 @@ _SHIPPED = Path(__file__).parent / "tiny" / "weights"
 class Backbone:
     """Parts of a Stable Diffusion model and a CLIP vision tower; all frozen.
 
-    ``name`` is where it was loaded from, and ``fingerprint`` says which weights it has.
+    ``name`` is where it was loaded from, ``reading`` how, and ``fingerprint`` says which weights it has. ``folder`` is
+    where it lies on this machine, if it is a folder.
     """
 
     unet: Any
@@ -44,8 +44,10 @@ class Backbone:
     image_encoder: Any
     name: str = "in memory"
     image_encoder_name: str | None = None
-    image_mean: Sequence[float] = _CLIP_MEAN
-    image_std: Sequence[float] = _CLIP_STD
+    image_mean: Sequence[float] = CLIP_MEAN
+    image_std: Sequence[float] = CLIP_STD
+    reading: BaseConfig = field(default_factory=BaseConfig)
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         for module in self.modules():
@@ -59,41 +61,33 @@ class Backbone:
         image_encoder: str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        **reading: str | None,
     ) -> Self:
-        """Load a diffusers folder, a hub id, or a base shipped with the package.
+        """Load a diffusers folder, a hub id, a single .safetensors file, or a base shipped with the package.
 
         ``image_encoder`` is a folder or hub id of a transformers CLIP or its vision tower; without one, the folder's
-        own ``image_encoder/``, else OpenCLIP ViT-H/14. Without a device it goes on the GPU, if there is
-        one. Raises CheckpointError where something is missing.
+        own ``image_encoder/``, else OpenCLIP ViT-H/14. Without a device it goes on the best there is. Further options
+        are fields of `BaseConfig`. Raises CheckpointError for what is no whole Stable Diffusion 1.x or 2.x, or is not
+        at hand, and ConfigError for an option that does not apply to it.
         """
-        import diffusers
-        from transformers import CLIPTextModel, CLIPTokenizer
-
-        name = resolve(source)
-        if Path(name).suffix in (".ckpt", ".pt", ".pth", ".bin"):
-            raise CheckpointError(f"'{name}' is a pickle, which can run programs; use a model in safetensors format")
-        try:
-            index = diffusers.StableDiffusionPipeline.load_config(name)
-            scheduler = getattr(diffusers, index["scheduler"][1])
-            read: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
-            vision, mean, std, vision_name = _load_image_encoder(name, image_encoder, dtype)
-            backbone = cls(
-                unet=diffusers.UNet2DConditionModel.from_pretrained(name, subfolder="unet", **read),
-                vae=diffusers.AutoencoderKL.from_pretrained(name, subfolder="vae", **read),
-                text_encoder=CLIPTextModel.from_pretrained(
-                    name, subfolder="text_encoder", dtype=dtype, use_safetensors=True
-                ),
-                tokenizer=CLIPTokenizer.from_pretrained(name, subfolder="tokenizer"),
-                scheduler=scheduler.from_pretrained(name, subfolder="scheduler"),
-                image_encoder=vision,
-                name=_portable(name),
-                image_encoder_name=vision_name,
-                image_mean=mean,
-                image_std=std,
-            )
-        except (OSError, KeyError, AttributeError, ValueError) as error:
-            raise CheckpointError(f"'{name}' is not a Stable Diffusion model that can be loaded: {error}") from error
-        return backbone.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        name, place = resolve(source), torch.device(device) if device is not None else best_device()
+        parts = load_parts(name, BaseConfig().updated(reading), dtype=dtype, device=place)
+        vision = load_image_encoder(str(image_encoder) if image_encoder else None, parts, dtype=dtype)
+        backbone = cls(
+            unet=parts.unet,
+            vae=parts.vae,
+            text_encoder=parts.text_encoder,
+            tokenizer=parts.tokenizer,
+            scheduler=parts.scheduler,
+            image_encoder=vision.model,
+            name=_portable(name),
+            image_encoder_name=vision.name,
+            image_mean=vision.mean,
+            image_std=vision.std,
+            reading=parts.reading,
+            folder=parts.folder,
+        )
+        return backbone.to(place)
 
     def modules(self) -> Iterator[nn.Module]:
         yield from (self.unet, self.vae, self.text_encoder, self.image_encoder)
@@ -141,6 +135,24 @@ class Backbone:
             yield
         finally:
             self.unet.set_attn_processor(processors)
+
+    @contextmanager
+    def compiled(self) -> Iterator[None]:
+        """The U-Net's forward pass is compiled by `torch.compile` inside the ``with``, at its first call.
+
+        The features of its encoder half stay as they are: they run its blocks one by one. Raises ConfigError where
+        torch finds no compiler.
+        """
+        from torch._dynamo.exc import BackendCompilerFailed
+
+        self.unet.forward = torch.compile(self.unet.forward)
+        try:
+            yield
+        except BackendCompilerFailed as error:
+            reason = str(error.inner_exception).splitlines()[0]
+            raise ConfigError(f"the U-Net cannot be compiled here ({reason}); leave --compile out") from error
+        finally:
+            del self.unet.forward
 
     @property
     def device(self) -> torch.device:
@@ -235,9 +247,10 @@ class Backbone:
     def image_pixels(self, pixels: Tensor) -> Tensor:
         """CLIP's input from pixels in [-1, 1]: resized (bicubic, antialiased) and normalised, [B, 3, S, S]."""
         size = self.image_encoder.config.image_size
-        values = pixels.to(self.device, torch.float32) / 2 + 0.5
-        if values.shape[-2:] != (size, size):
+        values = pixels.float() / 2 + 0.5
+        if values.shape[-2:] != (size, size):  # where the pixels are: Apple's GPUs do not resize with antialiasing
             values = F.interpolate(values, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
+        values = values.to(self.device)
         mean = values.new_tensor(self.image_mean).view(1, 3, 1, 1)
         std = values.new_tensor(self.image_std).view(1, 3, 1, 1)
         normalised: Tensor = (values - mean) / std
@@ -285,35 +298,3 @@ def draw_noise(shape: Sequence[int], generator: torch.Generator, device: torch.d
 
 def _noise_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return draw_noise(tensor.shape, generator, tensor.device)
-
-
-def _load_image_encoder(
-    source: str, image_encoder: str | Path | None, dtype: torch.dtype
-) -> tuple[Any, Sequence[float], Sequence[float], str | None]:
-    """The vision tower, its mean and std, and its name (None: the one inside ``source``)."""
-    from transformers import AutoConfig, CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
-
-    own = image_encoder is None and (Path(source) / "image_encoder").is_dir()
-    location = str(Path(source) / "image_encoder") if own else str(image_encoder or DEFAULT_IMAGE_ENCODER)
-    config = AutoConfig.from_pretrained(location)
-    read: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
-    if config.model_type == "clip":
-        vision = CLIPModel.from_pretrained(location, **read).vision_model
-    elif "CLIPVisionModelWithProjection" in (config.architectures or ()):
-        vision = CLIPVisionModelWithProjection.from_pretrained(location, **read).vision_model
-    else:
-        vision = CLIPVisionModel.from_pretrained(location, **read)
-    mean, std = _normalisation(location, source)
-    return vision, mean, std, None if own else location
-
-
-def _normalisation(*folders: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and std from a preprocessor config beside the image encoder, else CLIP's own."""
-    candidates = [
-        Path(folder, sub, "preprocessor_config.json") for folder in folders for sub in ("", "feature_extractor")
-    ]
-    for path in candidates:
-        if path.is_file():
-            values = json.loads(path.read_text())
-            return values.get("image_mean", _CLIP_MEAN), values.get("image_std", _CLIP_STD)
-    return _CLIP_MEAN, _CLIP_STD

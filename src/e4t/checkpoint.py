@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from e4t.config import EncoderConfig, GenerateConfig, OffsetsConfig, PersonalizeConfig, PretrainConfig, fits
+from e4t.config import BaseConfig, EncoderConfig, GenerateConfig, OffsetsConfig, PersonalizeConfig, PretrainConfig, fits
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError, MismatchError
 from e4t.images import MAX_PREVIEW_BYTES, preview
@@ -39,21 +39,26 @@ _GROUPS = {"domain": ("encoder", "offsets"), "concept": ("deltas", "encoder", "u
 
 @dataclass(frozen=True)
 class BaseModel:
-    """Which base a folder belongs to: where it was loaded from, and which weights it had."""
+    """Which base a folder belongs to: where it was loaded from, which weights it had, and how it was read."""
 
     name: str
     fingerprint: str
     image_encoder: str | None = None  # None: the one inside the base's folder
     image_encoder_fingerprint: str | None = None  # None in folders from before it was recorded
+    reading: BaseConfig = field(default_factory=BaseConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "reading": self.reading.given()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> BaseModel:
-        seen = {"image_encoder_fingerprint": None, **values}
+        seen = {"image_encoder_fingerprint": None, "reading": {}, **values}
         return cls(
             _typed(values, "name", str),
             _typed(values, "fingerprint", str),
             _typed(values, "image_encoder", str | None),
             _typed(seen, "image_encoder_fingerprint", str | None),
+            BaseConfig.from_dict(_typed(seen, "reading", dict)),
         )
 
     def check(self, other: BaseModel, *, owner: str) -> None:
@@ -111,7 +116,7 @@ class TrainedDomain:
             "kind": "domain",
             "id": _digest(_cast(self.tensors, dtype)),
             "domain": self.domain.to_dict(),
-            "base": vars(self.base),
+            "base": self.base.to_dict(),
             "embedding_scale": self.embedding_scale,
             "encoder": self.encoder.to_dict(),
             "offsets": self.offsets.to_dict(),
@@ -193,7 +198,7 @@ class Concept:
             "kind": "concept",
             "domain": self.domain.to_dict(),
             "domain_id": self.domain_id,
-            "base": vars(self.base),
+            "base": self.base.to_dict(),
             "steps": self.steps,
             "personalize": dict(self.config),
             "provenance": dict(self.provenance),

@@ -54,6 +54,24 @@ class _Section:
 
 
 @dataclass(frozen=True)
+class BaseConfig(_Section):
+    """How a base model is read, where its name alone does not say. See docs/bases.md."""
+
+    revision: str | None = None  # of a hub id: a branch, a tag or a commit
+    variant: str | None = None  # of the weight files of a folder or hub id, such as "fp16"
+    layout: str | None = None  # of a single file: a folder or hub id with its configs and tokenizer
+    prediction_type: str | None = None  # of a single file; None: as the file says, else found by trying it
+
+    def __post_init__(self) -> None:
+        if self.prediction_type is not None:
+            _check("prediction_type", self.prediction_type, ("epsilon", "v_prediction"))
+
+    def given(self) -> dict[str, str]:
+        """The fields that say something."""
+        return {name: value for name, value in self.to_dict().items() if value is not None}
+
+
+@dataclass(frozen=True)
 class EncoderConfig(_Section):
     """How the encoder looks at its inputs."""
 
@@ -121,6 +139,7 @@ class PretrainConfig(_Section):
     cache: bool = False  # encode every picture once and keep it in memory; only where every view of it is the same
     mixed_precision: str = "no"  # "no", "bf16" (where it is fast), "fp16"; what is trained stays float32
     gradient_checkpointing: bool = False
+    compile: bool = False  # the U-Net, by torch.compile: minutes before the first step, faster ones afterwards
     seed: int = 0
     checkpoint_every: int = 1_000
     save_dtype: str = "float32"  # of the domain folder

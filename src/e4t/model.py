@@ -228,7 +228,11 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size | None:
 
 def _base_of(backbone: Backbone) -> BaseModel:
     return BaseModel(
-        backbone.name, backbone.fingerprint, backbone.image_encoder_name, backbone.image_encoder_fingerprint
+        backbone.name,
+        backbone.fingerprint,
+        backbone.image_encoder_name,
+        backbone.image_encoder_fingerprint,
+        backbone.reading,
     )
 
 

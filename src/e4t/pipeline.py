@@ -27,8 +27,9 @@ from e4t.checkpoint import Concept, TrainedDomain
 from e4t.config import GenerateConfig, PersonalizeConfig, PretrainConfig
 from e4t.data import square_pixels
 from e4t.domain import Domain
-from e4t.errors import CheckpointError, ConfigError
+from e4t.errors import ConfigError
 from e4t.images import load_image, load_mask
+from e4t.loading import load_safety
 from e4t.model import E4TModel
 from e4t.models.text import Tokens
 from e4t.personalize import ClassPictures, PersonalizeStep, personalize, replayed
@@ -85,16 +86,26 @@ class E4TPipeline:
         source: str | Path,
         *,
         base: str | Path | None = None,
+        image_encoder: str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        **reading: str | None,
     ) -> Self:
-        """Load a domain by folder or shipped name ("tiny-face"), with its base model or a copy of it, ``base``."""
+        """Load a domain by folder or shipped name ("tiny-face"), with its base model or a copy of it, ``base``.
+
+        The base is read as it was for pre-training; options (fields of `BaseConfig`) come on top of that, and for a
+        ``base`` of its own stand alone. ``image_encoder`` is a copy of the domain's.
+        """
         trained = TrainedDomain.load(resolve(source))
-        location = resolve(base) if base is not None else resolve(trained.base.name, shipped_first=True)
+        recorded = {} if base is not None else trained.base.reading.given()
         backbone = Backbone.from_pretrained(
-            location, image_encoder=trained.base.image_encoder, device=device, dtype=dtype
+            base if base is not None else resolve(trained.base.name, shipped_first=True),
+            image_encoder=image_encoder or trained.base.image_encoder,
+            device=device,
+            dtype=dtype,
+            **(recorded | reading),
         )
-        return cls(backbone, trained, safety=_load_safety(location))
+        return cls(backbone, trained, safety=load_safety(backbone.folder))
 
     @classmethod
     def from_base(
@@ -105,11 +116,14 @@ class E4TPipeline:
         image_encoder: str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        **reading: str | None,
     ) -> Self:
-        """Any base model, without a pre-trained domain: personalizing starts from the class word and takes longer."""
-        location = resolve(base)
-        backbone = Backbone.from_pretrained(location, image_encoder=image_encoder, device=device, dtype=dtype)
-        return cls(backbone, domain=Domain.named(class_word), safety=_load_safety(location))
+        """Any base model, without a pre-trained domain: personalizing starts from the class word and takes longer.
+
+        Options are those of `Backbone.from_pretrained`.
+        """
+        backbone = Backbone.from_pretrained(base, image_encoder=image_encoder, device=device, dtype=dtype, **reading)
+        return cls(backbone, domain=Domain.named(class_word), safety=load_safety(backbone.folder))
 
     @property
     def domain(self) -> Domain:
@@ -389,22 +403,3 @@ def _stock_pipeline(backbone: Backbone, safety: dict[str, Any]) -> Any:
     )
     stock.set_progress_bar_config(disable=True)
     return stock
-
-
-def _load_safety(source: str) -> dict[str, Any]:
-    """The base model's own safety checker, where it has one: never switched off behind the user's back."""
-    from diffusers import StableDiffusionPipeline
-
-    try:
-        index = StableDiffusionPipeline.load_config(source)
-    except OSError as error:
-        raise CheckpointError(f"'{source}' has no model_index.json: {error}") from error
-    if not (index.get("safety_checker") or [None])[0]:
-        return {}
-    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
-    from transformers import CLIPImageProcessor
-
-    return {
-        "safety_checker": StableDiffusionSafetyChecker.from_pretrained(source, subfolder="safety_checker"),
-        "feature_extractor": CLIPImageProcessor.from_pretrained(source, subfolder="feature_extractor"),
-    }

@@ -1,13 +1,29 @@
-"""Which arithmetic a device is fast at. Most processors emulate bfloat16, at a hundredth of float32's speed."""
+"""Which device there is, and which arithmetic it is fast at.
+
+Many emulate bfloat16, processors at a hundredth of float32's speed.
+"""
 
 from __future__ import annotations
 
 import torch
 
 
+def best_device() -> torch.device:
+    """An NVIDIA or AMD GPU, else Apple's, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
 def has_fast_bfloat16(device: torch.device | str) -> bool:
-    """Whether ``device`` multiplies in bfloat16 at least as fast as in float32; CPUs need AVX-512 BF16, AMX or SVE."""
-    if torch.device(device).type != "cpu":
+    """Whether ``device`` multiplies in bfloat16 at least as fast as in float32.
+
+    CPUs need AVX-512 BF16, AMX or SVE, and NVIDIA's GPUs compute capability 8 (a T4 or V100 has less).
+    """
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if kind != "cpu":
         return True
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False

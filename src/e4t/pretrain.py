@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from e4t.model import E4TModel
 from e4t.objective import Batch, E4TObjective
 from e4t.training import Step, draw_timesteps, generator_at, train
 
-_MAY_CHANGE = ("steps", "checkpoint_every", "save_dtype")  # without making a resumed training another one
+_MAY_CHANGE = ("steps", "checkpoint_every", "save_dtype", "compile")  # without making a resumed training another one
 _FIRST_LOSSES = 5
 
 
@@ -58,8 +59,9 @@ def pretrain(
     if config.gradient_checkpointing:
         backbone.unet.enable_gradient_checkpointing()
         backbone.unet.train()  # diffusers checkpoints in training mode only; Stable Diffusion's U-Net has no dropout
+    faster = backbone.compiled() if config.compile else nullcontext()
     try:
-        with model.offsets.injected(), backbone.differentiable_attention():
+        with model.offsets.injected(), backbone.differentiable_attention(), faster:
             for step in train(
                 objective,
                 batch_at,

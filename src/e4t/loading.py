@@ -1,0 +1,284 @@
+"""The parts of a base model from a diffusers folder, a hub id or a single file, and the image encoder beside them.
+
+A single file has no configs, no tokenizer and no word about what its U-Net predicts. The configs of Stable Diffusion
+1.5 and 2.1 and CLIP's vocabulary come with the package (``bases/``), so that such a file needs no network.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch.nn import functional as F
+
+from e4t.config import DEFAULT_IMAGE_ENCODER, BaseConfig
+from e4t.errors import CheckpointError
+from e4t.sources import OneFile, check_file, check_folder, locate, locate_layout, variant_of
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_BASES = Path(__file__).parent / "bases"
+_PADDING = {1: "<|endoftext|>", 2: "!"}
+"""What prompts are filled up with, by the version of Stable Diffusion."""
+
+_SIDES = {"epsilon": 64, "v_prediction": 96}
+"""Side of the latents that Stable Diffusion 2.x was made for, by what it predicts: 512 and 768 pixels."""
+
+_NOISE_COMES_BACK = 0.5
+"""Cosine above which the answer to noise counts as that noise; see `_returns_noise`."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A base model without an image encoder. ``reading`` says all that it takes to read it again.
+
+    ``folder`` is where it lies on this machine; None for a single file.
+    """
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    scheduler: Any
+    reading: BaseConfig
+    folder: Path | None
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """A CLIP vision tower and how its pixels are normalised. ``name`` is None for one inside the base's folder."""
+
+    model: Any
+    mean: Sequence[float]
+    std: Sequence[float]
+    name: str | None
+
+
+def load_parts(name: str, reading: BaseConfig, *, dtype: torch.dtype, device: torch.device) -> Parts:
+    """Parts in ``dtype``; of a single file, the U-Net is on ``device`` already. Raises what `locate` raises."""
+    place = locate(name, reading)
+    if place.is_dir():
+        return _from_folder(place, name, reading, dtype)
+    layout = locate_layout(reading.layout) if reading.layout else None
+    return _from_file(check_file(place, known_layout=layout is not None), layout, reading, dtype, device)
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turns what the libraries raise about files that are not what they seem into one sentence."""
+    try:
+        yield
+    except (OSError, LookupError, AttributeError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{what} cannot be loaded: {error}") from error
+
+
+def _from_folder(folder: Path, name: str, reading: BaseConfig, dtype: torch.dtype) -> Parts:
+    import diffusers
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    variants = check_folder(folder, name, reading.variant)
+
+    def whole(kind: Any, part: str, **read: Any) -> Any:
+        """Raises CheckpointError where weights are missing: the libraries would draw them at random."""
+        read |= {"subfolder": part, "variant": variants[part], "use_safetensors": True, "output_loading_info": True}
+        model, info = kind.from_pretrained(folder, **read)
+        return _complete(model, info["missing_keys"], f"'{name}', part '{part}',")
+
+    with _explained(f"'{name}'"):
+        scheduler = getattr(diffusers, diffusers.DiffusionPipeline.load_config(folder)["scheduler"][1])
+        parts = Parts(
+            unet=whole(diffusers.UNet2DConditionModel, "unet", torch_dtype=dtype),
+            vae=whole(diffusers.AutoencoderKL, "vae", torch_dtype=dtype),
+            text_encoder=whole(CLIPTextModel, "text_encoder", dtype=dtype),
+            tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
+            scheduler=scheduler.from_pretrained(folder, subfolder="scheduler"),
+            reading=reading,
+            folder=folder,
+        )
+    return _fitting(parts, name)
+
+
+def _from_file(
+    file: OneFile, layout: Path | None, reading: BaseConfig, dtype: torch.dtype, device: torch.device
+) -> Parts:
+    """With configs and tokenizer of ``layout``, else of the version of Stable Diffusion that the file has."""
+    from diffusers import StableDiffusionPipeline
+
+    configs = layout or _BASES / f"stable-diffusion-{file.version}"
+    with _explained(f"'{file.path}' with the configs of '{layout or configs.name}'"):
+        whole = StableDiffusionPipeline.from_single_file(
+            str(file.path),
+            config=str(configs),
+            tokenizer=_tokenizer(file.version, layout),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+            torch_dtype=dtype,
+            local_files_only=True,
+        )
+    for part in (whole.unet, whole.vae, whole.text_encoder):
+        missing = [key for key, value in part.state_dict().items() if value.is_meta]
+        _complete(part, missing, f"'{file.path}'")
+    predicts = reading.prediction_type or file.prediction_type
+    if predicts is None and file.version == 2:
+        predicts = _predicts(file.path, whole.unet.to(device), whole.scheduler)
+    if predicts is not None:
+        whole.scheduler = type(whole.scheduler).from_config(whole.scheduler.config, prediction_type=predicts)
+    if file.version == 2:
+        whole.unet.register_to_config(sample_size=_SIDES[whole.scheduler.config.prediction_type])
+    return _fitting(
+        Parts(
+            unet=whole.unet,
+            vae=whole.vae,
+            text_encoder=whole.text_encoder,
+            tokenizer=whole.tokenizer,
+            scheduler=whole.scheduler,
+            reading=replace(reading, prediction_type=predicts),
+            folder=None,
+        ),
+        str(file.path),
+    )
+
+
+def _tokenizer(version: int | None, layout: Path | None) -> Any:
+    from transformers import CLIPTokenizer
+
+    if layout is not None:
+        return CLIPTokenizer.from_pretrained(layout, subfolder="tokenizer")
+    return CLIPTokenizer.from_pretrained(_BASES / "clip-tokenizer", pad_token=_PADDING[version or 1])
+
+
+def _complete(model: Any, missing: Sequence[str], what: str) -> Any:
+    if missing:
+        raise CheckpointError(
+            f"{what} lacks {len(missing)} of the tensors that its config asks for, such as '{min(missing)}'; "
+            "download it anew, or use the configs it was made with"
+        )
+    return model.eval()
+
+
+def _fitting(parts: Parts, name: str) -> Parts:
+    """Raises CheckpointError where the parts are of different models: the libraries notice at the first picture."""
+    pairs = {
+        "the U-Net reads prompts": (parts.unet.config.cross_attention_dim, parts.text_encoder.config.hidden_size),
+        "the autoencoder's latents": (parts.unet.config.out_channels, parts.vae.config.latent_channels),
+    }
+    for what, (one, other) in pairs.items():
+        if one != other:
+            raise CheckpointError(f"the parts of '{name}' do not belong together: {what} of width {one}, not {other}")
+    if len(parts.tokenizer) > parts.text_encoder.get_input_embeddings().num_embeddings:
+        raise CheckpointError(f"the parts of '{name}' do not belong together: the tokenizer has words without a vector")
+    return parts
+
+
+# What a single file's U-Net predicts
+
+
+def _predicts(path: Path, unet: Any, scheduler: Any) -> str:
+    """Found by trying it, because a file of Stable Diffusion 2.x does not say; with a warning, because it is a guess."""
+    predicts = "epsilon" if _returns_noise(unet, scheduler.config.num_train_timesteps - 1) else "v_prediction"
+    warnings.warn(
+        f"'{path}' does not say what its U-Net predicts; trying it says {predicts}, so pictures have "
+        f"{8 * _SIDES[predicts]} pixels; set --prediction-type if that is wrong",
+        stacklevel=2,
+    )
+    return predicts
+
+
+@torch.no_grad()
+def _returns_noise(unet: Any, last: int) -> bool:
+    """Whether a U-Net answers noise with that noise, at the ``last`` timestep and without a prompt.
+
+    There z_t is nearly the noise ε itself. So it is the right answer where ε is predicted, and has nothing to do with
+    it where the velocity is, which is nearly -x (arXiv 2202.00512).
+    """
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, unet.config.in_channels, 32, 32, generator=generator).to(unet.device, unet.dtype)
+    prompt = noise.new_zeros(1, 77, unet.config.cross_attention_dim)
+    answer = unet(noise, last, encoder_hidden_states=prompt, return_dict=False)[0]
+    return float(F.cosine_similarity(answer.flatten(), noise.flatten(), dim=0)) > _NOISE_COMES_BACK
+
+
+# What stands beside a base
+
+
+def load_image_encoder(chosen: str | None, base: Parts, *, dtype: torch.dtype) -> ImageEncoder:
+    """The vision tower of a CLIP in transformers' format: ``chosen``, a folder or hub id.
+
+    Without one, that of the base's own folder, else OpenCLIP ViT-H/14. Raises CheckpointError for what is no CLIP, is
+    not whole, or is not at hand.
+    """
+    from transformers import AutoConfig, CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
+
+    inside = base.folder / "image_encoder" if base.folder is not None else None
+    own = inside if chosen is None and inside is not None and inside.is_dir() else None
+    location = str(own or chosen or DEFAULT_IMAGE_ENCODER)
+    with _fetchable(location), _explained(f"the image encoder '{location}'"):
+        config = AutoConfig.from_pretrained(location)
+        if config.model_type not in ("clip", "clip_vision_model"):
+            raise CheckpointError(f"the image encoder '{location}' is a {config.model_type}, not a CLIP")
+        kind, tower = CLIPVisionModel, None
+        if config.model_type == "clip":
+            kind, tower = CLIPModel, "vision_model"
+        elif "CLIPVisionModelWithProjection" in (config.architectures or ()):
+            kind, tower = CLIPVisionModelWithProjection, "vision_model"
+        read: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        if own is not None:
+            read["variant"] = variant_of(own, "model", location, base.reading.variant)
+        model, info = kind.from_pretrained(location, **read)
+    _complete(model, sorted(info["missing_keys"]), f"the image encoder '{location}'")
+    mean, std = _normalisation(location, base.folder)
+    return ImageEncoder(getattr(model, tower) if tower else model, mean, std, None if own else location)
+
+
+@contextmanager
+def _fetchable(location: str) -> Iterator[None]:
+    """Says how to get what is neither here nor in the Hub's cache."""
+    try:
+        yield
+    except CheckpointError as error:
+        if Path(location).is_dir() or not isinstance(error.__cause__, OSError):
+            raise
+        raise CheckpointError(
+            f"the image encoder '{location}' is no folder here, nor in the Hub's cache, and cannot be fetched from the "
+            "Hub: fetch it while online, or name a CLIP in transformers' format with --image-encoder"
+        ) from error
+
+
+def _normalisation(location: str, base: Path | None) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and std from a preprocessor config beside the image encoder or in the base, else CLIP's own."""
+    from transformers import CLIPImageProcessor
+
+    places = [(location, ""), *((base, sub) for sub in ("", "feature_extractor") if base is not None)]
+    for place, sub in places:
+        with suppress(OSError):  # there is none
+            values, _ = CLIPImageProcessor.get_image_processor_dict(place, subfolder=sub)
+            return values.get("image_mean", CLIP_MEAN), values.get("image_std", CLIP_STD)
+    return CLIP_MEAN, CLIP_STD
+
+
+def load_safety(folder: Path | None) -> dict[str, Any]:
+    """The base model's own safety checker, where it has one: never switched off behind the user's back.
+
+    A single file has none. Raises CheckpointError where it is named but cannot be read.
+    """
+    from diffusers import StableDiffusionPipeline
+
+    index = StableDiffusionPipeline.load_config(folder) if folder is not None else {}
+    if folder is None or not (index.get("safety_checker") or [None])[0]:
+        return {}
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPImageProcessor
+
+    with _explained(f"the safety checker of '{folder}'"):
+        return {
+            "safety_checker": StableDiffusionSafetyChecker.from_pretrained(folder, subfolder="safety_checker"),
+            "feature_extractor": CLIPImageProcessor.from_pretrained(folder, subfolder="feature_extractor"),
+        }
