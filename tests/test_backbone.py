@@ -7,24 +7,9 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch.nn import functional as F
 
+from bases import save_folder
 from e4t.backbone import Backbone, draw_noise
 from e4t.errors import CheckpointError, ConfigError
-
-
-def save(backbone: Backbone, folder) -> None:
-    from diffusers import StableDiffusionPipeline
-
-    StableDiffusionPipeline(
-        backbone.vae,
-        backbone.text_encoder,
-        backbone.tokenizer,
-        backbone.unet,
-        backbone.scheduler,
-        None,
-        None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
-    backbone.image_encoder.save_pretrained(folder / "image_encoder")
 
 
 def test_features_are_cls_of_every_second_layer(tiny_backbone):
@@ -80,7 +65,7 @@ def test_encode_and_decode(tiny_backbone):
 
 
 def test_folder_round_trip(tiny_backbone, tmp_path):
-    save(tiny_backbone, tmp_path / "base")
+    save_folder(tiny_backbone, tmp_path / "base")
     loaded = Backbone.from_pretrained(tmp_path / "base")
     assert loaded.fingerprint == tiny_backbone.fingerprint
     assert loaded.image_encoder_name is None
@@ -95,7 +80,7 @@ def test_folder_round_trip(tiny_backbone, tmp_path):
 def test_image_encoder_of_a_whole_clip_and_its_preprocessor(tiny_backbone, tmp_path):
     from transformers import CLIPConfig, CLIPModel
 
-    save(tiny_backbone, tmp_path / "base")
+    save_folder(tiny_backbone, tmp_path / "base")
     config = CLIPConfig(
         text_config=tiny_backbone.text_encoder.config.to_dict(),
         vision_config=tiny_backbone.image_encoder.config.to_dict(),
@@ -113,7 +98,7 @@ def test_image_encoder_of_a_whole_clip_and_its_preprocessor(tiny_backbone, tmp_p
 def test_image_encoder_with_a_projection_is_read_without_it(tiny_backbone, tmp_path, caplog):
     from transformers import CLIPVisionModelWithProjection
 
-    save(tiny_backbone, tmp_path / "base")
+    save_folder(tiny_backbone, tmp_path / "base")
     projecting = CLIPVisionModelWithProjection(tiny_backbone.image_encoder.config)
     projecting.save_pretrained(tmp_path / "vision")
     loaded = Backbone.from_pretrained(tmp_path / "base", image_encoder=tmp_path / "vision")
@@ -146,7 +131,7 @@ def test_noise_is_the_same_anywhere():
 
 def test_pickled_weights_beside_a_model_are_not_read(tiny_backbone, tmp_path):
     """A folder whose U-Net is there as a pickle only."""
-    save(tiny_backbone, tmp_path / "base")
+    save_folder(tiny_backbone, tmp_path / "base")
     unet = tmp_path / "base" / "unet"
     torch.save(tiny_backbone.unet.state_dict(), unet / "diffusion_pytorch_model.bin")
     (unet / "diffusion_pytorch_model.safetensors").unlink()
@@ -184,3 +169,38 @@ def test_attention_of_many_tokens_stays_fused(tiny_backbone):
     tiny_backbone.unet.register_to_config(sample_size=64)
     with tiny_backbone.differentiable_attention():
         assert {type(processor) for processor in tiny_backbone.unet.attn_processors.values()} == {AttnProcessor2_0}
+
+
+@pytest.mark.parametrize(("cuda", "mps", "best"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+def test_without_a_device_the_best_there_is_is_taken(cuda, mps, best, tiny_backbone, tmp_path, monkeypatch):
+    save_folder(tiny_backbone, tmp_path / "base")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    placed = []
+    monkeypatch.setattr(Backbone, "to", lambda self, device: placed.append(torch.device(device)) or self)
+    Backbone.from_pretrained(tmp_path / "base")
+    assert placed == [torch.device(best)]
+
+
+def test_the_unet_is_compiled_for_a_while(tiny_backbone, monkeypatch):
+    """With a backend that leaves the arithmetic alone: what is tested is that it is called, and goes away."""
+    unet, plain = tiny_backbone.unet, torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: plain(function, backend="eager"))
+    size, width = unet.config.sample_size, unet.config.cross_attention_dim
+    inputs = torch.randn(2, 4, size, size), torch.tensor([1, 500]), torch.randn(2, 7, width)
+    with torch.no_grad():
+        before = unet(*inputs).sample
+        with tiny_backbone.compiled():
+            assert "forward" in vars(unet)
+            torch.testing.assert_close(unet(*inputs).sample, before)
+    assert "forward" not in vars(unet)
+
+
+def test_where_nothing_can_be_compiled_it_is_said(tiny_backbone, monkeypatch):
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    refused = pytest.raises(ConfigError, match=r"cannot be compiled here \(no compiler\); leave --compile out")
+    with refused, tiny_backbone.compiled():
+        raise BackendCompilerFailed(lambda: None, RuntimeError("no compiler\nand more"), None)
+    assert "forward" not in vars(tiny_backbone.unet)

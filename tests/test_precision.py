@@ -1,15 +1,26 @@
-"""The arithmetic a device is fast at."""
+"""Which device there is, and the arithmetic it is fast at."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from e4t.precision import has_fast_bfloat16, training_dtype
+from e4t.precision import best_device, has_fast_bfloat16, training_dtype
 
 
-def test_accelerators_have_bfloat16():
-    assert has_fast_bfloat16("cuda")
+@pytest.mark.parametrize(("cuda", "mps", "best"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+def test_a_gpu_comes_before_apple_s_and_that_before_the_processor(cuda, mps, best, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert best_device() == torch.device(best)
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_gpus_are_asked(supported, monkeypatch):
+    """A T4 emulates bfloat16."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported or including_emulation)
+    assert has_fast_bfloat16("cuda") == supported
+    assert training_dtype("cuda") == (torch.bfloat16 if supported else torch.float32)
     assert training_dtype("mps") == torch.bfloat16
 
 

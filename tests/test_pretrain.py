@@ -124,3 +124,16 @@ def test_offsets_alone_are_learned_on_the_class_word(tiny_backbone, image_folder
         loss.total.backward()
     assert float(loss.embedding_ratio) == float(loss.regularizer) == 0
     assert any(p.grad is not None and p.grad.any() for p in model.offsets.domain_parameters())
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's own tracing asks for it
+def test_a_compiled_unet_learns_the_same(make_backbone, image_folder, quick_pretrain, tmp_path, monkeypatch):
+    """Offsets, autocast and swapped weights go through torch's tracing; its code generation is left out."""
+    plain = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: plain(function, backend="eager"))
+    losses = []
+    for compiled in (False, True):
+        config = dataclasses.replace(quick_pretrain, compile=compiled)
+        losses.append(run(make_backbone(), image_folder, config, tmp_path / str(compiled)))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert TrainedDomain.load(tmp_path / "True").pretrain["compile"] is True

@@ -76,7 +76,8 @@ def _explained(what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, LookupError, AttributeError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{what} cannot be loaded: {error}") from error
+        reason = " ".join(str(error).split("\n")[0].split(". ")[0].split())  # advice for programmers follows
+        raise CheckpointError(f"{what} cannot be loaded: {reason}") from error
 
 
 def _from_folder(folder: Path, name: str, reading: BaseConfig, dtype: torch.dtype) -> Parts:
@@ -86,17 +87,15 @@ def _from_folder(folder: Path, name: str, reading: BaseConfig, dtype: torch.dtyp
     variants = check_folder(folder, name, reading.variant)
 
     def whole(kind: Any, part: str, **read: Any) -> Any:
-        """Raises CheckpointError where weights are missing: the libraries would draw them at random."""
-        read |= {"subfolder": part, "variant": variants[part], "use_safetensors": True, "output_loading_info": True}
-        model, info = kind.from_pretrained(folder, **read)
-        return _complete(model, info["missing_keys"], f"'{name}', part '{part}',")
+        read |= {"subfolder": part, "variant": variants[part]}
+        return _whole(kind, folder, f"'{name}', part '{part}',", **read)
 
     with _explained(f"'{name}'"):
         scheduler = getattr(diffusers, diffusers.DiffusionPipeline.load_config(folder)["scheduler"][1])
         parts = Parts(
             unet=whole(diffusers.UNet2DConditionModel, "unet", torch_dtype=dtype),
             vae=whole(diffusers.AutoencoderKL, "vae", torch_dtype=dtype),
-            text_encoder=whole(CLIPTextModel, "text_encoder", dtype=dtype),
+            text_encoder=whole(CLIPTextModel, "text_encoder", dtype=dtype, ignore_mismatched_sizes=True),
             tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
             scheduler=scheduler.from_pretrained(folder, subfolder="scheduler"),
             reading=reading,
@@ -112,17 +111,21 @@ def _from_file(
     from diffusers import StableDiffusionPipeline
 
     configs = layout or _BASES / f"stable-diffusion-{file.version}"
-    with _explained(f"'{file.path}' with the configs of '{layout or configs.name}'"):
-        whole = StableDiffusionPipeline.from_single_file(
-            str(file.path),
-            config=str(configs),
-            tokenizer=_tokenizer(file.version, layout),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-            torch_dtype=dtype,
-            local_files_only=True,
-        )
+    what = f"'{file.path}' with the configs of '{layout or configs.name}'"
+    with _explained(what):
+        try:
+            whole = StableDiffusionPipeline.from_single_file(
+                str(file.path),
+                config=str(configs),
+                tokenizer=_tokenizer(file.version, layout),
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+                torch_dtype=dtype,
+                local_files_only=True,
+            )
+        except NotImplementedError as error:  # what the file lacks is left without data, which has no dtype to change
+            raise CheckpointError(f"{what} lacks some of the tensors that these ask for; download it anew") from error
     for part in (whole.unet, whole.vae, whole.text_encoder):
         missing = [key for key, value in part.state_dict().items() if value.is_meta]
         _complete(part, missing, f"'{file.path}'")
@@ -155,11 +158,18 @@ def _tokenizer(version: int | None, layout: Path | None) -> Any:
     return CLIPTokenizer.from_pretrained(_BASES / "clip-tokenizer", pad_token=_PADDING[version or 1])
 
 
+def _whole(kind: Any, location: str | Path, what: str, **read: Any) -> Any:
+    """Raises CheckpointError where weights are missing or odd: the libraries would draw them at random."""
+    model, info = kind.from_pretrained(location, use_safetensors=True, output_loading_info=True, **read)
+    odd = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
+    return _complete(model, [*info["missing_keys"], *odd], what)
+
+
 def _complete(model: Any, missing: Sequence[str], what: str) -> Any:
     if missing:
         raise CheckpointError(
-            f"{what} lacks {len(missing)} of the tensors that its config asks for, such as '{min(missing)}'; "
-            "download it anew, or use the configs it was made with"
+            f"{what} lacks {len(missing)} of the tensors that its config asks for, or has them in another shape, such "
+            f"as '{min(missing)}'; download it anew, or use the configs it was made with"
         )
     return model.eval()
 
@@ -182,7 +192,7 @@ def _fitting(parts: Parts, name: str) -> Parts:
 
 
 def _predicts(path: Path, unet: Any, scheduler: Any) -> str:
-    """Found by trying it, because a file of Stable Diffusion 2.x does not say; with a warning, because it is a guess."""
+    """Found by trying it, because files of Stable Diffusion 2.x do not say; with a warning, because it is a guess."""
     predicts = "epsilon" if _returns_noise(unet, scheduler.config.num_train_timesteps - 1) else "v_prediction"
     warnings.warn(
         f"'{path}' does not say what its U-Net predicts; trying it says {predicts}, so pictures have "
@@ -229,11 +239,10 @@ def load_image_encoder(chosen: str | None, base: Parts, *, dtype: torch.dtype) -
             kind, tower = CLIPModel, "vision_model"
         elif "CLIPVisionModelWithProjection" in (config.architectures or ()):
             kind, tower = CLIPVisionModelWithProjection, "vision_model"
-        read: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        read: dict[str, Any] = {"dtype": dtype, "ignore_mismatched_sizes": True}
         if own is not None:
             read["variant"] = variant_of(own, "model", location, base.reading.variant)
-        model, info = kind.from_pretrained(location, **read)
-    _complete(model, sorted(info["missing_keys"]), f"the image encoder '{location}'")
+        model = _whole(kind, location, f"the image encoder '{location}'", **read)
     mean, std = _normalisation(location, base.folder)
     return ImageEncoder(getattr(model, tower) if tower else model, mean, std, None if own else location)
 
@@ -254,12 +263,12 @@ def _fetchable(location: str) -> Iterator[None]:
 
 def _normalisation(location: str, base: Path | None) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and std from a preprocessor config beside the image encoder or in the base, else CLIP's own."""
-    from transformers import CLIPImageProcessor
+    from transformers import ImageProcessingMixin
 
     places = [(location, ""), *((base, sub) for sub in ("", "feature_extractor") if base is not None)]
     for place, sub in places:
         with suppress(OSError):  # there is none
-            values, _ = CLIPImageProcessor.get_image_processor_dict(place, subfolder=sub)
+            values, _ = ImageProcessingMixin.get_image_processor_dict(place, subfolder=sub)
             return values.get("image_mean", CLIP_MEAN), values.get("image_std", CLIP_STD)
     return CLIP_MEAN, CLIP_STD
 

@@ -85,14 +85,17 @@ def locate(name: str, reading: BaseConfig) -> Path:
 
 def locate_layout(name: str) -> Path:
     """The folder with configs and tokenizer that ``name`` stands for, weights or not. Raises CheckpointError."""
-    if Path(name).is_dir():
-        return Path(name)
+    folder = Path(name) if Path(name).is_dir() else _fetched_layout(name)
+    check_layout(folder, name)
+    return folder
+
+
+def _fetched_layout(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    _require_hub_id(name)
     try:
         return Path(snapshot_download(name, allow_patterns=list(_CONFIGS)))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _not_at_hand(name, error) from error
 
 
@@ -107,7 +110,6 @@ def _fetched(name: str, reading: BaseConfig) -> Path:
     from diffusers import DiffusionPipeline
     from huggingface_hub import hf_hub_download
 
-    _require_hub_id(name)
     try:
         index = Path(hf_hub_download(name, _INDEX, revision=reading.revision))
         _check_index(_read_json(index), name)
@@ -117,33 +119,25 @@ def _fetched(name: str, reading: BaseConfig) -> Path:
         raise _not_at_hand(name, error) from error
 
 
-def _require_hub_id(name: str) -> None:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        raise CheckpointError(f"there is no folder or file '{name}', and a hub id looks like owner/model") from None
-
-
 def _not_at_hand(name: str, error: Exception) -> CheckpointError:
     """One sentence for each way in which the Hub can fail to give a model."""
     from huggingface_hub import errors
 
-    if isinstance(error, errors.GatedRepoError):
-        why = "its owner asks for consent first: accept the terms on its page and log in with 'hf auth login'"
+    if isinstance(error, errors.HFValidationError):
+        why = "no hub id either, which looks like owner/model"
+    elif isinstance(error, errors.GatedRepoError):
+        why = "its owner asks for consent: accept the terms on its page on the Hub and log in with 'hf auth login'"
     elif isinstance(error, errors.RevisionNotFoundError):
         why = "the Hub has no such revision of it"
     elif isinstance(error, errors.RepositoryNotFoundError):
         why = "the Hub has no model of that name that this account may see"
     elif isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
-        why = "it has no model_index.json, so it is not a Stable Diffusion in diffusers' format"
+        why = f"on the Hub it has no {_INDEX}, so it is no Stable Diffusion in diffusers' format"
     elif isinstance(error, ValueError) or (type(error) is OSError and error.__cause__ is None):
         why = str(error)  # the Hub answered: no file of the variant, or pickles alone
     else:
-        why = "the Hub cannot be reached and its cache here does not hold it: fetch it while online, or name a folder"
-    return CheckpointError(f"'{name}' is no folder or file here, and as a hub id: {why}")
+        why = "the Hub cannot be reached and its cache does not hold all of it: fetch it while online, or name a folder"
+    return CheckpointError(f"'{name}' is no folder or file here, and {why}")
 
 
 # Folders
@@ -155,14 +149,22 @@ def check_folder(folder: Path, name: str, variant: str | None) -> dict[str, str 
     As in diffusers, a part without a file of the variant is read from its plain one. Raises CheckpointError unless the
     folder holds a whole Stable Diffusion in safetensors files that end where their headers say.
     """
+    check_layout(folder, name)
+    found = {part: variant_of(folder / part, stem, name, variant) for part, stem in STEMS.items()}
+    if variant not in found.values() and variant is not None:
+        raise CheckpointError(f"'{name}' has no weights of variant '{variant}'; leave --variant out for the plain ones")
+    return found
+
+
+def check_layout(folder: Path, name: str) -> None:
+    """Raises CheckpointError unless the folder has all of a Stable Diffusion but the weights."""
     _check_index(_index_of(folder, name), name)
-    needed = [f"{part}/config.json" for part in STEMS]
-    for file in (*needed, "scheduler/scheduler_config.json"):
+    for file in (*(f"{part}/config.json" for part in STEMS), "scheduler/scheduler_config.json"):
         if not (folder / file).is_file():
             raise CheckpointError(f"'{name}' is incomplete: it has no {file}; save or download it anew")
+        _read_json(folder / file)
     if not any((folder / "tokenizer" / file).is_file() for file in ("vocab.json", "tokenizer.json")):
         raise CheckpointError(f"'{name}' is incomplete: it has no tokenizer/vocab.json; save or download it anew")
-    return {part: variant_of(folder / part, stem, name, variant) for part, stem in STEMS.items()}
 
 
 def _index_of(folder: Path, name: str) -> dict[str, Any]:
@@ -217,7 +219,7 @@ def variant_of(folder: Path, stem: str, name: str, variant: str | None) -> str |
     if others and f"{stem}.{others[0]}.safetensors" in files:
         raise CheckpointError(f"'{name}' has weights of variant '{others[0]}' only: say --variant {others[0]}")
     if any(Path(file).suffix in PICKLES for file in files):
-        raise CheckpointError(f"'{name}' has its {folder.name} as a pickle only, which can run programs; use safetensors")
+        raise CheckpointError(f"'{name}' has only a pickle as {folder.name}, which can run programs; use safetensors")
     raise CheckpointError(f"'{name}' is incomplete: {folder.name} has no weights, {stem}.safetensors")
 
 
@@ -257,9 +259,7 @@ def _opened(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"'{path}' is cut, damaged or no safetensors file ({error}); download it anew"
-        ) from error
+        raise CheckpointError(f"'{path}' is cut, damaged or no safetensors file ({error}); download it anew") from error
 
 
 def _check_parts(shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:

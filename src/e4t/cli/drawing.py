@@ -5,14 +5,27 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from e4t.cli.folders import pipeline_of, shipped
-from e4t.cli.options import Device, Dtype, File, Integer, Number, OptionalBase, Output, Settings, Steps, Text
+from e4t.cli.options import (
+    BaseOptions,
+    Device,
+    Dtype,
+    File,
+    Integer,
+    Number,
+    OptionalBase,
+    Output,
+    Reading,
+    Settings,
+    Steps,
+    Text,
+)
 from e4t.cli.settings import overridden
 from e4t.cli.terminal import device_of, get_console, progress_bar, quiet, status
 from e4t.config import GenerateConfig, at_least
@@ -114,11 +127,12 @@ class Generate:
     settings: Settings = ()
     """Any other setting of GenerateConfig, e.g. --set guidance_rescale=0.7. Can be repeated."""
     dtype: Dtype = "float32"
-    """Of the model's weights."""
+    """Of the model's weights; concepts with weights of their own cannot be drawn in bfloat16."""
     metadata: bool = True
     """Say in every picture how it was made; web UIs read it, and so does e4t info."""
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
+    base_model: Reading = field(default_factory=BaseOptions)
 
     def run(self) -> Sequence[Path | str]:
         at_least("num-images", self.num_images, 1)
@@ -131,7 +145,13 @@ class Generate:
         concept = Concept.load(self.concept)
         with status("loading the model"):
             pipe = pipeline_of(
-                concept, self.concept, domain=self.domain, base=self.base, device=self.device, dtype=self.dtype
+                concept,
+                self.concept,
+                domain=self.domain,
+                base=self.base,
+                device=self.device,
+                dtype=self.dtype,
+                reading=self.base_model.given(),
             )
         config = overridden(pipe.generate_config, self.settings, self._given())
         with status(f"drawing {self.num_images} × {config.num_inference_steps} steps"):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from e4t.cli.terminal import device_of
+from e4t.cli.terminal import device_of, dtype_of
 from e4t.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -23,21 +24,25 @@ def shipped() -> dict[str, Path]:
 
 
 def pipeline_of(
-    concept: Concept, folder: Path, *, domain: Path | None, base: str | None, device: str, dtype: str = "float32"
+    concept: Concept,
+    folder: Path,
+    *,
+    domain: Path | None,
+    base: str | None,
+    device: str,
+    dtype: str = "float32",
+    reading: Mapping[str, str],
 ) -> E4TPipeline:
-    """The pipeline that a concept in ``folder`` needs: its domain on its base model."""
-    import torch
-
+    """The pipeline that a concept in ``folder`` needs: its domain on its base model, read as ``reading`` says."""
     from e4t.pipeline import E4TPipeline
 
-    placed: dict[str, Any] = {"device": device_of(device), "dtype": getattr(torch, dtype)}
+    placed: dict[str, Any] = {"device": device_of(device), "dtype": dtype_of(dtype), **reading}
     if concept.domain_id is None:
-        return E4TPipeline.from_base(
-            base or concept.base.name,
-            class_word=concept.domain.class_word,
-            image_encoder=concept.base.image_encoder,
-            **placed,
-        )
+        recorded: dict[str, Any] = {"image_encoder": concept.base.image_encoder}
+        if base is None:
+            recorded |= concept.base.reading.given()
+        word = concept.domain.class_word
+        return E4TPipeline.from_base(base or concept.base.name, class_word=word, **(recorded | placed))
     return E4TPipeline.from_pretrained(domain or find_domain(folder, concept.domain_id), base=base, **placed)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,8 +12,10 @@ from tyro.conf import Positional, arg
 from e4t.cli.folders import pipeline_of, remember_domain
 from e4t.cli.options import (
     Accumulation,
+    BaseOptions,
     BatchSize,
     Device,
+    Dtype,
     Every,
     File,
     Integer,
@@ -21,12 +23,13 @@ from e4t.cli.options import (
     OptionalBase,
     Output,
     Precision,
+    Reading,
     Settings,
     Steps,
     Text,
 )
 from e4t.cli.settings import overridden, read_sections
-from e4t.cli.terminal import device_of, get_console, progress_bar, quiet, status
+from e4t.cli.terminal import device_of, dtype_of, get_console, progress_bar, quiet, status
 from e4t.config import PersonalizeConfig, PretrainConfig
 from e4t.errors import CheckpointError
 
@@ -49,13 +52,12 @@ class Pretrain:
     domain: Annotated[str, arg(metavar="NAME")]
     """face, cat, art, or a name of your own."""
     base: Annotated[str, arg(aliases=["--pretrained-model-name-or-path"], metavar="MODEL")]
-    """The text-to-image model: a diffusers folder, a hub id, or a shipped one."""
+    """The text-to-image model, a Stable Diffusion 1.x or 2.x: a diffusers folder, a hub id, a .safetensors file, or a
+    shipped one."""
     output: Output
     """The domain folder to write."""
     class_word: Text = None
     """One common word for what the pictures show. Default: the domain's own, else its name."""
-    image_encoder: Text = None
-    """A CLIP in transformers' format. Default: the base's own, else OpenCLIP ViT-H/14."""
     preset: Literal["default", "paper"] = "default"
     """paper: every value known of the paper."""
     config: File = None
@@ -72,8 +74,12 @@ class Pretrain:
     """Side of the pictures. Default: the base's own."""
     mixed_precision: Precision = None
     """Autocast; what is trained stays float32."""
+    dtype: Dtype = "float32"
+    """Of the base's weights; half of them need --mixed-precision. What is trained stays float32."""
     gradient_checkpointing: bool = False
     """Less memory, more time."""
+    compile: bool = False
+    """Compile the U-Net: minutes before the first step, faster ones afterwards."""
     checkpoint_every: Every = None
     """Steps between two saved states."""
     seed: Integer = None
@@ -82,6 +88,7 @@ class Pretrain:
     """Any other setting of PretrainConfig, e.g. --set encoder.head=linear. Can be repeated."""
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
+    base_model: Reading = field(default_factory=BaseOptions)
 
     def run(self) -> Sequence[Path | str]:
         file = read_sections(self.config)
@@ -99,9 +106,8 @@ class Pretrain:
             domain = replace(domain, class_word=self.class_word)
         quiet()
         with status("loading the base model"):
-            backbone = Backbone.from_pretrained(
-                self.base, image_encoder=self.image_encoder, device=device_of(self.device)
-            )
+            options: dict[str, Any] = {"device": device_of(self.device), "dtype": dtype_of(self.dtype)}
+            backbone = Backbone.from_pretrained(self.base, **options | self.base_model.given())
         steps = pretrain(
             domain,
             self.data,
@@ -120,7 +126,8 @@ class Pretrain:
     def _given(self) -> dict[str, Any]:
         names = ("steps", "batch_size", "accumulation", "learning_rate", "resolution", "mixed_precision")
         given = {name: getattr(self, name) for name in (*names, "checkpoint_every", "seed")}
-        return given | {"gradient_checkpointing": self.gradient_checkpointing or None}
+        switches = {"gradient_checkpointing": self.gradient_checkpointing, "compile": self.compile}
+        return given | {name: on or None for name, on in switches.items()}
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,8 @@ class Personalize:
     output: Output
     """The concept folder to write."""
     base: OptionalBase = None
-    """Do without a pre-trained domain, on this base model: more steps, from the bare class word."""
+    """Do without a pre-trained domain, on this base model (a folder, hub id or .safetensors file): more steps, from the
+    bare class word."""
     mask: File = None
     """Where the subject is: a black-and-white picture of the same shape, white inside."""
     preset: Literal["default", "paper"] = "default"
@@ -153,6 +161,8 @@ class Personalize:
     """Of weights; --set residual_learning_rate is that of the word."""
     mixed_precision: Precision = None
     """Autocast; what is tuned stays float32."""
+    dtype: Dtype = "float32"
+    """Of the model's weights; half of them need --mixed-precision. What is tuned stays float32."""
     gradient_checkpointing: bool = False
     """Less memory, more time."""
     preview: bool = True
@@ -163,6 +173,7 @@ class Personalize:
     """Any other setting of PersonalizeConfig, e.g. --set tune=residual,deltas. Can be repeated."""
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
+    base_model: Reading = field(default_factory=BaseOptions)
 
     def run(self) -> Sequence[Path | str]:
         from e4t.images import load_image, load_mask
@@ -174,10 +185,12 @@ class Personalize:
 
         quiet()
         with status("loading the model"):
+            options: dict[str, Any] = {"device": device_of(self.device), "dtype": dtype_of(self.dtype)}
+            options |= self.base_model.given()
             if self.base is None:
-                pipe = E4TPipeline.from_pretrained(self.domain, device=device_of(self.device))
+                pipe = E4TPipeline.from_pretrained(self.domain, **options)
             else:
-                pipe = E4TPipeline.from_base(self.base, class_word=self.domain, device=device_of(self.device))
+                pipe = E4TPipeline.from_base(self.base, class_word=self.domain, **options)
         config = PersonalizeConfig.paper() if self.preset == "paper" else pipe.personalize_config
         config = overridden(config.keeping(self.keep), self.settings, self._given())
         if self.base is not None:
@@ -233,6 +246,7 @@ class Replay:
     """Another copy of the base model."""
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
+    base_model: Reading = field(default_factory=BaseOptions)
 
     def run(self) -> Sequence[Path | str]:
         from e4t.checkpoint import Concept
@@ -243,7 +257,14 @@ class Replay:
         quiet()
         concept = Concept.load(self.concept)
         with status("loading the model"):
-            pipe = pipeline_of(concept, self.concept, domain=self.domain, base=self.base, device=self.device)
+            pipe = pipeline_of(
+                concept,
+                self.concept,
+                domain=self.domain,
+                base=self.base,
+                device=self.device,
+                reading=self.base_model.given(),
+            )
         with status(f"personalizing: {concept.steps} steps"):
             config = PersonalizeConfig.from_dict(concept.config)
             again = pipe.personalize(image, mask=mask, config=config, steps=concept.steps)

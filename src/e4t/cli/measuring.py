@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from e4t.cli.folders import shipped
-from e4t.cli.options import Device, File, Integer, OptionalBase, Output, Text
+from e4t.cli.options import BaseOptions, Device, File, Integer, OptionalBase, Output, Reading, Text
 from e4t.cli.terminal import device_of, get_console, progress_bar, quiet, require_extra, status
 from e4t.config import at_least
 from e4t.errors import ConfigError
@@ -114,6 +114,7 @@ class Evaluate:
     """Of all pictures."""
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
+    base_model: Reading = field(default_factory=BaseOptions)
 
     def run(self) -> Sequence[Path | str]:
         at_least("count", self.count, 1)
@@ -127,8 +128,9 @@ class Evaluate:
 
         quiet()
         device = device_of(self.device)
+        options: dict[str, Any] = {"device": device, **self.base_model.given()}
         with status("loading the model"):
-            pipe = E4TPipeline.from_pretrained(self.domain, base=self.base, device=device)
+            pipe = E4TPipeline.from_pretrained(self.domain, base=self.base, **options)
             own, kind = self.judge_folder, pipe.domain.class_word
             judge = Judge.load(own, device=device) if own else Judge.shipped(kind, device=device)
         console = get_console()

@@ -6,14 +6,11 @@ tyro takes - and _ alike.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
-from tyro.conf import UseAppendAction, arg
-
-if TYPE_CHECKING:
-    pass
-
+from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
 Output = Annotated[Path, arg(aliases=["--output-dir", "-o"], metavar="DIR")]
 OptionalBase = Annotated[
@@ -31,6 +28,31 @@ File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
 Precision = Annotated[Literal["no", "fp16", "bf16"] | None, arg(metavar="{no,fp16,bf16}", help_behavior_hint="")]
 Device = Annotated[str, arg(metavar="NAME")]
 Dtype = Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class BaseOptions:
+    """How the base model is read, where its name alone does not say; docs/bases.md tells more."""
+
+    image_encoder: Text = None
+    """A CLIP in transformers' format: a folder or hub id. Default: the domain's, the base's own, else ViT-H/14."""
+    revision: Text = None
+    """Of a hub id: a branch, a tag or a commit."""
+    variant: Text = None
+    """Of the weight files of a folder or hub id, e.g. fp16."""
+    layout: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None
+    """For a single file of unusual shapes: a folder or hub id with its configs and tokenizer."""
+    prediction_type: Annotated[
+        Literal["epsilon", "v_prediction"] | None, arg(metavar="{epsilon,v_prediction}", help_behavior_hint="")
+    ] = None
+    """Of a single file. Default: what it says, else epsilon for Stable Diffusion 1.x, and found by trying for 2.x."""
+
+    def given(self) -> dict[str, str]:
+        """As arguments of `Backbone.from_pretrained`."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+Reading = OmitArgPrefixes[BaseOptions]
 
 
 class Command(Protocol):

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from e4t.cli.folders import describe, kind_of, pipeline_of, shipped
-from e4t.cli.options import Device, File, Integer, OptionalBase, Text
+from e4t.cli.options import BaseOptions, Device, File, Integer, OptionalBase, Reading, Text
 from e4t.cli.terminal import get_console, quiet, status
 from e4t.config import at_least
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,7 @@ class Export:
     """Another copy of the base model."""
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
+    base_model: Reading = field(default_factory=BaseOptions)
 
     def run(self) -> Sequence[Path | str]:
         from e4t.checkpoint import Concept
@@ -53,7 +51,14 @@ class Export:
         quiet()
         concept = Concept.load(self.concept)
         with status("loading the model"):
-            pipe = pipeline_of(concept, self.concept, domain=self.domain, base=self.base, device=self.device)
+            pipe = pipeline_of(
+                concept,
+                self.concept,
+                domain=self.domain,
+                base=self.base,
+                device=self.device,
+                reading=self.base_model.given(),
+            )
         with status(f"exporting to {self.to}"):
             report = export(pipe, concept, self.output, to=self.to, token=self.token, dtype=self.dtype, rank=self.rank)
         console = get_console()

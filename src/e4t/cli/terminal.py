@@ -101,11 +101,21 @@ def require_extra(extra: str, *modules: str) -> None:
         raise ConfigError(f"this needs {missing[0]}: install the extra with pip install 'e4t[{extra}]'")
 
 
-def device_of(name: str) -> str:
+def dtype_of(name: str) -> Any:
+    """The `torch.dtype` of a name among `Dtype`'s."""
     import torch
 
+    return getattr(torch, name)
+
+
+def device_of(name: str) -> str:
+    """The device to use: the best there is for "auto". Raises ConfigError for one that is not here."""
+    import torch
+
+    from e4t.precision import best_device
+
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return str(best_device())
     try:
         torch.empty(0, device=name)
     except Exception as error:
