@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bases import save_single_file
 from conftest import build_backbone
 from e4t import cli, demo
 from e4t.cli import drawing, learning, settings, terminal
@@ -155,6 +156,47 @@ def test_personalize_without_a_domain(base: Path, pictures: Path, tmp_path: Path
     assert (tmp_path / "a-photo-of-s-0.png").is_file()
 
 
+def recorded(folder: Path) -> dict[str, str]:
+    return json.loads((folder / "config.json").read_text())["base"]["reading"]
+
+
+def test_a_single_file_is_a_base_and_how_it_is_read_is_remembered(base: Path, pictures: Path, tmp_path: Path) -> None:
+    file = save_single_file(build_backbone(), tmp_path / "base.safetensors", open_clip=True)
+    reading = ["--layout", str(base), "--prediction-type", "v_prediction"]
+    options = ["--base", str(file), *reading, "--image-encoder", str(base / "image_encoder")]
+    face, anna, rex = tmp_path / "face", tmp_path / "anna", tmp_path / "rex"
+    command = ["pretrain", str(pictures), "--domain", "face", "--output", str(face), "--steps", "1"]
+    assert cli.main([*command, "--batch-size", "1", *options]) == 0
+    assert recorded(face) == {"layout": str(base), "prediction_type": "v_prediction"}
+    quick = ["--steps", "1", "--batch-size", "1", "--no-preview", "--output"]
+    assert cli.main(["personalize", str(face), str(pictures / "0.png"), *quick, str(anna)]) == 0
+    assert cli.main(["personalize", "cat", str(pictures / "0.png"), *quick, str(rex), *options]) == 0
+    assert recorded(anna) == recorded(rex) == recorded(face)
+    for folder in (anna, rex):
+        drawing = ["generate", str(folder), "S*", "--num-inference-steps", "1", "-o", str(tmp_path / "out")]
+        assert cli.main(drawing) == 0
+        assert cli.main([*drawing, "--base", str(base)]) == 0  # a copy in another form has options of its own
+        assert cli.main([*drawing, "--base", str(file)]) == 2
+    assert cli.main(["export", str(anna), "--to", "diff", "--output", str(tmp_path / "anna.safetensors")]) == 0
+    assert cli.main(["replay", str(anna), str(pictures / "0.png")]) == 0
+
+
+@pytest.mark.parametrize(("dtype", "autocast"), [("float16", "fp16"), ("bfloat16", "bf16")])
+def test_weights_of_half_precision_learn_with_their_own_autocast_alone(
+    dtype: str, autocast: str, base: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["pretrain", str(pictures), "--domain", "face", "--base", str(base), "--output", str(tmp_path / "face")]
+    command += ["--steps", "1", "--batch-size", "1", "--dtype", dtype]
+    assert cli.main(command) == 2
+    assert f"needs mixed_precision '{autocast}'" in capsys.readouterr().err
+    assert cli.main([*command, "--mixed-precision", autocast]) == 0
+    personalize = ["personalize", str(tmp_path / "face"), str(pictures / "0.png"), "--output", str(tmp_path / "anna")]
+    personalize += ["--steps", "1", "--batch-size", "1", "--no-preview", "--dtype", dtype]
+    assert cli.main([*personalize, "--mixed-precision", autocast]) == 0
+    drawing = ["generate", str(tmp_path / "anna"), "S*", "--num-inference-steps", "1", "-o", str(tmp_path / "out")]
+    assert cli.main([*drawing, "--dtype", dtype]) == (2 if dtype == "bfloat16" else 0)
+
+
 def test_generate_prints_its_pictures(concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["generate", str(concept), "a photo of S* at the beach", "--num_images", "2", "--seed", "5"]
     command += ["--output", str(tmp_path), "--negative-prompt", "blue", "--num-inference-steps", "2"]
@@ -272,6 +314,11 @@ def test_info(concept: Path, domain: Path, base: Path, capsys: pytest.CaptureFix
         ("generate nowhere S* --num-images 0", "1 or more"),
         ("pretrain nowhere --domain face --base nowhere --output x", "nowhere"),
         ("pretrain nowhere --domain face --base x --output x --steps 0", "1 or more"),
+        ("pretrain nowhere --domain face --base x.ckpt --output x", "is a pickle, which can run programs"),
+        ("pretrain nowhere --domain face --base x.safetensors --output x", "there is no file"),
+        ("pretrain nowhere --domain face --base owner/model --output x", "the Hub cannot be reached"),
+        ("pretrain nowhere --domain face --base owner/model --layout y --output x", "leave --layout out"),
+        ("personalize dog PICTURE --base PICTURE --output x", "is not a model"),
         ("pretrain nowhere --domain face --base x --output x --set steps", "has no value"),
         ("pretrain nowhere --domain face --base x --output x --set stepz=3", "unknown setting"),
         ("pretrain nowhere --domain face --base x --output x --config nothing.json", "no settings file"),

@@ -13,6 +13,9 @@ from e4t.errors import ConfigError
 from e4t.objective import Batch, E4TObjective
 from e4t.precision import has_fast_bfloat16
 
+_AUTOCAST_OF = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+"""What autocast has to be, by the type of the frozen weights; with float32 it may be any."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -46,8 +49,9 @@ def train(
     "bf16" means float32 where a processor would only emulate bfloat16.
     """
     device, weights = objective.model.backbone.device, objective.model.backbone.dtype
-    if weights != torch.float32 and mixed_precision == "no":
-        raise ConfigError(f"training on {weights} weights needs mixed_precision 'bf16' or 'fp16'")
+    needed = _AUTOCAST_OF.get(weights, mixed_precision)
+    if mixed_precision != needed:
+        raise ConfigError(f"training on weights of {weights} needs mixed_precision '{needed}'")
     dtype = _autocast_dtype(mixed_precision, device, weights)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     rates = [group["lr"] for group in optimizer.param_groups]

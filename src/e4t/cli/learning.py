@@ -75,7 +75,7 @@ class Pretrain:
     mixed_precision: Precision = None
     """Autocast; what is trained stays float32."""
     dtype: Dtype = "float32"
-    """Of the base's weights; half of them need --mixed-precision. What is trained stays float32."""
+    """Of the base's weights; float16 needs --mixed-precision fp16, bfloat16 bf16. What is trained stays float32."""
     gradient_checkpointing: bool = False
     """Less memory, more time."""
     compile: bool = False
@@ -162,7 +162,7 @@ class Personalize:
     mixed_precision: Precision = None
     """Autocast; what is tuned stays float32."""
     dtype: Dtype = "float32"
-    """Of the model's weights; half of them need --mixed-precision. What is tuned stays float32."""
+    """Of the model's weights; float16 needs --mixed-precision fp16, bfloat16 bf16. What is tuned stays float32."""
     gradient_checkpointing: bool = False
     """Less memory, more time."""
     preview: bool = True
