@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -15,7 +16,7 @@ from e4t.checkpoint import (
     load_optimizer_tensors,
     optimizer_tensors,
 )
-from e4t.config import EncoderConfig, OffsetsConfig
+from e4t.config import BaseConfig, EncoderConfig, OffsetsConfig
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, MismatchError
 
@@ -157,3 +158,19 @@ def test_a_preview_is_kept_small_and_shown_in_the_card(concept, tmp_path):
         assert Concept.load(folder).preview is None
     assert "preview" not in (concept.save(folder) / "README.md").read_text()
     assert not (folder / "preview.jpg").exists()
+
+
+def test_how_the_base_is_read_is_remembered(trained, tmp_path):
+    base = dataclasses.replace(trained.base, reading=BaseConfig(variant="fp16", revision="main"))
+    folder = dataclasses.replace(trained, base=base).save(tmp_path / "face")
+    assert TrainedDomain.load(folder).base == base
+    config = json.loads((folder / "config.json").read_text())
+    assert config["base"]["reading"] == {"variant": "fp16", "revision": "main"}
+    del config["base"]["reading"]  # as folders were before
+    (folder / "config.json").write_text(json.dumps(config))
+    assert TrainedDomain.load(folder).base.reading == BaseConfig()
+    for odd in ({"speed": "fast"}, {"variant": 16}, "fp16"):
+        config["base"]["reading"] = odd
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match="incomplete or broken"):
+            TrainedDomain.load(folder)

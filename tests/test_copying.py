@@ -46,7 +46,6 @@ def test_a_reader_learns_resumes_and_is_read_back(tmp_path: Path) -> None:
         PoseReader.load(tmp_path / "nowhere")
 
 
-@pytest.mark.slow
 def test_the_shipped_reader_reads_poses() -> None:
     reader = PoseReader.shipped()
     pictures = [training_picture(index, namespace="poses") for index in range(60)]

@@ -113,6 +113,11 @@ def test_a_tokenizer_with_more_words_than_vectors(folder):
         read(folder)
 
 
+def test_prompts_end_where_the_text_encoder_does(folder):
+    (folder / "tokenizer" / "tokenizer_config.json").unlink()
+    assert read(folder).tokenizer.model_max_length == 32
+
+
 # Single files
 
 

@@ -175,7 +175,10 @@ def _complete(model: Any, missing: Sequence[str], what: str) -> Any:
 
 
 def _fitting(parts: Parts, name: str) -> Parts:
-    """Raises CheckpointError where the parts are of different models: the libraries notice at the first picture."""
+    """Parts that fit each other, prompts cut to what the text encoder takes.
+
+    Raises CheckpointError where they are of different models, which the libraries notice at the first picture.
+    """
     pairs = {
         "the U-Net reads prompts": (parts.unet.config.cross_attention_dim, parts.text_encoder.config.hidden_size),
         "the autoencoder's latents": (parts.unet.config.out_channels, parts.vae.config.latent_channels),
@@ -185,6 +188,8 @@ def _fitting(parts: Parts, name: str) -> Parts:
             raise CheckpointError(f"the parts of '{name}' do not belong together: {what} of width {one}, not {other}")
     if len(parts.tokenizer) > parts.text_encoder.get_input_embeddings().num_embeddings:
         raise CheckpointError(f"the parts of '{name}' do not belong together: the tokenizer has words without a vector")
+    positions = parts.text_encoder.config.max_position_embeddings
+    parts.tokenizer.model_max_length = min(parts.tokenizer.model_max_length, positions)  # by default it has no end
     return parts
 
 
