@@ -181,6 +181,26 @@ def test_a_single_file_is_a_base_and_how_it_is_read_is_remembered(base: Path, pi
     assert cli.main(["replay", str(anna), str(pictures / "0.png")]) == 0
 
 
+def test_a_concept_can_be_made_with_another_copy_of_its_domain_s_base(
+    base: Path, domain: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from e4t.pipeline import Backbone
+
+    seen: list[str] = []
+    read = Backbone.from_pretrained
+    monkeypatch.setattr(Backbone, "from_pretrained", lambda source, **o: seen.append(str(source)) or read(source, **o))
+    file, anna = save_single_file(build_backbone(), tmp_path / "base.safetensors"), tmp_path / "anna"
+    options = ["--base", str(file), "--layout", str(base), "--image-encoder", str(base / "image_encoder")]
+    quick = ["--steps", "1", "--batch-size", "1", "--no-preview", "--output", str(anna)]
+    assert cli.main(["personalize", str(domain), str(pictures / "0.png"), *quick, *options]) == 0
+    assert (anna / "domain.txt").is_file()
+    drawing = ["generate", str(anna), "S*", "--num-inference-steps", "1", "-o", str(tmp_path / "out")]
+    assert cli.main([*drawing, "--image-encoder", str(base / "image_encoder")]) == 0
+    file.unlink()
+    assert cli.main(drawing) == 0
+    assert seen == [str(file), str(file), str(base)]
+
+
 @pytest.mark.parametrize(("dtype", "autocast"), [("float16", "fp16"), ("bfloat16", "bf16")])
 def test_weights_of_half_precision_learn_with_their_own_autocast_alone(
     dtype: str, autocast: str, base: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

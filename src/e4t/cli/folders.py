@@ -33,17 +33,30 @@ def pipeline_of(
     dtype: str = "float32",
     reading: Mapping[str, str],
 ) -> E4TPipeline:
-    """The pipeline that a concept in ``folder`` needs: its domain on its base model, read as ``reading`` says."""
+    """The pipeline that a concept in ``folder`` needs: its domain on its base model, read as ``reading`` says.
+
+    Without a ``base``, the copy that the concept was made with, if it is still where it was, else the domain's.
+    """
     from e4t.pipeline import E4TPipeline
 
     placed: dict[str, Any] = {"device": device_of(device), "dtype": dtype_of(dtype), **reading}
+    if base is None and (concept.domain_id is None or _is_here(concept.base.name)):
+        base = concept.base.name
+        placed = concept.base.reading.given() | placed
     if concept.domain_id is None:
-        recorded: dict[str, Any] = {"image_encoder": concept.base.image_encoder}
-        if base is None:
-            recorded |= concept.base.reading.given()
-        word = concept.domain.class_word
-        return E4TPipeline.from_base(base or concept.base.name, class_word=word, **(recorded | placed))
+        placed = {"image_encoder": concept.base.image_encoder} | placed
+        return E4TPipeline.from_base(base or concept.base.name, class_word=concept.domain.class_word, **placed)
     return E4TPipeline.from_pretrained(domain or find_domain(folder, concept.domain_id), base=base, **placed)
+
+
+def is_domain(name: str) -> bool:
+    """Whether ``name`` is that of a shipped domain or of a domain folder, and not just a word."""
+    return kind_of(shipped().get(name, Path(name))) == "domain"
+
+
+def _is_here(base: str) -> bool:
+    """Whether a base is a file or folder; names of shipped ones mean those, whatever lies here."""
+    return base not in shipped() and Path(base).exists()
 
 
 def remember_domain(concept: Path, domain: str) -> None:

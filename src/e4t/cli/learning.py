@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from e4t.cli.folders import pipeline_of, remember_domain
+from e4t.cli.folders import is_domain, pipeline_of, remember_domain
 from e4t.cli.options import (
     Accumulation,
     BaseOptions,
@@ -135,14 +135,14 @@ class Personalize:
     """Stage 2: turn one picture into a concept, in a few tuning steps."""
 
     domain: Annotated[Positional[str], arg(metavar="DOMAIN")]
-    """A domain folder or a shipped domain; with --base, just a class word such as dog."""
+    """A domain folder or a shipped domain; with --base, also just a class word such as dog."""
     image: Annotated[Positional[Path], arg(metavar="IMAGE")]
     """The picture."""
     output: Output
     """The concept folder to write."""
     base: OptionalBase = None
-    """Do without a pre-trained domain, on this base model (a folder, hub id or .safetensors file): more steps, from the
-    bare class word."""
+    """A folder, hub id or .safetensors file. With a domain, another copy of its base model; with a class word, any base
+    model: more steps, from the bare word."""
     mask: File = None
     """Where the subject is: a black-and-white picture of the same shape, white inside."""
     preset: Literal["default", "paper"] = "default"
@@ -187,13 +187,13 @@ class Personalize:
         with status("loading the model"):
             options: dict[str, Any] = {"device": device_of(self.device), "dtype": dtype_of(self.dtype)}
             options |= self.base_model.given()
-            if self.base is None:
-                pipe = E4TPipeline.from_pretrained(self.domain, **options)
+            if self.base is None or is_domain(self.domain):
+                pipe = E4TPipeline.from_pretrained(self.domain, base=self.base, **options)
             else:
                 pipe = E4TPipeline.from_base(self.base, class_word=self.domain, **options)
         config = PersonalizeConfig.paper() if self.preset == "paper" else pipe.personalize_config
         config = overridden(config.keeping(self.keep), self.settings, self._given())
-        if self.base is not None:
+        if pipe.trained is None:
             get_console().print(f"no pre-trained domain: {config.steps} steps from the class word '{self.domain}'")
         concept: Concept | None = None
         with progress_bar("personalize") as progress:
@@ -207,7 +207,7 @@ class Personalize:
             with status("drawing the preview"):
                 concept = concept.with_preview(self._drawn(pipe, concept, image))
         folder = concept.save(self.output)
-        if self.base is None:
+        if pipe.trained is not None:
             remember_domain(folder, self.domain)
         return [folder]
 
