@@ -62,6 +62,30 @@ def test_a_variant_of_a_folder(backbone, tmp_path):
     assert loaded.folder == folder
 
 
+def rename(file, **names):
+    """Names of tensors as older releases of the libraries wrote them."""
+    tensors = load_file(file)
+    for old, new in names.items():
+        tensors = {key.replace(old, new): tensor for key, tensor in tensors.items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    return tensors
+
+
+def test_folders_of_older_releases_are_whole(backbone, folder):
+    """As Stable Diffusion 1.5 was published: nothing is taken to be missing because it had another name."""
+    text = folder / "text_encoder" / "model.safetensors"
+    tensors = {f"text_model.{key.removeprefix('text_model.')}": tensor for key, tensor in load_file(text).items()}
+    tensors["text_model.embeddings.position_ids"] = torch.arange(32)[None]
+    save_file(tensors, text, metadata={"format": "pt"})
+    vae = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    assert any("mid_block.attentions.0.query" in key for key in rename(vae, **older))
+    loaded = read(folder)
+    assert loaded.fingerprint == backbone.fingerprint
+    for name, tensor in backbone.vae.state_dict().items():
+        assert torch.equal(loaded.vae.state_dict()[name], tensor)
+
+
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "image_encoder"])
 def test_weights_that_lack_a_tensor_are_not_filled_up_at_random(part, folder):
     file = next((folder / part).glob("*.safetensors"))

@@ -108,27 +108,7 @@ def _from_file(
     file: OneFile, layout: Path | None, reading: BaseConfig, dtype: torch.dtype, device: torch.device
 ) -> Parts:
     """With configs and tokenizer of ``layout``, else of the version of Stable Diffusion that the file has."""
-    from diffusers import StableDiffusionPipeline
-
-    configs = layout or _BASES / f"stable-diffusion-{file.version}"
-    what = f"'{file.path}' with the configs of '{layout or configs.name}'"
-    with _explained(what):
-        try:
-            whole = StableDiffusionPipeline.from_single_file(
-                str(file.path),
-                config=str(configs),
-                tokenizer=_tokenizer(file.version, layout),
-                safety_checker=None,
-                feature_extractor=None,
-                requires_safety_checker=False,
-                torch_dtype=dtype,
-                local_files_only=True,
-            )
-        except NotImplementedError as error:  # what the file lacks is left without data, which has no dtype to change
-            raise CheckpointError(f"{what} lacks some of the tensors that these ask for; download it anew") from error
-    for part in (whole.unet, whole.vae, whole.text_encoder):
-        missing = [key for key, value in part.state_dict().items() if value.is_meta]
-        _complete(part, missing, f"'{file.path}'")
+    whole = _stock(file, layout, dtype)
     predicts = reading.prediction_type or file.prediction_type
     if predicts is None and file.version == 2:
         predicts = _predicts(file.path, whole.unet.to(device), whole.scheduler)
@@ -148,6 +128,31 @@ def _from_file(
         ),
         str(file.path),
     )
+
+
+def _stock(file: OneFile, layout: Path | None, dtype: torch.dtype) -> Any:
+    """The stock pipeline of a single file. Raises CheckpointError where tensors are missing or odd."""
+    from diffusers import StableDiffusionPipeline
+
+    configs = layout or _BASES / f"stable-diffusion-{file.version}"
+    what = f"'{file.path}' with the configs of '{layout or configs.name}'"
+    with _explained(what):
+        try:
+            stock = StableDiffusionPipeline.from_single_file(
+                str(file.path),
+                config=str(configs),
+                tokenizer=_tokenizer(file.version, layout),
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+                torch_dtype=dtype,
+                local_files_only=True,
+            )
+        except NotImplementedError as error:  # what the file lacks is left without data, which has no dtype to change
+            raise CheckpointError(f"{what} lacks some of the tensors that these ask for; download it anew") from error
+    for part in (stock.unet, stock.vae, stock.text_encoder):
+        _complete(part, [key for key, value in part.state_dict().items() if value.is_meta], what)
+    return stock
 
 
 def _tokenizer(version: int | None, layout: Path | None) -> Any:
