@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bases import save_folder
 from conftest import build_backbone, build_model
 from e4t import export as module
 from e4t.checkpoint import TrainedDomain
@@ -23,7 +24,6 @@ from e4t.export import FORMATS, export, lora_table
 from e4t.models.offsets import WeightOffsets
 from e4t.original_keys import autoencoder_keys, text_keys, unet_keys
 from e4t.pipeline import E4TPipeline
-from test_backbone import save
 
 # diffusers' schedulers turn tensors into arrays in a way NumPy 2 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -128,7 +128,7 @@ def pipe():
 @pytest.fixture(scope="module")
 def base(pipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
-    save(pipe.backbone, folder)
+    save_folder(pipe.backbone, folder)
     return folder
 
 

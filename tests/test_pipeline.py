@@ -5,12 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
+from bases import save_folder
 from e4t.checkpoint import Concept, TrainedDomain
 from e4t.config import PersonalizeConfig
 from e4t.domain import Domain
 from e4t.errors import ConfigError
 from e4t.pipeline import E4TPipeline
-from test_backbone import save
 
 # diffusers' schedulers turn tensors into arrays in a way NumPy 2 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -225,7 +225,7 @@ def test_inpainting_models_show_their_first_channels(pipe, concept):
 
 
 def test_from_folders(pipe, picture, tmp_path):
-    save(pipe.backbone, tmp_path / "base")
+    save_folder(pipe.backbone, tmp_path / "base")
     pipe.trained.save(tmp_path / "face")
     loaded = E4TPipeline.from_pretrained(tmp_path / "face", base=tmp_path / "base", device="cpu")
     one, other = (p.personalize(picture, steps=1) for p in (pipe, loaded))
@@ -233,7 +233,7 @@ def test_from_folders(pipe, picture, tmp_path):
 
 
 def test_from_a_bare_base(pipe, picture, tmp_path):
-    save(pipe.backbone, tmp_path / "base")
+    save_folder(pipe.backbone, tmp_path / "base")
     bare = E4TPipeline.from_base(tmp_path / "base", class_word="cat", device="cpu")
     assert bare.personalize_config == PersonalizeConfig.without_domain()
     concept = bare.personalize(picture, steps=1, batch_size=1)
@@ -247,7 +247,7 @@ def test_the_safety_checker_of_a_base_stays_on(pipe, tmp_path):
     from transformers import CLIPConfig, CLIPImageProcessor
 
     base = tmp_path / "base"
-    save(pipe.backbone, base)
+    save_folder(pipe.backbone, base)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = CLIPConfig(text_config=small, vision_config={**small, "image_size": 8, "patch_size": 8}, projection_dim=8)
     StableDiffusionSafetyChecker(config).save_pretrained(base / "safety_checker")

@@ -21,12 +21,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from bases import save_folder
 from e4t.checkpoint import Concept
 from e4t.domain import Domain
 from e4t.errors import E4TError, OffsetsError
 from e4t.model import E4TModel
 from e4t.pipeline import E4TPipeline
-from test_backbone import save
 from test_model import trained
 
 # diffusers' schedulers turn tensors into arrays in a way NumPy 2 deprecates
@@ -492,7 +492,7 @@ print(*(hashlib.sha256(image.tobytes()).hexdigest() for image in drawn.images))
 
 
 def test_another_process_draws_the_same_bytes(pipe, ben, tmp_path, capsys, monkeypatch):
-    save(pipe.backbone, tmp_path / "base")
+    save_folder(pipe.backbone, tmp_path / "base")
     arguments = [
         str(pipe.trained.save(tmp_path / "face")),
         str(tmp_path / "base"),
