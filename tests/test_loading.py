@@ -142,6 +142,40 @@ def test_prompts_end_where_the_text_encoder_does(folder):
     assert read(folder).tokenizer.model_max_length == 32
 
 
+@pytest.fixture
+def checked(folder):
+    """With a safety checker."""
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPVisionConfig
+
+    tower = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=tower.to_dict(), projection_dim=16))
+    checker.save_pretrained(folder / "safety_checker")
+    CLIPImageProcessor().save_pretrained(folder / "feature_extractor")
+    edit_json(folder / "model_index.json", safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    return folder
+
+
+def test_a_safety_checker_has_the_variant_too(checked):
+    weights = checked / "safety_checker" / "model.safetensors"
+    rename(weights, vision_model="vision_model.vision_model")  # as it was published
+    assert loading.load_safety(checked, "fp16").keys() == {"safety_checker", "feature_extractor"}  # its plain file
+    weights.rename(weights.with_name("model.fp16.safetensors"))
+    assert loading.load_safety(checked, "fp16").keys() == {"safety_checker", "feature_extractor"}
+    with pytest.raises(CheckpointError, match=r"the safety checker of .* of variant 'fp16' only"):
+        loading.load_safety(checked, None)
+
+
+def test_a_safety_checker_that_is_named_but_missing_or_pickled(checked):
+    weights = checked / "safety_checker" / "model.safetensors"
+    weights.rename(weights.with_name("pytorch_model.bin"))
+    with pytest.raises(CheckpointError, match="only a pickle as safety_checker"):
+        loading.load_safety(checked, None)
+    shutil.rmtree(checked / "safety_checker")
+    with pytest.raises(CheckpointError, match=r"the safety checker of .* cannot be loaded"):
+        loading.load_safety(checked, None)
+
+
 # Single files
 
 
@@ -156,7 +190,7 @@ def test_a_single_file_is_the_model_it_was_made_from(open_clip, backbone, whole,
     assert loaded.scheduler.config.prediction_type == "epsilon"
     assert loaded.reading.given() == {"layout": str(whole)}
     assert (loaded.name, loaded.folder) == (str(file), None)
-    assert loading.load_safety(loaded.folder) == {}
+    assert loading.load_safety(loaded.folder, None) == {}
     assert not any(p.requires_grad for module in loaded.modules() for p in module.parameters())
 
 

@@ -283,10 +283,10 @@ def _normalisation(location: str, base: Path | None) -> tuple[Sequence[float], S
     return CLIP_MEAN, CLIP_STD
 
 
-def load_safety(folder: Path | None) -> dict[str, Any]:
+def load_safety(folder: Path | None, variant: str | None) -> dict[str, Any]:
     """The base model's own safety checker, where it has one: never switched off behind the user's back.
 
-    A single file has none. Raises CheckpointError where it is named but cannot be read.
+    A single file, which has no ``folder``, has none. Raises CheckpointError where it is named but cannot be read.
     """
     from diffusers import StableDiffusionPipeline
 
@@ -296,8 +296,10 @@ def load_safety(folder: Path | None) -> dict[str, Any]:
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
     from transformers import CLIPImageProcessor
 
-    with _explained(f"the safety checker of '{folder}'"):
+    what = f"the safety checker of '{folder}'"
+    with _explained(what):
+        read = {"subfolder": "safety_checker", "variant": variant_of(folder / "safety_checker", "model", what, variant)}
         return {
-            "safety_checker": StableDiffusionSafetyChecker.from_pretrained(folder, subfolder="safety_checker"),
+            "safety_checker": _whole(StableDiffusionSafetyChecker, folder, what, **read),
             "feature_extractor": CLIPImageProcessor.from_pretrained(folder, subfolder="feature_extractor"),
         }

@@ -105,7 +105,7 @@ class E4TPipeline:
             dtype=dtype,
             **(recorded | reading),
         )
-        return cls(backbone, trained, safety=load_safety(backbone.folder))
+        return cls(backbone, trained, safety=load_safety(backbone.folder, backbone.reading.variant))
 
     @classmethod
     def from_base(
@@ -123,7 +123,9 @@ class E4TPipeline:
         Options are those of `Backbone.from_pretrained`.
         """
         backbone = Backbone.from_pretrained(base, image_encoder=image_encoder, device=device, dtype=dtype, **reading)
-        return cls(backbone, domain=Domain.named(class_word), safety=load_safety(backbone.folder))
+        return cls(
+            backbone, domain=Domain.named(class_word), safety=load_safety(backbone.folder, backbone.reading.variant)
+        )
 
     @property
     def domain(self) -> Domain:
