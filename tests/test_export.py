@@ -596,11 +596,14 @@ def test_paths_of_this_machine_are_not_given_away(bare, low_rank, tmp_path):
 
 
 def test_velocity_and_rescaled_guidance_are_noted(pipe, image, base, tmp_path):
-    rescaled = E4TPipeline(pipe.backbone, replace(pipe.trained, generate={"guidance_rescale": 0.7}))
+    settings = {"guidance_rescale": 0.7, "unconditional": "base"}
+    rescaled = E4TPipeline(pipe.backbone, replace(pipe.trained, generate=settings))
     concept = rescaled.personalize(image, steps=1, batch_size=1, learning_rate=1e-2)
     report = export(rescaled, concept, tmp_path / "anna", to="pipeline")
     assert any("guidance_rescale=0.7" in note for note in report.notes)
-    check_picture(load_folder(report.path), rescaled, concept, base, EXACT, guidance_rescale=0.7)
+    assert any("starts from the untuned base" in note for note in report.notes)
+    plain = E4TPipeline(pipe.backbone, replace(pipe.trained, generate={"guidance_rescale": 0.7}))
+    check_picture(load_folder(report.path), plain, concept, base, EXACT, guidance_rescale=0.7)
 
     pipe = E4TPipeline(build_backbone("v_prediction"), domain=Domain.named("face"))
     concept = pipe.personalize(image, steps=1, batch_size=1, learning_rate=1e-2)

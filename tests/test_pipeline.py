@@ -158,6 +158,8 @@ def test_guidance_can_start_from_the_base(pipe, concept):
     assert not torch.allclose(predicted["concept"][:1], without, atol=1e-4)
     torch.testing.assert_close(predicted["concept"][1:], predicted["base"][1:])
     assert "forward" not in vars(unet)
+    with pytest.raises(ConfigError, match="'concept' or 'base'"), pipe.applied(concept, "S*", unconditional="mine"):
+        pass
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])

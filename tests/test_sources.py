@@ -173,6 +173,13 @@ def test_a_folder_without_a_config(folder, file):
     said(error)
 
 
+def test_a_config_that_is_far_too_large_is_not_read(folder):
+    with (folder / "unet" / "config.json").open("ab") as file:
+        file.truncate(5 * 2**20)
+    with pytest.raises(CheckpointError, match="more than 4 MB, which no config needs"):
+        check_folder(folder, "mine", None)
+
+
 def test_a_folder_without_tokenizer_index_or_scheduler(folder):
     for file in (folder / "tokenizer").iterdir():
         file.unlink()

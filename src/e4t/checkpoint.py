@@ -27,12 +27,12 @@ from e4t.config import BaseConfig, EncoderConfig, GenerateConfig, OffsetsConfig,
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError, MismatchError
 from e4t.images import MAX_PREVIEW_BYTES, preview
+from e4t.sources import read_json
 
 FORMAT_VERSION = 1
 _CONFIG = "config.json"
 _SEAL = "weights_sha256"
 _PREVIEW = "preview.jpg"
-_MAX_CONFIG_BYTES = 4 * 2**20
 _VECTORS = ("image_half", "bias", "residual", "frozen_offset")
 _GROUPS = {"domain": ("encoder", "offsets"), "concept": ("deltas", "encoder", "unet", "text_encoder", "replay")}
 
@@ -373,7 +373,7 @@ def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CheckpointError(f"there is no {kind} folder '{folder}'; 'e4t info' lists what is shipped")
     if not (folder / _CONFIG).is_file():
         raise CheckpointError(f"'{folder}' is no {kind} folder: it has no {_CONFIG}")
-    config = _read_config(folder / _CONFIG)
+    config = read_json(folder / _CONFIG)
     found, version = config.get("kind"), config.get("format_version")
     if found != kind:
         known = found if found in (*_GROUPS, "training") else "foreign"
@@ -387,18 +387,6 @@ def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return config, load_file(weights)
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"'{weights}' cannot be read: {error}") from error
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise CheckpointError(f"'{path}' has more than {_MAX_CONFIG_BYTES // 2**20} MB, which no config needs")
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"'{path}' cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"'{path}' cannot be read: it holds no names and values")
-    return config
 
 
 def _read_preview(path: Path) -> bytes | None:

@@ -341,6 +341,8 @@ class _Source:
                 notes.append("the base predicts velocity, which web UIs must be told by hand")
         if self.to == "single-file" and self.pipe.stock.safety_checker is not None:
             notes.append("the base's safety checker is not in the file")
+        if self.pipe.generate_config.unconditional == "base":
+            notes.append("natively guidance starts from the untuned base; elsewhere it starts from what is exported")
         if rescale := self.pipe.generate_config.guidance_rescale:
             notes.append(f"natively this is drawn with guidance_rescale={rescale}; whoever draws must set it by hand")
         return (*notes, *self.places.notes)

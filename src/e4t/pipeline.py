@@ -278,6 +278,8 @@ class E4TPipeline:
         """
         if embedding not in ("live", "frozen"):
             raise ConfigError(f"embedding is {embedding!r}; it must be 'live' or 'frozen'")
+        if unconditional not in ("concept", "base"):
+            raise ConfigError(f"unconditional is {unconditional!r}; it must be 'concept' or 'base'")
         self.backbone.require_in_place()
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         tokens = self.model.tokens(prompts, expected=concept is not None).repeat(num_images)

@@ -23,6 +23,7 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 """Parts with weights, and how their files are called."""
 
+_MAX_CONFIG_BYTES = 4 * 2**20
 _INDEX = "model_index.json"
 _CLASSES = {
     "unet": ("UNet2DConditionModel",),
@@ -112,7 +113,7 @@ def _fetched(name: str, reading: BaseConfig) -> Path:
 
     try:
         index = Path(hf_hub_download(name, _INDEX, revision=reading.revision))
-        _check_index(_read_json(index), name)
+        _check_index(read_json(index), name)
         options = {"revision": reading.revision, "variant": reading.variant}
         return Path(DiffusionPipeline.download(name, use_safetensors=True, **options))
     except (OSError, ValueError) as error:
@@ -162,22 +163,25 @@ def check_layout(folder: Path, name: str) -> None:
     for file in (*(f"{part}/config.json" for part in STEMS), "scheduler/scheduler_config.json"):
         if not (folder / file).is_file():
             raise CheckpointError(f"'{name}' is incomplete: it has no {file}; save or download it anew")
-        _read_json(folder / file)
+        read_json(folder / file)
     if not any((folder / "tokenizer" / file).is_file() for file in ("vocab.json", "tokenizer.json")):
         raise CheckpointError(f"'{name}' is incomplete: it has no tokenizer/vocab.json; save or download it anew")
 
 
 def _index_of(folder: Path, name: str) -> dict[str, Any]:
     if (folder / _INDEX).is_file():
-        return _read_json(folder / _INDEX)
-    config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        return read_json(folder / _INDEX)
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     kinds = config.get("architectures") or [config.get("_class_name")]
     what = f": its config.json is of a {kinds[0]}" if isinstance(kinds, list) and kinds[0] else ""
     raise CheckpointError(f"'{name}' is not a Stable Diffusion folder, which has a {_INDEX}{what}")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Names and values of a config. Raises CheckpointError for anything else, and for what no config can be."""
     try:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise CheckpointError(f"'{path}' has more than {_MAX_CONFIG_BYTES // 2**20} MB, which no config needs")
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"'{path}' cannot be read: {error}") from error

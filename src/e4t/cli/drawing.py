@@ -11,17 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from e4t.cli.folders import pipeline_of, shipped
+from e4t.cli.folders import ConceptOptions, OfConcept, shipped
 from e4t.cli.options import (
-    BaseOptions,
     Device,
     Dtype,
-    File,
     Integer,
     Number,
-    OptionalBase,
     Output,
-    Reading,
     Settings,
     Steps,
     Text,
@@ -120,39 +116,22 @@ class Generate:
     """Of the pictures, in pixels."""
     width: Integer = None
     """Of the pictures, in pixels."""
-    domain: File = None
-    """The concept's domain, where it has moved since."""
-    base: OptionalBase = None
-    """Another copy of the base model."""
     settings: Settings = ()
     """Any other setting of GenerateConfig, e.g. --set guidance_rescale=0.7. Can be repeated."""
     dtype: Dtype = "float32"
     """Of the model's weights; concepts with weights of their own cannot be drawn in bfloat16."""
     metadata: bool = True
     """Say in every picture how it was made; web UIs read it, and so does e4t info."""
-    device: Device = "auto"
-    """cpu, cuda, mps, ...; auto takes the best there is."""
-    base_model: Reading = field(default_factory=BaseOptions)
+    model: OfConcept = field(default_factory=ConceptOptions)
 
     def run(self) -> Sequence[Path | str]:
         at_least("num-images", self.num_images, 1)
         at_least("num-inference-steps", self.num_inference_steps, 1)
 
-        from e4t.checkpoint import Concept
         from e4t.provenance import picture_notes
 
         quiet()
-        concept = Concept.load(self.concept)
-        with status("loading the model"):
-            pipe = pipeline_of(
-                concept,
-                self.concept,
-                domain=self.domain,
-                base=self.base,
-                device=self.device,
-                dtype=self.dtype,
-                reading=self.base_model.given(),
-            )
+        concept, pipe = self.model.open(self.concept, self.dtype)
         config = overridden(pipe.generate_config, self.settings, self._given())
         with status(f"drawing {self.num_images} × {config.num_inference_steps} steps"):
             drawn = pipe(self.prompt, concept=concept, negative_prompt=self.negative_prompt, config=config)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from e4t.cli.terminal import device_of, dtype_of
+from tyro.conf import OmitArgPrefixes
+
+from e4t.cli.options import BaseOptions, Device, File, OptionalBase
+from e4t.cli.terminal import device_of, dtype_of, status
 from e4t.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -23,30 +26,43 @@ def shipped() -> dict[str, Path]:
     return {folder.name: folder for folder in folders if kind_of(folder)}
 
 
-def pipeline_of(
-    concept: Concept,
-    folder: Path,
-    *,
-    domain: Path | None,
-    base: str | None,
-    device: str,
-    dtype: str = "float32",
-    reading: Mapping[str, str],
-) -> E4TPipeline:
-    """The pipeline that a concept in ``folder`` needs: its domain on its base model, read as ``reading`` says.
+@dataclass(frozen=True)
+class ConceptOptions(BaseOptions):
+    """Where what a concept needs is found; shared by all commands on one."""
 
-    Without a ``base``, the copy that the concept was made with, if it is still where it was, else the domain's.
-    """
-    from e4t.pipeline import E4TPipeline
+    domain: File = None
+    """The concept's domain, where it has moved since."""
+    base: OptionalBase = None
+    """Another copy of the base model."""
+    device: Device = "auto"
+    """cpu, cuda, mps, ...; auto takes the best there is."""
 
-    placed: dict[str, Any] = {"device": device_of(device), "dtype": dtype_of(dtype), **reading}
-    if base is None and (concept.domain_id is None or _is_here(concept.base.name)):
-        base = concept.base.name
-        placed = concept.base.reading.given() | placed
-    if concept.domain_id is None:
-        placed = {"image_encoder": concept.base.image_encoder} | placed
-        return E4TPipeline.from_base(base or concept.base.name, class_word=concept.domain.class_word, **placed)
-    return E4TPipeline.from_pretrained(domain or find_domain(folder, concept.domain_id), base=base, **placed)
+    def open(self, folder: Path, dtype: str = "float32") -> tuple[Concept, E4TPipeline]:
+        """The concept in ``folder``, and its domain on its base model.
+
+        Without a ``base``, the copy that the concept was made with, if it is still where it was, else the domain's.
+        """
+        from e4t.checkpoint import Concept
+
+        concept = Concept.load(folder)
+        with status("loading the model"):
+            return concept, self._pipeline(concept, folder, dtype)
+
+    def _pipeline(self, concept: Concept, folder: Path, dtype: str) -> E4TPipeline:
+        from e4t.pipeline import E4TPipeline
+
+        base = self.base
+        placed: dict[str, Any] = {"device": device_of(self.device), "dtype": dtype_of(dtype), **self.given()}
+        if base is None and (concept.domain_id is None or _is_here(concept.base.name)):
+            base = concept.base.name
+            placed = concept.base.reading.given() | placed
+        if concept.domain_id is None:
+            placed = {"image_encoder": concept.base.image_encoder} | placed
+            return E4TPipeline.from_base(base or concept.base.name, class_word=concept.domain.class_word, **placed)
+        return E4TPipeline.from_pretrained(self.domain or find_domain(folder, concept.domain_id), base=base, **placed)
+
+
+OfConcept = OmitArgPrefixes[ConceptOptions]
 
 
 def is_domain(name: str) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from e4t.cli.folders import is_domain, pipeline_of, remember_domain
+from e4t.cli.folders import ConceptOptions, OfConcept, is_domain, remember_domain
 from e4t.cli.options import (
     Accumulation,
     BaseOptions,
@@ -240,31 +240,15 @@ class Replay:
     """The picture it was made from."""
     mask: File = None
     """The mask it was made with."""
-    domain: File = None
-    """The concept's domain, where it has moved since."""
-    base: OptionalBase = None
-    """Another copy of the base model."""
-    device: Device = "auto"
-    """cpu, cuda, mps, ...; auto takes the best there is."""
-    base_model: Reading = field(default_factory=BaseOptions)
+    model: OfConcept = field(default_factory=ConceptOptions)
 
     def run(self) -> Sequence[Path | str]:
-        from e4t.checkpoint import Concept
         from e4t.images import load_image, load_mask
 
         image = load_image(self.image)
         mask = load_mask(self.mask) if self.mask is not None else None
         quiet()
-        concept = Concept.load(self.concept)
-        with status("loading the model"):
-            pipe = pipeline_of(
-                concept,
-                self.concept,
-                domain=self.domain,
-                base=self.base,
-                device=self.device,
-                reading=self.base_model.given(),
-            )
+        concept, pipe = self.model.open(self.concept)
         with status(f"personalizing: {concept.steps} steps"):
             config = PersonalizeConfig.from_dict(concept.config)
             again = pipe.personalize(image, mask=mask, config=config, steps=concept.steps)

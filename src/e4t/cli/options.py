@@ -6,7 +6,7 @@ tyro takes - and _ alike.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
@@ -49,7 +49,7 @@ class BaseOptions:
 
     def given(self) -> dict[str, str]:
         """As arguments of `Backbone.from_pretrained`."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {field.name: value for field in fields(BaseOptions) if (value := getattr(self, field.name)) is not None}
 
 
 Reading = OmitArgPrefixes[BaseOptions]

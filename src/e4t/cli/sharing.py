@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from e4t.cli.folders import describe, kind_of, pipeline_of, shipped
-from e4t.cli.options import BaseOptions, Device, File, Integer, OptionalBase, Reading, Text
+from e4t.cli.folders import ConceptOptions, OfConcept, describe, kind_of, shipped
+from e4t.cli.options import Integer, Text
 from e4t.cli.terminal import get_console, quiet, status
 from e4t.config import at_least
 
@@ -35,30 +35,14 @@ class Export:
     """Of the written numbers. Default: float16, and the base's own for pipeline."""
     rank: Integer = None
     """Of a LoRA. Default: the smallest that keeps 95 %."""
-    domain: File = None
-    """The concept's domain, where it has moved since."""
-    base: OptionalBase = None
-    """Another copy of the base model."""
-    device: Device = "auto"
-    """cpu, cuda, mps, ...; auto takes the best there is."""
-    base_model: Reading = field(default_factory=BaseOptions)
+    model: OfConcept = field(default_factory=ConceptOptions)
 
     def run(self) -> Sequence[Path | str]:
-        from e4t.checkpoint import Concept
         from e4t.export import export
 
         at_least("rank", self.rank, 1)
         quiet()
-        concept = Concept.load(self.concept)
-        with status("loading the model"):
-            pipe = pipeline_of(
-                concept,
-                self.concept,
-                domain=self.domain,
-                base=self.base,
-                device=self.device,
-                reading=self.base_model.given(),
-            )
+        concept, pipe = self.model.open(self.concept)
         with status(f"exporting to {self.to}"):
             report = export(pipe, concept, self.output, to=self.to, token=self.token, dtype=self.dtype, rank=self.rank)
         console = get_console()

@@ -278,13 +278,15 @@ class DrawnContest(Contest):
         return [WORLD_VERSION, self.subjects[number].key, asked, self.judge.number, self.judge.fingerprint]
 
     def named(self, number: int) -> Identity:
-        """Somebody the base knows by name."""
-        return identity("train", number, self.kind)
+        """Somebody the base knows by name; with more concepts than names, some come up again."""
+        return identity("train", number % len(names(self.kind)), self.kind)
 
     def by_name(self, number: int) -> Record:
         """`named` by name alone, without learning: what the base can do at its best."""
         somebody = self.named(number)
-        texts = [prompt_text(somebody, asked, names(self.kind)[number]) for asked in self.prompts]
+        texts = [
+            prompt_text(somebody, asked, names(self.kind)[number % len(names(self.kind))]) for asked in self.prompts
+        ]
         images: list[Image.Image] = []
         for seed in range(self.plan.seeds):
             images += self.pipe(texts, seed=10_000 * number + 100 * seed, **self.sampling).images
