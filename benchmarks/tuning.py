@@ -1,6 +1,7 @@
-"""Which parts of the model to tune on one picture, and how fast: every setting on the same validation individuals.
+"""What to tune on one picture, how fast, and how to draw then: every setting on the same validation individuals.
 
     python benchmarks/tuning.py tiny-face --output out/tuning.json --judge-folder WORK/judge-1/face
+    python benchmarks/tuning.py tiny-face --settings benchmarks/drawing.json --output out/drawing.json ...
 
 Nothing here sees the individuals that results are published on. After the same number of steps, each setting is scored
 by its loss on other drawings (`e4t.evaluation.transfer`) and, if there is one, by a judge, beside the bytes of a
@@ -12,8 +13,8 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,20 @@ class TuningConfig:
     judge_folder: Path | None = None  # judge 1, as the recipe leaves it: judge 2 is for published tables
     count: int = 8
     steps: tuple[int, ...] = (5,)
-    settings: Path | None = None  # a JSON file of label to PersonalizeConfig fields; None: those above
+    settings: Path | None = None  # a JSON file of label to PersonalizeConfig fields; None: those above. A field
+    # "generate" holds fields of GenerateConfig: settings that differ in it alone share their concepts
     base: str | None = None
     num_inference_steps: int = 16
     use_mask: bool = True
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Concepts by number of steps, one entry per individual, with their worth on other drawings and their costs."""
+
+    concepts: Sequence[Mapping[int, Concept]]
+    gains: Mapping[int, dict[str, float]]
+    costs: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,7 @@ class Bench:
     subjects: Sequence[Identity]
     others: OtherDrawings
     judge: Judge | None
+    learned: dict[str, Learned] = field(default_factory=dict)  # by settings of tuning
 
     @classmethod
     def of(cls, config: TuningConfig) -> Bench:
@@ -95,16 +107,25 @@ class Bench:
         photo, mask = input_picture(subject)
         return photo, mask if self.config.use_mask else None
 
-    def measure(self, **overrides: Any) -> dict[str, dict[str, float]]:
+    def measure(self, generate: Mapping[str, Any], **overrides: Any) -> dict[str, dict[str, float]]:
         """Scores after each number of steps, with seconds of tuning and bytes of the last concept."""
-        learned = [learn(self.drawer.pipe, *self.inputs(one), self.config.steps, **overrides) for one in self.subjects]
-        costs = {"seconds": self.seconds(**overrides), "bytes": _bytes(learned[0][max(self.config.steps)])}
+        learned = self.learn(**overrides)
         rows = {}
         for steps in self.config.steps:
-            concepts = [by_steps[steps] for by_steps in learned]
-            scores = {**self.others.gains(concepts), **self.judged(concepts)}
-            rows[str(steps)] = {name: round(value, 3) for name, value in scores.items()} | costs
+            scores = learned.gains[steps] | self.judged([by_steps[steps] for by_steps in learned.concepts], generate)
+            rows[str(steps)] = {name: round(value, 3) for name, value in scores.items()} | learned.costs
         return rows
+
+    def learn(self, **overrides: Any) -> Learned:
+        """The concepts of all individuals, once for settings that only draw differently."""
+        key = json.dumps(overrides, sort_keys=True)
+        if key not in self.learned:
+            steps = self.config.steps
+            concepts = [learn(self.drawer.pipe, *self.inputs(one), steps, **overrides) for one in self.subjects]
+            gains = {count: self.others.gains([by_steps[count] for by_steps in concepts]) for count in steps}
+            costs = {"seconds": self.seconds(**overrides), "bytes": _bytes(concepts[0][max(steps)])}
+            self.learned[key] = Learned(concepts, gains, costs)
+        return self.learned[key]
 
     def seconds(self, **overrides: Any) -> float:
         """Of the largest number of steps, without keeping the steps before it; the best of three."""
@@ -116,20 +137,23 @@ class Bench:
             timings.append(time.perf_counter() - began)
         return round(min(timings), 2)
 
-    def judged(self, concepts: Sequence[Concept]) -> dict[str, float]:
-        """What the judge says of pictures of all prompts; nothing without a judge."""
+    def judged(self, concepts: Sequence[Concept], generate: Mapping[str, Any]) -> dict[str, float]:
+        """What the judge says of pictures of all prompts, and how long they took; nothing without a judge."""
         if self.judge is None:
             return {}
         examination = Examination(
             self.judge.layout, self.subjects, self.drawer.prompts, self.judge.readable, "validation"
         )
+        began = time.perf_counter()
         pictures = [
-            self.drawer.generate(self.drawer.texts(subject), concept, 1000 * number)
+            self.drawer.generate(self.drawer.texts(subject), concept, 1000 * number, **generate)
             for number, (subject, concept) in enumerate(zip(self.subjects, concepts, strict=True))
         ]
+        seconds = time.perf_counter() - began
         table = score(examination, self.judge.read(np.concatenate(pictures)))
         means = {"twin": table.twin, "prompt": table.found, "joint": table.joint}
-        return {"identity": table.identity} | {name: float(values.mean()) for name, values in means.items()}
+        scores = {"identity": table.identity} | {name: float(values.mean()) for name, values in means.items()}
+        return scores | {"seconds_of_drawing": seconds}
 
 
 def _bytes(concept: Concept) -> int:
@@ -143,7 +167,7 @@ def main(config: TuningConfig) -> None:
     settings = json.loads(config.settings.read_text()) if config.settings else SETTINGS
     report: dict[str, Any] = {"count": config.count, "steps": config.steps, "settings": settings, "rows": {}}
     for label, overrides in settings.items():
-        report["rows"][label] = rows = bench.measure(**overrides)
+        report["rows"][label] = rows = bench.measure(**{"generate": {}, **overrides})
         for steps, values in rows.items():
             print(f"{label:28} {steps:>3} steps ", *(f"{k} {v}" for k, v in values.items()), sep="  ", flush=True)
         config.output.parent.mkdir(parents=True, exist_ok=True)

@@ -138,6 +138,16 @@ def test_personalize_with_other_settings_and_a_mask(
     assert not (tmp_path / "anna" / "preview.jpg").exists()
 
 
+def test_steps_can_be_left_to_the_picture(
+    domain: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    anna = tmp_path / "anna"
+    command = ["personalize", str(domain), str(pictures / "0.png"), "--output", str(anna), "--no-preview"]
+    assert cli.main([*command, "--steps", "auto", "--set", "automatic_loss=10"]) == 0
+    assert json.loads((anna / "config.json").read_text())["steps"] == 1
+    assert "learned after 1 step" in capsys.readouterr().err
+
+
 def test_what_is_kept_can_be_chosen_and_drawn(domain: Path, pictures: Path, tmp_path: Path) -> None:
     sizes = []
     for keep in ("full", "low-rank", "embedding", "replay"):

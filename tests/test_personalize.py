@@ -75,6 +75,27 @@ def test_steps_and_history(tiny_model, picture, quick_personalize):
     assert [step.concept.steps for step in none] == [0]
 
 
+def test_automatic_steps_end_once_the_image_is_learned(tiny_model, picture, quick_personalize, tmp_path):
+    fast = quick_personalize.updated({"tune": ("deltas",), "learning_rate": 1e-2, "batch_size": 8})
+    auto = fast.updated({"steps": "auto", "automatic_loss": 0.97})
+    assert (auto.steps, auto.automatic) == (15, True)
+    ended = last(tiny_model, picture, auto)
+    assert 0 < ended.steps < 15
+    alone = last(tiny_model, picture, fast.updated({"steps": ended.steps}))
+    assert all(torch.equal(alone.tensors[name], tensor) for name, tensor in ended.tensors.items())
+    assert last(tiny_model, picture, auto.updated({"automatic_loss": 10.0})).steps == 1
+    assert last(tiny_model, picture, auto.updated({"automatic_loss": 0.0})).steps == 15
+    assert not auto.updated({"steps": 3}).automatic
+
+
+def test_a_replay_of_automatic_steps_takes_as_many(tiny_model, picture, quick_personalize, tmp_path):
+    auto = quick_personalize.updated({"steps": "auto", "automatic_loss": 10.0}).keeping("replay")
+    tuned = last(tiny_model, picture, auto)
+    again = replayed(tiny_model, Concept.load(tuned.save(tmp_path / "anna")))
+    assert again.steps == tuned.steps == 1
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in tuned.tensors.items())
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_seeds_are_honoured(tiny_model, picture, quick_personalize, seed):
     config = quick_personalize.updated({"seed": seed, "delta_rank": 2})

@@ -158,7 +158,10 @@ def test_guidance_can_start_from_the_base(pipe, concept):
     assert not torch.allclose(predicted["concept"][:1], without, atol=1e-4)
     torch.testing.assert_close(predicted["concept"][1:], predicted["base"][1:])
     assert "forward" not in vars(unet)
-    with pytest.raises(ConfigError, match="'concept' or 'base'"), pipe.applied(concept, "S*", unconditional="mine"):
+    with (
+        pytest.raises(ConfigError, match="one of 'concept', 'base'"),
+        pipe.applied(concept, "S*", unconditional="mine"),
+    ):
         pass
 
 
@@ -169,6 +172,39 @@ def test_whose_idea_guidance_starts_from_matters_only_with_guidance(pipe, concep
         for whose in ("concept", "base")
     ]
     assert np.array_equal(*drawn) == (guidance_scale == 1)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_dual_path_goes_from_the_concept_to_the_base(pipe, concept, guidance_scale):
+    """Only attention was tuned here, so that the base's attention and the class word are the base altogether."""
+
+    def draw(concept, **options):
+        return arrays(pipe("a photo of S*", concept=concept, guidance_scale=guidance_scale, **options))[0]
+
+    tuned, base = draw(concept), draw(None)
+    between = draw(concept, dual_path=0.5)
+    assert np.array_equal(tuned, draw(concept, dual_path=0.0))
+    assert np.abs(draw(concept, dual_path=1.0) - base).max() <= 1
+    assert 0 < np.abs(between - base).mean() < np.abs(tuned - base).mean()
+    assert np.array_equal(tuned, draw(concept))  # nothing of it stays behind
+
+
+def test_dual_path_leaves_the_word_alone(pipe, concept):
+    words = {}
+    for share in (0.0, 0.9):
+        with pipe.applied(concept, "a photo of S*", dual_path=share) as applied:
+            sample = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+            pipe.backbone.unet(sample, torch.tensor(500), encoder_hidden_states=applied.prompt_embeds)
+        words[share] = applied.words[0]
+    assert torch.equal(*words.values())
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_dual_path_is_a_share(pipe, concept, share):
+    with pytest.raises(ConfigError, match="dual_path"), pipe.applied(concept, "S*", dual_path=share):
+        pass
+    with pytest.raises(ConfigError, match="unconditional"):
+        pipe("S*", concept=concept, dual_path=0.5, unconditional="base")
 
 
 def test_strength_zero_is_the_class_word(pipe, concept):
@@ -291,7 +327,7 @@ def test_wrong_calls(pipe, tiny_backbone):
         E4TPipeline(tiny_backbone)
     with pytest.raises(ConfigError, match="2 negative prompts"):
         pipe("S*", negative_prompt=["a", "b"])
-    with pytest.raises(ConfigError, match="'live' or 'frozen'"), pipe.applied(None, "S*", embedding="alive"):
+    with pytest.raises(ConfigError, match="one of 'live', 'frozen'"), pipe.applied(None, "S*", embedding="alive"):
         pass
     with pytest.raises(ConfigError, match="no scheduler"):
         pipe("S*", scheduler="MagicScheduler")

@@ -18,6 +18,7 @@ from typing_extensions import Self
 from e4t.errors import ConfigError
 
 DEFAULT_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # [R], in transformers' format
+_MOST_STEPS = 15  # [P] the most that the authors take for a concept
 TUNABLE = ("residual", "bias", "encoder", "deltas", "unet", "text_encoder")
 
 
@@ -178,6 +179,10 @@ class PersonalizeConfig(_Section):
     """Stage 2, once per concept."""
 
     steps: int = 5  # [P] 5 to 15
+    automatic: bool = (
+        False  # end before ``steps``, once the loss on the image is ``automatic_loss`` of the first guess's
+    )
+    automatic_loss: float = 0.5
     batch_size: int = 16  # [R] the same image with independent (t, noise)
     accumulation: int = 1
     tune: tuple[str, ...] = ("residual", "bias", "deltas")  # [?] any of TUNABLE
@@ -211,6 +216,7 @@ class PersonalizeConfig(_Section):
         for name in ("batch_size", "accumulation", "frozen_timesteps", "prior_pictures"):
             at_least(name, getattr(self, name), 1)
         at_least("prior_weight", self.prior_weight, 0)
+        at_least("automatic_loss", self.automatic_loss, 0)
         if self.prior_weight and self.keep == "replay":
             raise ConfigError("a replay keeps one image, not the pictures of the class; set prior_weight to 0")
         for name in self.tune:
@@ -219,6 +225,16 @@ class PersonalizeConfig(_Section):
         _check("regularisation_reduction", self.regularisation_reduction, ("sum", "mean"))
         _check("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
         _check("save_dtype", self.save_dtype, ("float32", "float16"))
+
+    def updated(self, values: Mapping[str, Any]) -> Self:
+        """As usual, and ``steps`` may be "auto": at most 15, and fewer where the image is learned before.
+
+        A number of steps is meant: it takes "auto" back.
+        """
+        if "steps" in values:
+            auto = values["steps"] == "auto"
+            values = {"automatic": auto, **values, **({"steps": _MOST_STEPS} if auto else {})}
+        return super().updated(values)
 
     def rate(self, part: str) -> float:
         """Learning rate of one of TUNABLE."""
@@ -272,6 +288,7 @@ class GenerateConfig(_Section):
     strength: float = 1.0  # of the concept: scales its embedding offset and its own weight deltas
     embedding: str = "live"  # "live": predicted at every denoising step [R]; "frozen": one vector
     unconditional: str = "concept"  # whose prediction without the prompt guidance starts from: "concept" or "base"
+    dual_path: float = 0.0  # share of every attention that comes from the base and the class word (arXiv 2307.06925)
     scheduler: str | None = None  # a diffusers scheduler class; None: the base model's own
     height: int | None = None
     width: int | None = None
@@ -281,6 +298,10 @@ class GenerateConfig(_Section):
         at_least("num_inference_steps", self.num_inference_steps, 1)
         _check("embedding", self.embedding, ("live", "frozen"))
         _check("unconditional", self.unconditional, ("concept", "base"))
+        if not 0 <= self.dual_path <= 1:
+            raise ConfigError(f"dual_path is {self.dual_path}; it must be between 0 and 1")
+        if self.dual_path and self.unconditional == "base":
+            raise ConfigError("dual_path needs unconditional 'concept': it already mixes the base into every row")
 
     @classmethod
     def paper(cls) -> GenerateConfig:

@@ -19,9 +19,10 @@ from e4t.errors import CheckpointError, MismatchError
 from e4t.model import E4TModel
 from e4t.objective import Batch, E4TObjective, Prior
 from e4t.provenance import image_digest, versions
-from e4t.training import Step, draw_timesteps, generator_at, train
+from e4t.training import Step, autocast, draw_timesteps, generator_at, train
 
 _WHOLE = ("encoder", "unet", "text_encoder")
+_PROBE = -2  # a batch that no step trains on
 _MOST_PASSES = 1_000_000
 """Pictures in all steps of a repetition: a file from a stranger may not keep a machine busy for ever."""
 
@@ -31,7 +32,7 @@ class PersonalizeStep:
     """Step 0 is the domain's first guess, before any tuning: it has no losses. ``concept`` is None unless asked for."""
 
     number: int
-    total_steps: int
+    total_steps: int  # the most there can be: automatic tuning may end before
     training: Step | None
     concept: Concept | None
 
@@ -84,7 +85,8 @@ def personalize(
 ) -> Iterator[PersonalizeStep]:
     """Tune on one image (its centre square, never mirrored); yields step 0 and then every step.
 
-    The last step carries the concept, with ``keep_steps`` every step does. ``mask`` says where the loss counts (white),
+    The last step carries the concept, with ``keep_steps`` every step does; with ``config.automatic`` that is the first
+    one after which the image counts as learned. ``mask`` says where the loss counts (white),
     ``prior`` what the model is not to forget if ``config.prior_weight`` is above 0.
     The model is afterwards as it was before, also when the caller stops early.
     """
@@ -103,7 +105,7 @@ def replayed(model: E4TModel, concept: Concept) -> Concept:
     CheckpointError for one that asks for more work than any tuning needs.
     """
     model.check(concept)
-    config = PersonalizeConfig.from_dict({**concept.config, "steps": concept.steps})
+    config = PersonalizeConfig.from_dict({**concept.config, "steps": concept.steps, "automatic": False})
     if config.steps * config.accumulation * config.batch_size > _MOST_PASSES:
         raise CheckpointError(f"the concept asks for {config.steps} steps of {config.batch_size} to be repeated")
     constants = Constants.of(concept.group("replay"), model.backbone.device)
@@ -148,20 +150,41 @@ def tune(
         if not config.steps:
             return
         optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        batch_at = batches(model, constants, config)
+        learned = _learned(objective, batch_at(_PROBE), config) if config.automatic else _never
         for step in train(
             objective,
-            batches(model, constants, config),
+            batch_at,
             optimizer,
             steps=config.steps,
             accumulation=config.accumulation,
             mixed_precision=config.mixed_precision,
             max_grad_norm=config.max_grad_norm,
         ):
-            wanted = _kept(step.number, keep_steps) or step.number == config.steps
-            concept = tuning.concept(step.number) if wanted else None
+            last = step.number == config.steps or learned()
+            concept = tuning.concept(step.number) if last or _kept(step.number, keep_steps) else None
             yield PersonalizeStep(step.number, config.steps, step, concept)
+            if last:
+                return
     finally:
         tuning.stop()
+
+
+def _learned(objective: E4TObjective, probe: Batch, config: PersonalizeConfig) -> Callable[[], bool]:
+    """Tells whether the loss on ``probe`` is down to ``config.automatic_loss`` of what it is now, before any tuning."""
+    backbone = objective.model.backbone
+    cast = autocast(config.mixed_precision, backbone.device, backbone.dtype)
+
+    def loss() -> float:
+        with torch.no_grad(), cast:
+            return float(objective(probe).diffusion)
+
+    first = loss()
+    return lambda: loss() <= config.automatic_loss * first
+
+
+def _never() -> bool:
+    return False
 
 
 def _kept(step: int, keep_steps: bool | Collection[int]) -> bool:

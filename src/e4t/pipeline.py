@@ -31,6 +31,7 @@ from e4t.errors import ConfigError
 from e4t.images import load_image, load_mask
 from e4t.loading import load_safety
 from e4t.model import E4TModel
+from e4t.models import dual
 from e4t.models.text import Tokens
 from e4t.personalize import ClassPictures, PersonalizeStep, personalize, replayed
 
@@ -241,6 +242,7 @@ class E4TPipeline:
                     embedding=settings.embedding,
                     strength=settings.strength,
                     unconditional=settings.unconditional,
+                    dual_path=settings.dual_path,
                 )
             )
             images = self.stock(
@@ -266,6 +268,7 @@ class E4TPipeline:
         embedding: str = "live",
         strength: float = 1.0,
         unconditional: str = "concept",
+        dual_path: float = 0.0,
         also: Sequence[nn.Module] = (),
     ) -> Iterator[Applied]:
         """The concept in place, for any stock pipeline on this U-Net: image-to-image, inpainting, ControlNet, …
@@ -273,13 +276,11 @@ class E4TPipeline:
         Pass the embeddings of the `Applied` it yields, and draw ``num_images`` pictures per prompt in one call.
         ``also`` are further modules that take prompt embeddings (a ControlNet, another U-Net): they get the word, not
         the weights. With ``unconditional="base"`` the rows of negative prompts go through the untuned weights: a tuned
-        model's own idea of any picture has drifted towards the concept (arXiv 2503.20240). Afterwards the base is as
+        model's own idea of any picture has drifted towards the concept (arXiv 2503.20240). ``dual_path`` is the share
+        of every attention that is left to the base and the class word (`e4t.models.dual`). Afterwards the base is as
         it was.
         """
-        if embedding not in ("live", "frozen"):
-            raise ConfigError(f"embedding is {embedding!r}; it must be 'live' or 'frozen'")
-        if unconditional not in ("concept", "base"):
-            raise ConfigError(f"unconditional is {unconditional!r}; it must be 'concept' or 'base'")
+        GenerateConfig(embedding=embedding, unconditional=unconditional, dual_path=dual_path)  # refuses odd ones
         self.backbone.require_in_place()
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         tokens = self.model.tokens(prompts, expected=concept is not None).repeat(num_images)
@@ -289,6 +290,7 @@ class E4TPipeline:
                 yield Applied(self.stock, self._embeds(tokens, None), negative)
                 return
             concept = self.ready(concept)
+            untuned = self._embeds(tokens, None)
             stack.enter_context(self.model.wearing(concept, strength=strength))
             frozen = self.model.word(concept.tensors["frozen_offset"].to(self.backbone.device), strength=strength)
             result = Applied(self.stock, self._embeds(tokens, frozen), negative)
@@ -299,6 +301,8 @@ class E4TPipeline:
                 for module in (self.backbone.unet, *also):
                     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
                     stack.callback(handle.remove)
+            if dual_path:
+                stack.enter_context(dual.dual_path(self.backbone.unet, self.model.base_weights, untuned, dual_path))
             yield result
 
     @torch.no_grad()

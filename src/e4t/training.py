@@ -52,14 +52,14 @@ def train(
     needed = _AUTOCAST_OF.get(weights, mixed_precision)
     if mixed_precision != needed:
         raise ConfigError(f"training on weights of {weights} needs mixed_precision '{needed}'")
-    dtype = _autocast_dtype(mixed_precision, device, weights)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    cast = autocast(mixed_precision, device, weights)
+    scaler = torch.amp.GradScaler(device.type, enabled=cast.fast_dtype == torch.float16)
     rates = [group["lr"] for group in optimizer.param_groups]
     for step in range(start, steps):
         began, losses = time.perf_counter(), []
         for micro in range(accumulation):
             # The batch too: autoencoder and CLIP are run on it at every step.
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with cast:
                 loss = objective(batch_at(step * accumulation + micro))
             scaler.scale(loss.total / accumulation).backward()
             losses.append(torch.stack([loss.total.detach(), loss.diffusion, loss.regularizer, loss.embedding_ratio]))
@@ -75,10 +75,12 @@ def train(
         yield Step(step + 1, steps, total, diffusion, regularizer, ratio, time.perf_counter() - began)
 
 
-def _autocast_dtype(mixed_precision: str, device: torch.device, weights: torch.dtype) -> torch.dtype:
-    if mixed_precision == "bf16" and weights == torch.float32 and not has_fast_bfloat16(device):
-        return torch.float32
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision, torch.float32)
+def autocast(mixed_precision: str, device: torch.device, weights: torch.dtype) -> torch.autocast:
+    """For "no", "bf16" and "fp16"; off where bfloat16 would only be emulated."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision, torch.float32)
+    if dtype == torch.bfloat16 and weights == torch.float32 and not has_fast_bfloat16(device):
+        dtype = torch.float32
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def generator_at(seed: int, *position: int) -> torch.Generator:

@@ -26,6 +26,7 @@ from e4t.cli.options import (
     Reading,
     Settings,
     Steps,
+    StepsOrAuto,
     Text,
 )
 from e4t.cli.settings import overridden, read_sections
@@ -153,8 +154,8 @@ class Personalize:
     ] = None
     """What to tune and therefore to store: the whole U-Net, low-rank changes, the word alone, or (replay) what tuning
     starts from, to be tuned again when loaded. Default: as measured for the domain."""
-    steps: Steps = None
-    """Tuning steps."""
+    steps: StepsOrAuto = None
+    """Tuning steps; auto: as many as the picture needs, 15 at most."""
     batch_size: BatchSize = None
     """Noise levels in a batch."""
     learning_rate: Number = None
@@ -203,6 +204,8 @@ class Personalize:
                 concept = step.concept or concept
         if concept is None:
             raise CheckpointError("personalizing ended without a concept; please report this")
+        if config.automatic:
+            get_console().print(f"learned after {concept.steps} step{'s' if concept.steps > 1 else ''}")
         if self.preview:
             with status("drawing the preview"):
                 concept = concept.with_preview(self._drawn(pipe, concept, image))

@@ -17,6 +17,9 @@ OptionalBase = Annotated[
     str | None, arg(aliases=["--pretrained-model-name-or-path"], metavar="MODEL", help_behavior_hint="")
 ]
 Steps = Annotated[int | None, arg(aliases=["--max-train-steps"], metavar="N", help_behavior_hint="")]
+StepsOrAuto = Annotated[
+    int | Literal["auto"] | None, arg(aliases=["--max-train-steps"], metavar="N|auto", help_behavior_hint="")
+]
 BatchSize = Annotated[int | None, arg(aliases=["--train-batch-size"], metavar="N", help_behavior_hint="")]
 Accumulation = Annotated[int | None, arg(aliases=["--gradient-accumulation-steps"], metavar="N", help_behavior_hint="")]
 Every = Annotated[int | None, arg(aliases=["--checkpointing-steps"], metavar="N", help_behavior_hint="")]

@@ -186,9 +186,10 @@ class Drawer:
     def texts(self, subject: Identity) -> list[str]:
         return [prompt_text(subject, attributes, self.pipe.domain.placeholder) for attributes in self.prompts]
 
-    def generate(self, texts: list[str], concept: Any, seed: int) -> np.ndarray:
-        """One picture per prompt, uint8 ``[prompts, 128, 128, 3]``."""
-        output = self.pipe(texts, concept=concept, seed=seed, num_inference_steps=self.num_inference_steps)
+    def generate(self, texts: list[str], concept: Any, seed: int, **overrides: Any) -> np.ndarray:
+        """One picture per prompt, uint8 ``[prompts, 128, 128, 3]``; overrides are fields of `GenerateConfig`."""
+        settings = {"num_inference_steps": self.num_inference_steps, **overrides}
+        output = self.pipe(texts, concept=concept, seed=seed, **settings)
         return np.stack([np.asarray(small(image)) for image in output.images])
 
     def drawings(self, subject: Identity) -> np.ndarray:
