@@ -35,6 +35,7 @@ class PersonalizeStep:
     total_steps: int  # the most there can be: automatic tuning may end before
     training: Step | None
     concept: Concept | None
+    loss_left: float | None = None  # of the loss on the image before tuning, at the same noises; automatic tuning only
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def tune(
             return
         optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         batch_at = batches(model, constants, config)
-        learned = _learned(objective, batch_at(_PROBE), config) if config.automatic else _never
+        loss_left = _watched(objective, batch_at(_PROBE), config) if config.automatic else None
         for step in train(
             objective,
             batch_at,
@@ -161,17 +162,18 @@ def tune(
             mixed_precision=config.mixed_precision,
             max_grad_norm=config.max_grad_norm,
         ):
-            last = step.number == config.steps or learned()
+            left = loss_left() if loss_left else None
+            last = step.number == config.steps or (left is not None and left <= config.automatic_loss)
             concept = tuning.concept(step.number) if last or _kept(step.number, keep_steps) else None
-            yield PersonalizeStep(step.number, config.steps, step, concept)
+            yield PersonalizeStep(step.number, config.steps, step, concept, left)
             if last:
                 return
     finally:
         tuning.stop()
 
 
-def _learned(objective: E4TObjective, probe: Batch, config: PersonalizeConfig) -> Callable[[], bool]:
-    """Tells whether the loss on ``probe`` is down to ``config.automatic_loss`` of what it is now, before any tuning."""
+def _watched(objective: E4TObjective, probe: Batch, config: PersonalizeConfig) -> Callable[[], float]:
+    """Tells how much is left of the denoising loss that ``probe`` has now, before any tuning."""
     backbone = objective.model.backbone
     cast = autocast(config.mixed_precision, backbone.device, backbone.dtype)
 
@@ -180,11 +182,7 @@ def _learned(objective: E4TObjective, probe: Batch, config: PersonalizeConfig) -
             return float(objective(probe).diffusion)
 
     first = loss()
-    return lambda: loss() <= config.automatic_loss * first
-
-
-def _never() -> bool:
-    return False
+    return lambda: loss() / first
 
 
 def _kept(step: int, keep_steps: bool | Collection[int]) -> bool:

@@ -1,0 +1,109 @@
+"""When tuning has learned enough: the share of the loss on the image at which `--steps auto` ends.
+
+    python -m e4t.evaluation.stopping tiny-face --output out/stopping.json --judge-folder WORK/judge-1/face
+
+Validation individuals are tuned for 15 steps and judged after some of them. Then every rule "end once so much of the
+loss is left" is tried on what was written down, beside every fixed number of steps. The rule that takes the fewest
+steps, and has 98 % of the joint success of the best fixed number, is the domain's `automatic_loss`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from e4t.evaluation.evaluate import Drawer, Examination, input_picture, prompts_of, score
+from e4t.evaluation.judge import Judge
+from e4t.pipeline import E4TPipeline
+from e4t.tiny.world import Identity, identity
+
+RULES = tuple(np.arange(0.2, 1.0, 0.02).round(2).tolist())
+KEPT = 0.98
+"""So much of the best fixed number's joint success a rule must have."""
+
+
+@dataclass(frozen=True)
+class StoppingConfig:
+    """On whom to look, and after which steps."""
+
+    domain: tyro.conf.Positional[str]
+    output: Path
+    judge_folder: Path | None = None  # judge 1; None: the shipped one
+    steps: tuple[int, ...] = (1, 2, 3, 5, 7, 10, 15)
+    count: int = 24
+    num_inference_steps: int = 16
+
+
+@dataclass(frozen=True)
+class Course:
+    """What became of one individual: the loss left after every step from 1 on, and joint success after some."""
+
+    loss_left: list[float]
+    joint: dict[int, float]
+
+    def end(self, rule: float) -> int:
+        """The step after which ``rule`` ends."""
+        return next((step for step, left in enumerate(self.loss_left, 1) if left <= rule), len(self.loss_left))
+
+    def joint_at(self, step: int) -> float:
+        """Joint success after any step, in a straight line between those that were looked at."""
+        return float(np.interp(step, list(self.joint), list(self.joint.values())))
+
+
+def courses(config: StoppingConfig) -> Iterator[Course]:
+    """Tune, draw and judge one validation individual after the other."""
+    pipe = E4TPipeline.from_pretrained(config.domain, device="cpu")
+    kind = pipe.domain.class_word
+    judge = Judge.load(config.judge_folder) if config.judge_folder else Judge.shipped(kind)
+    drawer = Drawer(pipe, prompts_of(kind), 0, config.num_inference_steps)
+    for number in range(config.count):
+        subject = identity("validation", number, kind)
+        yield _course(drawer, judge, subject, config.steps, seed=1000 * number)
+
+
+def _course(drawer: Drawer, judge: Judge, subject: Identity, steps: Sequence[int], *, seed: int) -> Course:
+    photo, mask = input_picture(subject)
+    settings: dict[str, Any] = {"steps": max(steps), "automatic": True, "automatic_loss": 0.0}  # watched, never ended
+    run = list(drawer.pipe.personalize_steps(photo, mask=mask, keep_steps=True, **settings))
+    examination = Examination(judge.layout, [subject], drawer.prompts, judge.readable, "validation")
+    joint = {}
+    for step in run:
+        if step.number in steps:
+            pictures = drawer.generate(drawer.texts(subject), step.concept, seed)
+            joint[step.number] = float(score(examination, judge.read(pictures)).joint.mean())
+    return Course([step.loss_left for step in run if step.loss_left is not None], joint)
+
+
+def summarise(found: Sequence[Course]) -> dict[str, Any]:
+    """Joint success of fixed steps and of rules, and the rule to take."""
+    fixed = {step: float(np.mean([course.joint[step] for course in found])) for step in found[0].joint}
+    best = max(fixed, key=lambda step: fixed[step])
+    rules = {}
+    for rule in RULES:
+        ends = [course.end(rule) for course in found]
+        joint = [course.joint_at(end) for course, end in zip(found, ends, strict=True)]
+        rules[str(rule)] = {"steps": float(np.mean(ends)), "joint": float(np.mean(joint))}
+    good = [rule for rule, values in rules.items() if values["joint"] >= KEPT * fixed[best]]
+    chosen = min(good, key=lambda rule: rules[rule]["steps"]) if good else None
+    return {"fixed": fixed, "best_fixed": best, "rules": rules, "automatic_loss": float(chosen) if chosen else None}
+
+
+def main(config: StoppingConfig) -> None:
+    """Look at everybody and write what was found."""
+    found: list[Course] = []
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    for course in courses(config):
+        found.append(course)
+        report = {"count": len(found), **summarise(found), "courses": [asdict(one) for one in found]}
+        config.output.write_text(json.dumps(report, indent=2) + "\n")
+        print(f"{len(found)} of {config.count}: best fixed {report['best_fixed']}, rule {report['automatic_loss']}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(StoppingConfig, config=(tyro.conf.FlagConversionOff,)))

@@ -1,0 +1,47 @@
+"""The rule that ends tuning, from courses that were written down."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from e4t.evaluation.stopping import Course, StoppingConfig, main, summarise
+
+
+def course(speed: float) -> Course:
+    """The loss falls by ``speed`` a step; success comes at half of the loss and goes again when little is left."""
+    left = [max(0.0, 1 - speed * step) for step in range(1, 16)]
+    steps = (1, 2, 3, 5, 7, 10, 15)
+    return Course(left, {step: float(0.2 <= left[step - 1] <= 0.5) for step in steps})
+
+
+def test_a_rule_ends_at_the_first_step_with_so_little_left() -> None:
+    fast = course(0.1)
+    assert (fast.end(0.5), fast.end(0.25), fast.end(-1.0)) == (5, 8, 15)
+    assert fast.joint_at(6) == pytest.approx((fast.joint[5] + fast.joint[7]) / 2)
+
+
+def test_pictures_that_are_learned_at_different_speeds_need_a_rule() -> None:
+    report = summarise([course(0.07), course(0.25)])
+    assert max(report["fixed"].values()) == 0.5  # no number of steps serves both
+    rule = report["automatic_loss"]
+    assert report["rules"][str(rule)]["joint"] >= 0.98 * 0.5
+    assert max(values["joint"] for values in report["rules"].values()) > 0.9
+
+
+def test_there_may_be_no_rule() -> None:
+    never = Course([1.0] * 15, {1: 1.0, 15: 0.0})
+    assert summarise([never])["automatic_loss"] is None
+
+
+def test_the_shipped_domain_can_be_looked_at(tmp_path: Path) -> None:
+    output = tmp_path / "stopping.json"
+    main(StoppingConfig("tiny-face", output, steps=(1, 2), count=1, num_inference_steps=2))
+    report = json.loads(output.read_text())
+    (one,) = report["courses"]
+    assert report["count"] == 1
+    assert len(one["loss_left"]) == 2
+    assert 0 < one["loss_left"][1] < one["loss_left"][0] * 1.2
+    assert set(one["joint"]) == {"1", "2"}
