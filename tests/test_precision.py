@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 import torch
 
@@ -26,6 +28,17 @@ def test_gpus_are_asked(supported, monkeypatch):
 
 @pytest.mark.parametrize("supported", [True, False])
 def test_processors_are_asked(supported, monkeypatch):
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    """AVX-512 alone emulates bfloat16, though oneDNN calls it supported."""
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: supported)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert has_fast_bfloat16(torch.device("cpu")) == supported
     assert training_dtype("cpu") == (torch.bfloat16 if supported else torch.float32)
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_arm_processors_are_asked_through_onednn(supported, monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    assert has_fast_bfloat16(torch.device("cpu")) == supported
