@@ -12,8 +12,9 @@ from typing import Annotated
 import tyro
 from tyro.conf import subcommand
 
+from e4t.cli.domains import Cache, Pretrain
 from e4t.cli.drawing import Demo, Generate
-from e4t.cli.learning import Personalize, Pretrain, Replay
+from e4t.cli.learning import Personalize, Replay
 from e4t.cli.measuring import Benchmark, Evaluate
 from e4t.cli.options import Command
 from e4t.cli.sharing import Export, Info
@@ -22,6 +23,7 @@ from e4t.errors import E4TError
 
 Commands = (
     Annotated[Demo, subcommand("demo")]
+    | Annotated[Cache, subcommand("cache")]
     | Annotated[Pretrain, subcommand("pretrain")]
     | Annotated[Personalize, subcommand("personalize")]
     | Annotated[Generate, subcommand("generate")]
