@@ -10,7 +10,8 @@ import torch
 
 from bases import save_folder
 from conftest import build_backbone
-from e4t.checkpoint import TrainedDomain
+from e4t import cli
+from e4t.checkpoint import TrainedDomain, TrainingState
 from e4t.config import PretrainConfig
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, TrainingError
@@ -131,3 +132,27 @@ def test_a_schedule_that_ends_cannot_be_prolonged(make_backbone, image_folder, t
     with pytest.raises(CheckpointError, match="other settings"):
         training(make_backbone(), image_folder, tmp_path / "face", steps=6)
     assert dataclasses.replace(PretrainConfig(), steps=6).schedule == "constant"
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
+    """By the limit on the size of files, which the system reports where a full disk would be."""
+    resource = pytest.importorskip("resource")
+    state = TrainingState(1, {}, {"weights": torch.randn(100_000)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot be written \(.*make room and run the same again"):
+            States(tmp_path / "states").save(state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "states").iterdir()) == []
+    States(tmp_path / "states").save(state)
+    assert States(tmp_path / "states").load("latest").step == 1
+
+
+def test_too_little_memory_is_told_from_other_errors():
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**50)
+    assert cli.out_of_memory(raised.value)
+    assert cli.out_of_memory(MemoryError())
+    assert not cli.out_of_memory(RuntimeError("something else"))

@@ -36,6 +36,12 @@ Commands = (
 DESCRIPTION = "One image becomes a word of a text-to-image model, in a few tuning steps."
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether that is what an error says: on GPUs torch has a class for it, on CPUs words."""
+    words = "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or words
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0, 2 for what the user can put right (one sentence on stderr), 130 when interrupted."""
     command: Command = tyro.cli(
@@ -55,10 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         get_console().print("interrupted")
         return 130
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
             raise
-        return refuse("the device ran out of memory: use a smaller batch, gradient checkpointing or another device")
+        return refuse(
+            "the device ran out of memory: use a smaller --batch-size with more --accumulation, "
+            "--gradient-checkpointing or another device; a training goes on from its last saved state"
+        )
     for line in lines:
         print(line)
     return 0
