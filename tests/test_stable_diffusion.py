@@ -53,10 +53,8 @@ def random_parts() -> Iterator[tuple[str, torch.nn.Module]]:
     yield "image_encoder", CLIPVisionModel(vit)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_base(folder: Path) -> Path:
     """A folder as people have it: half-precision files of the variant fp16."""
-    folder = tmp_path_factory.mktemp("base") / "stable-diffusion"
     configs = loading._BASES / "stable-diffusion-1"
     shutil.copytree(configs / "scheduler", folder / "scheduler")
     shutil.copytree(loading._BASES / "clip-tokenizer", folder / "tokenizer")
@@ -67,13 +65,22 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def write_pictures(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
     for seed in range(3):
         values = np.random.default_rng(seed).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
         Image.fromarray(values).save(folder / f"{seed}.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base(tmp_path_factory.mktemp("base") / "stable-diffusion")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 def e4t(*arguments: object) -> str:

@@ -6,7 +6,7 @@ Tensors: pixels [B, 3, H, W] in [-1, 1]; latents [B, C, h, w] scaled as the U-Ne
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +20,15 @@ from typing_extensions import Self
 
 from e4t.config import BaseConfig
 from e4t.errors import ConfigError
-from e4t.loading import CLIP_MEAN, CLIP_STD, load_image_encoder, load_parts
+from e4t.loading import (
+    CLIP_MEAN,
+    CLIP_STD,
+    image_encoder_config,
+    load_image_encoder,
+    load_parts,
+    load_shapes,
+    shape_of_image_encoder,
+)
 from e4t.precision import best_device
 
 _FINGERPRINT_VALUES = 64  # read from every tensor
@@ -48,6 +56,7 @@ class Backbone:
     image_std: Sequence[float] = CLIP_STD
     reading: BaseConfig = field(default_factory=BaseConfig)
     folder: Path | None = None
+    known_image_encoder: str | None = None  # the fingerprint of one whose weights are not here
 
     def __post_init__(self) -> None:
         for module in self.modules():
@@ -89,12 +98,74 @@ class Backbone:
         )
         return backbone.to(place)
 
+    @classmethod
+    def shapes(
+        cls,
+        source: str | Path,
+        *,
+        image_encoder: str | Path | None = None,
+        dtype: torch.dtype = torch.float32,
+        **reading: str | None,
+    ) -> Self:
+        """All parts on the meta device: configs and the tokenizer are read, and no weight. As `from_pretrained`."""
+        name = resolve(source)
+        parts = load_shapes(name, BaseConfig().updated(reading), dtype=dtype)
+        vision = shape_of_image_encoder(image_encoder_config(str(image_encoder) if image_encoder else None, parts))
+        backbone = cls(
+            unet=parts.unet,
+            vae=parts.vae,
+            text_encoder=parts.text_encoder,
+            tokenizer=parts.tokenizer,
+            scheduler=parts.scheduler,
+            image_encoder=vision.to(dtype),
+            name=_portable(name),
+            reading=parts.reading,
+            known_image_encoder="none",
+        )
+        backbone.fingerprint = "none"
+        return backbone
+
+    @classmethod
+    def without_eyes(
+        cls,
+        source: str | Path,
+        *,
+        vae: Mapping[str, Any],
+        image_encoder: Mapping[str, Any],
+        image_encoder_name: str | None,
+        known_image_encoder: str,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        **reading: str | None,
+    ) -> Self:
+        """Without the weights of autoencoder and image encoder, whose outputs are in a cache: their configs suffice.
+
+        Otherwise as `from_pretrained`.
+        """
+        name, place = resolve(source), torch.device(device) if device is not None else best_device()
+        parts = load_parts(name, BaseConfig().updated(reading), dtype=dtype, device=place, vae=vae)
+        backbone = cls(
+            unet=parts.unet,
+            vae=parts.vae,
+            text_encoder=parts.text_encoder,
+            tokenizer=parts.tokenizer,
+            scheduler=parts.scheduler,
+            image_encoder=shape_of_image_encoder(image_encoder),
+            name=_portable(name),
+            image_encoder_name=image_encoder_name,
+            reading=parts.reading,
+            folder=parts.folder,
+            known_image_encoder=known_image_encoder,
+        )
+        return backbone.to(place)
+
     def modules(self) -> Iterator[nn.Module]:
         yield from (self.unet, self.vae, self.text_encoder, self.image_encoder)
 
     def to(self, device: str | torch.device) -> Self:
         for module in self.modules():
-            module.to(device)
+            if next(module.parameters()).device.type != "meta":
+                module.to(device)
         return self
 
     def require_in_place(self) -> None:
@@ -115,8 +186,8 @@ class Backbone:
                 )
 
     @contextmanager
-    def differentiable_attention(self) -> Iterator[None]:
-        """The U-Net's attention is quick to differentiate in bfloat16 inside the ``with``.
+    def differentiable_attention(self, device: torch.device | None = None) -> Iterator[None]:
+        """The U-Net's attention is quick to differentiate in bfloat16 inside the ``with``, on its ``device``.
 
         On CPUs the backward pass of torch's fused kernel is slow in bfloat16 (`benchmarks/attention.py`); with few
         tokens the weights of attention are small enough to be held instead. Nothing changes on other devices, with many
@@ -127,7 +198,7 @@ class Backbone:
         processors = self.unet.attn_processors
         stock = all(type(processor) is AttnProcessor2_0 for processor in processors.values())
         few = self.unet.config.sample_size**2 <= _FEW_TOKENS
-        if self.device.type != "cpu" or not few or not stock:
+        if (device or self.device).type != "cpu" or not few or not stock:
             yield
             return
         self.unet.set_attn_processor(AttnProcessor())
@@ -135,6 +206,17 @@ class Backbone:
             yield
         finally:
             self.unet.set_attn_processor(processors)
+
+    @contextmanager
+    def gradient_checkpointing(self) -> Iterator[None]:
+        """The U-Net's activations are computed a second time instead of kept, inside the ``with``."""
+        self.unet.enable_gradient_checkpointing()
+        self.unet.train()  # diffusers checkpoints in training mode only; Stable Diffusion's U-Net has no dropout
+        try:
+            yield
+        finally:
+            self.unet.disable_gradient_checkpointing()
+            self.unet.eval()
 
     @contextmanager
     def compiled(self) -> Iterator[None]:
@@ -184,23 +266,43 @@ class Backbone:
     @cached_property
     def image_encoder_fingerprint(self) -> str:
         """The same of the image encoder."""
-        return fingerprint_of(self.image_encoder)
+        return self.known_image_encoder or fingerprint_of(self.image_encoder)
 
     # Latents
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Pixels to latents, float32: the posterior's mean, or a draw from it where a generator is given."""
+        mean, std = self.posterior(pixels)
+        return self.latents(mean, std, None if generator is None else draw_noise(mean.shape, generator))
+
+    @torch.no_grad()
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of what pixels may be as latents, float32 [B, C, h, w] each, before scaling."""
+        self._require(self.vae, "autoencoder")
         posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
-        mean = posterior.mean.float()
-        if generator is not None:
-            mean = mean + posterior.std.float() * _noise_like(mean, generator)
+        return posterior.mean.float(), posterior.std.float()
+
+    def latents(self, mean: Tensor, std: Tensor, noise: Tensor | None) -> Tensor:
+        """A posterior's mean as latents, or with ``noise`` a draw from it."""
+        if noise is not None:
+            mean = mean + std * noise.to(mean.device)
         latents: Tensor = mean * self.vae.config.scaling_factor
         return latents
+
+    @property
+    def sees(self) -> bool:
+        """Whether autoencoder and image encoder are here, not only their shapes."""
+        return all(next(part.parameters()).device.type != "meta" for part in (self.vae, self.image_encoder))
+
+    def _require(self, part: Any, what: str) -> None:
+        if next(part.parameters()).device.type == "meta":
+            raise ConfigError(f"the base was opened without its {what}, to train from a cache; open all of it for this")
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to pixels, float32, clamped to [-1, 1]."""
+        self._require(self.vae, "autoencoder")
         pixels: Tensor = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
         return pixels.float().clamp(-1, 1)
 
@@ -259,6 +361,7 @@ class Backbone:
     @torch.no_grad()
     def image_features(self, pixels: Tensor, *, layer_stride: int = 1) -> list[Tensor]:
         """The [CLS] vector after every ``layer_stride``-th CLIP layer, [B, width] float32 each; never a patch token."""
+        self._require(self.image_encoder, "image encoder")
         inputs = self.image_pixels(pixels).to(self.image_encoder.dtype)
         hidden = self.image_encoder(pixel_values=inputs, output_hidden_states=True).hidden_states
         return [states[:, 0].float() for states in hidden[layer_stride::layer_stride]]  # hidden[0] precedes layer 1
@@ -294,7 +397,3 @@ def _portable(name: str) -> str:
 def draw_noise(shape: Sequence[int], generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
     """Standard normal noise drawn on the generator's device, so that a seed means the same on every machine."""
     return torch.randn(tuple(shape), generator=generator, device=generator.device).to(device)
-
-
-def _noise_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    return draw_noise(tensor.shape, generator, tensor.device)

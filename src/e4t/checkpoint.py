@@ -297,10 +297,11 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Tensor | int]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
+        whole = tensor.dim() == 0 and not tensor.is_floating_point()
+        state.setdefault(int(index), {})[key] = int(tensor) if whole else tensor  # torch's step counter is a float
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -345,14 +346,20 @@ def _write(
 ) -> Path:
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    weights = beside / f"{config['kind']}.safetensors"
-    save_file(tensors, weights, metadata={"format": "pt"})
-    text = json.dumps({"format_version": FORMAT_VERSION, **config, _SEAL: _sha256(weights)}, indent=2) + "\n"
-    (beside / _CONFIG).write_text(text, encoding="utf-8")
-    (beside / "README.md").write_text(card, encoding="utf-8")
-    for name, data in files.items():
-        (beside / name).write_bytes(data)
+    try:
+        beside.mkdir(parents=True)
+        weights = beside / f"{config['kind']}.safetensors"
+        save_file(tensors, weights, metadata={"format": "pt"})
+        text = json.dumps({"format_version": FORMAT_VERSION, **config, _SEAL: _sha256(weights)}, indent=2) + "\n"
+        (beside / _CONFIG).write_text(text, encoding="utf-8")
+        (beside / "README.md").write_text(card, encoding="utf-8")
+        for name, data in files.items():
+            (beside / name).write_bytes(data)
+    except (OSError, SafetensorError) as error:  # the second, in place of the first, for weights
+        shutil.rmtree(beside, ignore_errors=True)
+        raise CheckpointError(
+            f"'{folder}' cannot be written ({error}); what was there before is whole: make room and run the same again"
+        ) from error
     _replace(beside, folder)
     return folder
 

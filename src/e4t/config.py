@@ -125,7 +125,10 @@ class PretrainConfig(_Section):
     weight_decay: float = 0.01  # AdamW's default
     warmup_steps: int = 0
     cooldown_steps: int = 0  # [?] at the end, over which the rates fall to nothing; the rate is constant [R]
+    schedule: str = "constant"  # [R] "constant"; "linear" and "cosine" fall to nothing from the warm-up to the end
     max_grad_norm: float | None = None
+    optimizer: str = "adamw"  # [R] or "adamw8bit": its moments in 8 bits, by bitsandbytes
+    ema_decay: float = 0.0  # of an average of the weights, which is what is saved then; 0: the weights themselves
     embedding_scale: float = 0.1  # [R] s in v* = v_class + s E
     regularisation: float = 0.01  # [R] λ
     regularisation_reduction: str = "sum"  # [?] over the embedding's dimensions: "sum" or "mean"
@@ -137,19 +140,30 @@ class PretrainConfig(_Section):
     flip: bool = False  # [?] mirroring changes identities
     color_jitter: float = 0.0  # [?] of the encoder's view only
     sample_latents: bool = True  # draw from the autoencoder's posterior instead of taking its mean
+    caption_share: float = 0.0  # of prompts that are the picture's own caption, with the placeholder put into it
+    shuffle_buffer: int = 1_000  # samples of a shard that wait at a time, one of which comes next
     cache: bool = False  # encode every picture once and keep it in memory; only where every view of it is the same
     mixed_precision: str = "no"  # "no", "bf16" (where it is fast), "fp16"; what is trained stays float32
     gradient_checkpointing: bool = False
     compile: bool = False  # the U-Net, by torch.compile: minutes before the first step, faster ones afterwards
     seed: int = 0
     checkpoint_every: int = 1_000
+    keep_states: int = 1  # how many of the last saved states stay on the disk
+    workers: int = 0  # threads that prepare pictures ahead; 0: each when it is needed
     save_dtype: str = "float32"  # of the domain folder
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     offsets: OffsetsConfig = field(default_factory=OffsetsConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "checkpoint_every"):
+        for name in ("steps", "batch_size", "accumulation", "checkpoint_every", "keep_states", "shuffle_buffer"):
             at_least(name, getattr(self, name), 1)
+        for name in ("warmup_steps", "cooldown_steps", "workers"):
+            at_least(name, getattr(self, name), 0)
+        for name, most in (("ema_decay", 0.99999), ("caption_share", 1)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be between 0 and {most}")
+        _check("schedule", self.schedule, ("constant", "linear", "cosine"))
+        _check("optimizer", self.optimizer, ("adamw", "adamw8bit"))
         _check("regularisation_reduction", self.regularisation_reduction, ("sum", "mean"))
         _check("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
         _check("save_dtype", self.save_dtype, ("float32", "float16"))

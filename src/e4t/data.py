@@ -1,35 +1,89 @@
-"""Training pictures: any folder of images, or one .npy file of them; a view follows from seed and position alone."""
+"""Views of training pictures: which comes when, how it is cropped, mirrored and coloured, from seed and position alone.
+
+A picture that cannot be decoded is left out: the one that comes next stands in for it, and it is counted.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from e4t.errors import DataError
-from e4t.images import load_image
+from e4t.errors import DataError, ImageError
+from e4t.pictures import Entry, open_pictures
+from e4t.shards import ShardStream, shard_urls
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+_MOST_IN_A_ROW = 1_000  # pictures that cannot be decoded, before that is taken for the fault of the source
+_AHEAD = 2  # batches that are prepared before they are asked for, for each worker
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Views:
-    """Two views of the same pictures, [B, 3, R, R] in [-1, 1]: what is to be drawn, and what the encoder sees."""
+    """Two views of the same pictures, [B, 3, R, R] in [-1, 1]: what is to be drawn, and what the encoder sees.
+
+    ``captions`` are what is written about them, None where nothing is.
+    """
 
     target: Tensor
     reference: Tensor
+    captions: Sequence[str | None] = ()
+
+
+class Ordered(Protocol):
+    """Pictures in the order of training, without end."""
+
+    def at(self, position: int) -> Entry: ...
+
+    def release(self, before: int) -> None: ...
+
+
+@dataclass
+class Shuffle:
+    """Every epoch goes through all of ``count`` numbers in a new order."""
+
+    count: int
+    seed: int
+    _order: tuple[int, np.ndarray] = field(default=(-1, np.empty(0)), repr=False)
+
+    def pick(self, position: int) -> int:
+        """The number at a position of the order without end."""
+        epoch, place = divmod(position, self.count)
+        known, order = self._order  # read and replaced as one, because worker threads ask, too
+        if known != epoch:
+            order = np.random.default_rng([self.seed, 0, epoch]).permutation(self.count)
+            self._order = epoch, order
+        return int(order[place])
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    """Numbered pictures, shuffled; nothing is held."""
+
+    entries: Sequence[Entry]
+    shuffle: Shuffle
+
+    def at(self, position: int) -> Entry:
+        return self.entries[self.shuffle.pick(position)]
+
+    def release(self, before: int) -> None:
+        pass
 
 
 class ImageData:
-    """A folder of images (searched through sub-folders, in sorted order) or a uint8 .npy file [N, H, W, 3].
+    """Training pictures: any source of `open_pictures`, or shards (`shard_urls`), whose ``entries`` are not known.
 
     ``crop_scale`` is the share of the area a random square crop keeps, (1, 1) for the centre square; ``flip`` mirrors
     half of the pictures; ``color_jitter`` changes brightness, contrast and saturation of the reference by up to
-    that factor.
+    that factor. ``broken`` are the pictures that could not be decoded, and why.
     """
 
     def __init__(
@@ -41,51 +95,75 @@ class ImageData:
         flip: bool,
         color_jitter: float,
         seed: int,
+        shuffle_buffer: int = 1,
     ) -> None:
-        self.source = Path(source)
+        self.source = str(source)
         self.resolution = resolution
         self.crop_scale = crop_scale
         self.flip = flip
         self.color_jitter = color_jitter
         self.seed = seed
-        self._pictures = _open(self.source)
+        self.broken: dict[str, str] = {}
+        urls = shard_urls(source)
+        self.stream = ShardStream(urls, seed, shuffle_buffer) if urls else None
+        self.entries: Sequence[Entry] = () if urls else open_pictures(source)
+        self._shuffle = Shuffle(len(self.entries), seed)
+        self._ordered: Ordered = self.stream or _Numbered(self.entries, self._shuffle)
+        self._lock = Lock()
 
     def __len__(self) -> int:
-        return len(self._pictures)
-
-    def picture(self, index: int) -> Image.Image:
-        entry = self._pictures[index]
-        if isinstance(entry, Path):
-            return load_image(entry)
-        return Image.fromarray(np.ascontiguousarray(entry))
+        return len(self.entries)
 
     def views(self, batch: int, size: int) -> Views:
-        """Batch number ``batch`` of ``size`` pictures; every epoch goes through all pictures in a new order."""
-        pairs = [self._pair(position) for position in range(batch * size, (batch + 1) * size)]
-        return Views(*(torch.stack(views) for views in zip(*pairs, strict=True)))
+        """Batch number ``batch`` of ``size`` pictures."""
+        return self.views_at(range(batch * size, (batch + 1) * size))
 
-    def picks(self, batch: int, size: int) -> list[int]:
-        """Which pictures `views` shows."""
-        return [self._pick(position) for position in range(batch * size, (batch + 1) * size)]
+    def views_at(self, positions: Sequence[int], run: Callable[..., Iterable[Any]] = map) -> Views:
+        """The pictures at some rising positions; ``run`` is `map`, or that of an executor."""
+        for position in positions:  # shards are read from first to last, whatever the threads do
+            self._ordered.at(position)
+        seen: list[_Seen] = list(run(self._see, positions))
+        return Views(
+            target=torch.stack([one.target for one in seen]),
+            reference=torch.stack([one.reference for one in seen]),
+            captions=[one.caption for one in seen],
+        )
 
-    def _pick(self, position: int) -> int:
-        epoch, place = divmod(position, len(self))
-        return int(self.order(epoch)[place])
+    def picks(self, positions: Iterable[int]) -> list[int]:
+        """Which pictures `views_at` shows, by number; those that cannot be decoded included."""
+        return [self._shuffle.pick(position) for position in positions]
 
-    def _pair(self, position: int) -> tuple[Tensor, Tensor]:
+    def release(self, before: int) -> None:
+        """Nothing before a position will be asked for again."""
+        self._ordered.release(before)
+
+    def _see(self, position: int) -> _Seen:
         rng = np.random.default_rng([self.seed, 1, position])
-        image = self.picture(self._pick(position))
+        image, caption = self.first_readable(position, self._decoded)
+        return _Seen(*self.views_of(image, rng), caption)
+
+    def _decoded(self, position: int) -> tuple[Image.Image, str | None]:
+        entry = self._ordered.at(position)
+        return entry.image(), entry.caption()
+
+    def views_of(self, image: Image.Image, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """A target and a reference, [3, R, R] each, of a picture."""
         if self.flip and rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         target, reference = (self._crop(image, rng) for _ in range(2))
         return target, _jitter(reference, self.color_jitter, rng)
 
-    def order(self, epoch: int) -> np.ndarray:
-        """In which order an epoch goes through the pictures."""
-        if getattr(self, "_cached_epoch", None) != epoch:
-            self._cached_epoch = epoch
-            self._cached_order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self))
-        return self._cached_order
+    def first_readable(self, position: int, attempt: Callable[[int], _T]) -> _T:
+        """``attempt`` at a position, or at the next where no ImageError comes: the same in every process and run."""
+        tries = min(2 * len(self) or _MOST_IN_A_ROW, _MOST_IN_A_ROW)  # twice: the next epoch has another order
+        for place in range(position, position + tries):
+            try:
+                return attempt(place)
+            except ImageError as error:
+                with self._lock:
+                    self.broken.setdefault(self._ordered.at(place).name, str(error))
+        reason = next(iter(self.broken.values()))
+        raise DataError(f"'{self.source}' holds no picture that can be read, in {tries} tries; the first: {reason}")
 
     def _crop(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
         if self.crop_scale == (1.0, 1.0):
@@ -93,6 +171,42 @@ class ImageData:
         side = min(image.size) * float(rng.uniform(*self.crop_scale)) ** 0.5
         left, top = (rng.random() * (extent - side) for extent in image.size)
         return to_pixels(_resized(image, self.resolution, (left, top, left + side, top + side)))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    target: Tensor
+    reference: Tensor
+    caption: str | None
+
+
+class Ahead(Generic[_T]):
+    """``load(i)`` for i = n, n + 1, …, prepared by ``workers`` threads before it is asked for; none: when asked for.
+
+    Threads, because decoding and resizing let others run meanwhile, and nothing has to be copied between processes.
+    ``load`` gets the executor's `map`, for work inside one batch.
+    """
+
+    def __init__(self, load: Callable[[int, Callable[..., Iterable[Any]]], _T], workers: int) -> None:
+        self._load = load
+        self._workers = ThreadPoolExecutor(workers) if workers else None
+        self._reader = ThreadPoolExecutor(1)  # one batch after another: shards are read from first to last
+        self._coming: dict[int, Future[_T]] = {}
+        self._depth = _AHEAD
+
+    def __call__(self, index: int) -> _T:
+        if self._workers is None:
+            return self._load(index, map)
+        for number in range(index, index + self._depth):
+            if number not in self._coming:
+                self._coming[number] = self._reader.submit(self._load, number, self._workers.map)
+        return self._coming.pop(index).result()
+
+    def close(self) -> None:
+        """Drop what is under way."""
+        for executor in (self._reader, self._workers):
+            if executor is not None:
+                executor.shutdown(wait=True, cancel_futures=True)
 
 
 def to_pixels(image: Image.Image) -> Tensor:
@@ -113,30 +227,16 @@ def square_mask(mask: Image.Image, resolution: int) -> Tensor:
     return torch.from_numpy(values / 255)[None]
 
 
-def write_cache(source: str | Path, path: str | Path, *, resolution: int) -> Path:
+def write_array(source: str | Path, path: str | Path, *, resolution: int) -> Path:
     """Decode a folder once into a .npy file of centre squares, uint8 [N, R, R, 3], for `ImageData` to map."""
-    data = ImageData(source, resolution=resolution, crop_scale=(1.0, 1.0), flip=False, color_jitter=0.0, seed=0)
-    shape = (len(data), resolution, resolution, 3)
+    entries = open_pictures(source)
+    shape = (len(entries), resolution, resolution, 3)
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    for index in range(len(data)):
-        image = data.picture(index)
+    for index, entry in enumerate(entries):
+        image = entry.image()
         array[index] = np.array(_resized(image, resolution, _centre(image)))
     array.flush()
     return Path(path)
-
-
-def _open(source: Path) -> list[Path] | np.ndarray:
-    if source.suffix == ".npy" and source.is_file():
-        array: np.ndarray = np.load(source, mmap_mode="r", allow_pickle=False)
-        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3:
-            raise DataError(f"'{source}' is {array.dtype} {array.shape}; expected uint8 [N, H, W, 3]")
-        return array
-    if not source.is_dir():
-        raise DataError(f"'{source}' is neither a folder of images nor a .npy file")
-    paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise DataError(f"'{source}' holds no images ({', '.join(sorted(SUFFIXES))})")
-    return paths
 
 
 def _centre(image: Image.Image) -> tuple[float, float, float, float]:

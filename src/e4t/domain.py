@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -52,6 +53,13 @@ class Domain:
     def prompts(self) -> tuple[str, ...]:
         """The templates with the placeholder filled in."""
         return tuple(template.replace("{}", self.placeholder) for template in self.templates)
+
+    def captioned(self, caption: str) -> str:
+        """A caption with the placeholder in place of ``{}`` or the class word, else after the first template."""
+        if "{}" in caption:
+            return caption.replace("{}", self.placeholder)
+        replaced, count = re.subn(rf"\b{re.escape(self.class_word)}\b", self.placeholder, caption, count=1, flags=re.I)
+        return replaced if count else f"{self.prompts[0]}, {caption}"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -38,6 +38,16 @@ def load_image(source: ImageSource) -> Image.Image:
     return _on_white(_decode(source))
 
 
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """The same of the bytes of a file; ``name`` is for messages."""
+    name = f"'{name}'"
+    if not data:
+        raise ImageError(f"{name} is empty; {_HINT}")
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"{name} has more than {MAX_BYTES // 2**20} MB; make it smaller")
+    return _on_white(_opened(io.BytesIO(data), name))
+
+
 def load_mask(source: ImageSource, size: int | None = None) -> Image.Image:
     """A mask as 8-bit grey, 255 where the subject is: a picture's transparency if it has any, else its brightness.
 
@@ -86,7 +96,10 @@ def _decode(source: ImageSource) -> Image.Image:
     if isinstance(source, Image.Image):
         _check_size(source.size, name)
         return _load(source.copy(), name)
-    data = io.BytesIO(_read(Path(source), name))
+    return _opened(io.BytesIO(_read(Path(source), name)), name)
+
+
+def _opened(data: io.BytesIO, name: str) -> Image.Image:
     with warnings.catch_warnings():
         # Pillow warns of decompression bombs and odd metadata; the limits are checked here instead.
         warnings.simplefilter("ignore")

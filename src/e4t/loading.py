@@ -7,7 +7,7 @@ A single file has no configs, no tokenizer and no word about what its U-Net pred
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,13 +61,83 @@ class ImageEncoder:
     name: str | None
 
 
-def load_parts(name: str, reading: BaseConfig, *, dtype: torch.dtype, device: torch.device) -> Parts:
-    """Parts in ``dtype``; of a single file, the U-Net is on ``device`` already. Raises what `locate` raises."""
+def load_parts(
+    name: str,
+    reading: BaseConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    vae: Mapping[str, Any] | None = None,
+) -> Parts:
+    """Parts in ``dtype``; of a single file, the U-Net is on ``device`` already. Raises what `locate` raises.
+
+    With a config as ``vae``, the autoencoder has that shape and no weights: it is on the meta device.
+    """
     place = locate(name, reading)
+    shape = shape_of_autoencoder(vae) if vae is not None else None
     if place.is_dir():
-        return _from_folder(place, name, reading, dtype)
+        return _from_folder(place, name, reading, dtype, shape)
     layout = locate_layout(reading.layout) if reading.layout else None
-    return _from_file(check_file(place, known_layout=layout is not None), layout, reading, dtype, device)
+    parts = _from_file(check_file(place, known_layout=layout is not None), layout, reading, dtype, device)
+    return parts if shape is None else replace(parts, vae=shape)
+
+
+def load_shapes(name: str, reading: BaseConfig, *, dtype: torch.dtype) -> Parts:
+    """The parts without weights, on the meta device; tokenizer and scheduler are whole."""
+    import diffusers
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    place = locate(name, reading)
+    layout = locate_layout(reading.layout) if reading.layout else None
+    version = None if place.is_dir() else check_file(place, known_layout=layout is not None).version
+    configs = place if place.is_dir() else layout or _BASES / f"stable-diffusion-{version}"
+    with _explained(f"'{name}'"):
+        unet, vae = (
+            kind.load_config(configs, subfolder=part)
+            for kind, part in ((diffusers.UNet2DConditionModel, "unet"), (diffusers.AutoencoderKL, "vae"))
+        )
+        scheduler = getattr(diffusers, diffusers.DiffusionPipeline.load_config(configs)["scheduler"][1])
+        plain = CLIPTokenizer.from_pretrained(configs, subfolder="tokenizer") if place.is_dir() else None
+        with torch.device("meta"):
+            text = CLIPTextModel(CLIPTextConfig.from_pretrained(configs, subfolder="text_encoder"))
+            parts = Parts(
+                unet=diffusers.UNet2DConditionModel.from_config(unet).to(dtype),
+                vae=diffusers.AutoencoderKL.from_config(vae).to(dtype),
+                text_encoder=text.to(dtype),
+                tokenizer=plain or _tokenizer(version, layout),
+                scheduler=scheduler.from_pretrained(configs, subfolder="scheduler"),
+                reading=reading,
+                folder=place if place.is_dir() else None,
+            )
+    return _fitting(parts, name)
+
+
+def image_encoder_config(chosen: str | None, base: Parts) -> dict[str, Any]:
+    """The config of the vision tower that `load_image_encoder` would load."""
+    from transformers import CLIPVisionConfig
+
+    inside = base.folder / "image_encoder" if base.folder is not None else None
+    own = inside if chosen is None and inside is not None and inside.is_dir() else None
+    location = str(own or chosen or DEFAULT_IMAGE_ENCODER)
+    with _fetchable(location), _explained(f"the image encoder '{location}'"):
+        config: dict[str, Any] = CLIPVisionConfig.from_pretrained(location).to_dict()
+    return config
+
+
+def shape_of_autoencoder(config: Mapping[str, Any]) -> Any:
+    """An autoencoder without weights."""
+    from diffusers import AutoencoderKL
+
+    with torch.device("meta"):
+        return AutoencoderKL.from_config(dict(config)).eval()
+
+
+def shape_of_image_encoder(config: Mapping[str, Any]) -> Any:
+    """A CLIP vision tower without weights."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    with torch.device("meta"):
+        return CLIPVisionModel(CLIPVisionConfig.from_dict(dict(config))).eval()
 
 
 @contextmanager
@@ -80,11 +150,11 @@ def _explained(what: str) -> Iterator[None]:
         raise CheckpointError(f"{what} cannot be loaded: {reason}") from error
 
 
-def _from_folder(folder: Path, name: str, reading: BaseConfig, dtype: torch.dtype) -> Parts:
+def _from_folder(folder: Path, name: str, reading: BaseConfig, dtype: torch.dtype, vae: Any) -> Parts:
     import diffusers
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    variants = check_folder(folder, name, reading.variant)
+    variants = check_folder(folder, name, reading.variant, without=("vae",) if vae is not None else ())
 
     def whole(kind: Any, part: str, **read: Any) -> Any:
         read |= {"subfolder": part, "variant": variants[part]}
@@ -94,7 +164,7 @@ def _from_folder(folder: Path, name: str, reading: BaseConfig, dtype: torch.dtyp
         scheduler = getattr(diffusers, diffusers.DiffusionPipeline.load_config(folder)["scheduler"][1])
         parts = Parts(
             unet=whole(diffusers.UNet2DConditionModel, "unet", torch_dtype=dtype),
-            vae=whole(diffusers.AutoencoderKL, "vae", torch_dtype=dtype),
+            vae=vae or whole(diffusers.AutoencoderKL, "vae", torch_dtype=dtype),
             text_encoder=whole(CLIPTextModel, "text_encoder", dtype=dtype, ignore_mismatched_sizes=True),
             tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
             scheduler=scheduler.from_pretrained(folder, subfolder="scheduler"),

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from e4t.backbone import Backbone, draw_noise
-from e4t.checkpoint import (
-    TrainedDomain,
-    TrainingState,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    prefixed,
-)
+from e4t.backbone import Backbone
+from e4t.batches import batches
+from e4t.cache import CachedData
+from e4t.checkpoint import TrainedDomain, TrainingState, group, load_optimizer_tensors, optimizer_tensors, prefixed
 from e4t.config import PretrainConfig
-from e4t.data import ImageData, square_pixels
+from e4t.data import ImageData
 from e4t.domain import Domain
-from e4t.errors import CheckpointError, ConfigError
+from e4t.errors import CheckpointError, ConfigError, MismatchError, TrainingError
 from e4t.model import E4TModel
-from e4t.objective import Batch, E4TObjective
-from e4t.training import Step, draw_timesteps, generator_at, train
+from e4t.objective import E4TObjective
+from e4t.optimizers import MovingAverage, new_optimizer
+from e4t.processes import Processes
+from e4t.states import LATEST, States
+from e4t.training import Step, gradient_scaler, train
 
-_MAY_CHANGE = ("steps", "checkpoint_every", "save_dtype", "compile")  # without making a resumed training another one
+_MAY_CHANGE = ("steps", "checkpoint_every", "keep_states", "workers", "save_dtype", "compile")
+"""Settings that can change without making a resumed training another one."""
+
 _FIRST_LOSSES = 5
 
 
@@ -41,60 +42,190 @@ def pretrain(
     personalize: Mapping[str, Any] | None = None,
     generate: Mapping[str, Any] | None = None,
 ) -> Iterator[Step]:
-    """Train a domain and write its folder to ``output``.
+    """Train a domain and write its folder to ``output``: `Pretraining`, step by step."""
+    yield from Pretraining(
+        domain,
+        data,
+        backbone=backbone,
+        config=config,
+        output=output,
+        personalize=personalize,
+        generate=generate,
+    ).steps()
 
-    ``data`` is a folder of images or a .npy file (`ImageData`). ``personalize`` and ``generate`` are settings to record
-    for this domain. The state is kept beside, in ``<output>.training``: the same call goes on from there with the very
-    numbers an uninterrupted run would have had. Raises CheckpointError if it was begun with other settings.
+
+class Pretraining:
+    """One training of a domain, from nothing or from where it was.
+
+    ``data`` is a cache, shards, or any other source of pictures (docs/pretraining.md). ``personalize`` and ``generate``
+    are settings to record for this domain. States are kept beside ``output``, in ``<output>.training``: with the same
+    arguments it goes on from the last one with the very numbers an uninterrupted run would have had. ``resume`` names
+    another folder of states, or of one. Raises CheckpointError if it was begun with other settings.
     """
-    output = Path(output)
-    state_folder = output.with_name(f"{output.name}.training")
-    model = new_model(backbone, domain, config)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, config), weight_decay=config.weight_decay)
-    arguments = {"domain": domain.to_dict(), "data": Path(data).name, "config": config.to_dict()}
-    start, losses = _resume(state_folder, model, optimizer, arguments)
-    images = pictures_of(data, backbone, config)
-    batch_at = batches(model, images, config)
-    objective = E4TObjective(model, regularisation=config.regularisation, reduction=config.regularisation_reduction)
-    if config.gradient_checkpointing:
-        backbone.unet.enable_gradient_checkpointing()
-        backbone.unet.train()  # diffusers checkpoints in training mode only; Stable Diffusion's U-Net has no dropout
-    faster = backbone.compiled() if config.compile else nullcontext()
-    try:
-        with model.offsets.injected(), backbone.differentiable_attention(), faster:
-            for step in train(
+
+    def __init__(
+        self,
+        domain: Domain,
+        data: str | Path,
+        *,
+        backbone: Backbone,
+        config: PretrainConfig,
+        output: str | Path,
+        personalize: Mapping[str, Any] | None = None,
+        generate: Mapping[str, Any] | None = None,
+        processes: Processes | None = None,
+        resume: str = LATEST,
+    ) -> None:
+        self.output = Path(output)
+        self.states = States(self.output.with_name(f"{self.output.name}.training"), config.keep_states)
+        self.processes = processes or Processes()
+        self.domain, self.backbone = domain, backbone
+        self.recorded = {"personalize": dict(personalize or {}), "generate": dict(generate or {})}
+        self.data = data_of(data, backbone, config)
+        self.config = config if isinstance(self.data, ImageData) else _as_cached(config, self.data)
+        self.model = new_model(backbone, domain, self.config)
+        self.optimizer = new_optimizer(
+            config.optimizer,
+            _parameter_groups(self.model, config),
+            weight_decay=config.weight_decay,
+            device=backbone.device,
+        )
+        trained = self.model.encoder.heads() | dict(self.model.offsets.named_parameters())
+        self.average = MovingAverage(trained, config.ema_decay) if config.ema_decay else None
+        self.scaler = gradient_scaler(config.mixed_precision, backbone.device)
+        self.arguments = {
+            "domain": domain.to_dict(),
+            "data": Path(data).name,
+            "config": self.config.to_dict(),
+            "processes": self.processes.count,
+        }
+        self.start, self.losses = self._resumed(resume)
+
+    @property
+    def effective_batch(self) -> int:
+        """Pictures in an optimiser step, of all processes together."""
+        return self.config.batch_size * self.config.accumulation * self.processes.count
+
+    def steps(self) -> Iterator[Step]:
+        """Train; states and, at the end, the domain folder are written on the way.
+
+        Raises TrainingError where the loss is no number any more; the last good state is saved by then.
+        """
+        config, done, saved = self.config, self.start, self.start
+        try:
+            for step in self._train():
+                done = step.number
+                self.losses += [step.loss] if len(self.losses) < _FIRST_LOSSES else []
+                if self.average is not None:
+                    self.average.update(done)
+                if done % config.checkpoint_every == 0 or done == config.steps:
+                    self._save(done)
+                    saved = done
+                yield step
+        except TrainingError as error:
+            if done > saved:
+                self._save(done)
+            raise TrainingError(f"{error}; the state after step {done} is kept in '{self.states.folder}'") from error
+        broken = dict(self.processes.gathered(list(self.data.broken.items())))
+        if self.processes.is_first:
+            self._trained(len(broken)).save(self.output, dtype=config.save_dtype)
+        self.processes.wait()
+
+    def _train(self) -> Iterator[Step]:
+        config, backbone = self.config, self.backbone
+        objective = E4TObjective(
+            self.model, regularisation=config.regularisation, reduction=config.regularisation_reduction
+        )
+        batch_at = batches(self.model, self.data, config, self.processes)
+        with ExitStack() as stack:
+            if config.gradient_checkpointing:
+                stack.enter_context(backbone.gradient_checkpointing())
+            stack.enter_context(self.model.offsets.injected())
+            stack.enter_context(backbone.differentiable_attention())
+            stack.enter_context(backbone.compiled() if config.compile else nullcontext())
+            yield from train(
                 objective,
                 batch_at,
-                optimizer,
+                self.optimizer,
                 steps=config.steps,
-                start=start,
+                start=self.start,
                 accumulation=config.accumulation,
                 mixed_precision=config.mixed_precision,
                 max_grad_norm=config.max_grad_norm,
                 warmup_steps=config.warmup_steps,
                 cooldown_steps=config.cooldown_steps,
-            ):
-                losses += [step.loss] if len(losses) < _FIRST_LOSSES else []
-                if step.number % config.checkpoint_every == 0 or step.number == config.steps:
-                    _state(step.number, {**arguments, "first_losses": losses}, model, optimizer).save(state_folder)
-                yield step
-    finally:
-        if config.gradient_checkpointing:
-            backbone.unet.disable_gradient_checkpointing()
-            backbone.unet.eval()
-    trained = TrainedDomain(
-        domain=domain,
-        base=model.base,
-        encoder=config.encoder,
-        offsets=config.offsets,
-        embedding_scale=config.embedding_scale,
-        tensors=model.domain_tensors(),
-        pretrain=config.to_dict(),
-        training={"data": Path(data).name, "pictures": len(images), "first_losses": losses},
-        personalize=personalize or {},
-        generate=generate or {},
-    )
-    trained.save(output, dtype=config.save_dtype)
+                schedule=config.schedule,
+                scaler=self.scaler,
+                processes=self.processes,
+            )
+
+    def _trained(self, skipped: int) -> TrainedDomain:
+        config = self.config
+        with self.average.worn() if self.average is not None else nullcontext():
+            tensors = {name: tensor.clone() for name, tensor in self.model.domain_tensors().items()}
+        return TrainedDomain(
+            domain=self.domain,
+            base=self.model.base,
+            encoder=config.encoder,
+            offsets=config.offsets,
+            embedding_scale=config.embedding_scale,
+            tensors=tensors,
+            pretrain=config.to_dict(),
+            training={
+                "data": self.arguments["data"],
+                "pictures": len(self.data),
+                "skipped": skipped,
+                "processes": self.processes.count,
+                "effective_batch": self.effective_batch,
+                "learning_rate": config.learning_rate,
+                "first_losses": self.losses,
+            },
+            personalize=self.recorded["personalize"],
+            generate=self.recorded["generate"],
+        )
+
+    # States
+
+    def _save(self, step: int) -> None:
+        """Raises TrainingError rather than to keep weights that are no numbers."""
+        tensors = _trained_tensors(self.model)
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise TrainingError(f"the weights after step {step} are no numbers any more, so training stopped")
+        stream = self.data.stream if isinstance(self.data, ImageData) else None
+        known = {**self.arguments, "first_losses": self.losses, "shards": dict(stream.sizes) if stream else {}}
+        known["broken"] = dict(self.processes.gathered(list(self.data.broken.items())))
+        if not self.processes.is_first:
+            return
+        tensors |= prefixed("optimizer", optimizer_tensors(self.optimizer))
+        if self.average is not None:
+            tensors |= prefixed("average", self.average.tensors)
+        if self.scaler.is_enabled():
+            scaler = self.scaler.state_dict()
+            tensors |= {f"scaler/{name}": torch.tensor(float(scaler[name])) for name in _SCALER}
+        self.states.save(TrainingState(step, known, tensors))
+
+    def _resumed(self, which: str) -> tuple[int, list[float]]:
+        """The step to go on from, 0 without a state, and the first losses so far."""
+        state = self.states.load(which)
+        if state is None:
+            return 0, []
+        begun = {"processes": 1, **state.arguments}
+        if _comparable(begun) != _comparable(self.arguments):
+            raise CheckpointError(
+                f"'{self.states.folder}' was begun with other settings; delete it or choose another output"
+            )
+        targets = self.model.encoder.heads() | dict(self.model.offsets.named_parameters())
+        for name, tensor in (state.group("encoder") | state.group("offsets")).items():
+            targets[name].data.copy_(tensor)
+        load_optimizer_tensors(self.optimizer, state.group("optimizer"))
+        if self.average is not None:
+            self.average.load(state.group("average"))
+        if self.scaler.is_enabled() and (scaler := group(state.tensors, "scaler")):
+            self.scaler.load_state_dict({**self.scaler.state_dict(), **{n: _number(n, t) for n, t in scaler.items()}})
+        self.data.broken.update(begun.get("broken", {}))
+        if isinstance(self.data, ImageData) and self.data.stream is not None:
+            self.data.stream.sizes.update(begun.get("shards", {}))
+        return state.step, list(begun["first_losses"])
 
 
 def new_model(backbone: Backbone, domain: Domain, config: PretrainConfig) -> E4TModel:
@@ -125,73 +256,29 @@ def pictures_of(data: str | Path, backbone: Backbone, config: PretrainConfig) ->
         flip=config.flip,
         color_jitter=config.color_jitter,
         seed=config.seed,
+        shuffle_buffer=config.shuffle_buffer,
     )
 
 
-def batches(model: E4TModel, images: ImageData, config: PretrainConfig) -> Callable[[int], Batch]:
-    """Batch i, from the seed and i alone."""
-    backbone = model.backbone
-    look = _Cache(model, images, config.batch_size) if config.cache else _Fresh(model, images, config)
-    prompts = model.tokens(model.domain.prompts)
-    size, low, high = config.batch_size, config.min_timestep, config.max_timestep or backbone.num_timesteps
-
-    def batch_at(index: int) -> Batch:
-        generator = generator_at(config.seed, index)
-        latents, features = look(index, generator)
-        picks = torch.randint(len(prompts), (size,), generator=generator)
-        noise = draw_noise(latents.shape, generator, backbone.device)
-        timesteps = draw_timesteps(size, low, high, generator, stratified=config.stratified_timesteps)
-        return Batch(
-            latents=latents,
-            noise=noise,
-            timesteps=timesteps.to(backbone.device),
-            tokens=prompts[picks.to(backbone.device)],
-            image_features=features,
+def data_of(source: str | Path, backbone: Backbone, config: PretrainConfig) -> ImageData | CachedData:
+    """What is trained on. Raises MismatchError for a cache of another base, ConfigError for a base that cannot see."""
+    if not CachedData.is_one(source):
+        if not backbone.sees:
+            raise ConfigError(f"'{source}' is no cache, and the base was opened without its autoencoder")
+        return pictures_of(source, backbone, config)
+    cached = CachedData(source, seed=config.seed)
+    if cached.base.fingerprint != backbone.fingerprint:
+        raise MismatchError(
+            f"the cache '{source}' was made with the base model '{cached.base.name}' ({cached.base.fingerprint}), "
+            f"but '{backbone.name}' ({backbone.fingerprint}) is loaded"
         )
-
-    return batch_at
-
-
-Seen = tuple[Tensor, list[Tensor]]
-"""Latents [B, C, h, w] and [CLS] features, [B, width] each, of a batch of pictures."""
+    return cached
 
 
-@dataclasses.dataclass(frozen=True)
-class _Fresh:
-    """What the frozen parts see in a batch, another view of its pictures every time."""
-
-    model: E4TModel
-    images: ImageData
-    config: PretrainConfig
-
-    def __call__(self, index: int, generator: torch.Generator) -> Seen:
-        views = self.images.views(index, self.config.batch_size)
-        latents = self.model.backbone.encode(views.target, generator if self.config.sample_latents else None)
-        return latents, self.model.image_features(views.reference)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Cache:
-    """The same of pictures that always look alike, encoded when they first come up.
-
-    One at a time: a resumed training meets them in other batches, and batches of another size round differently.
-    """
-
-    model: E4TModel
-    images: ImageData
-    size: int
-    known: dict[int, Seen] = dataclasses.field(default_factory=dict)
-
-    def __call__(self, index: int, generator: torch.Generator) -> Seen:
-        seen = [self._see(picture) for picture in self.images.picks(index, self.size)]
-        features = [torch.cat(level) for level in zip(*(features for _, features in seen), strict=True)]
-        return torch.cat([latents for latents, _ in seen]), features
-
-    def _see(self, picture: int) -> Seen:
-        if picture not in self.known:
-            pixels = square_pixels(self.images.picture(picture), self.images.resolution)[None]
-            self.known[picture] = self.model.backbone.encode(pixels), self.model.image_features(pixels)
-        return self.known[picture]
+def _as_cached(config: PretrainConfig, cached: CachedData) -> PretrainConfig:
+    """The settings with how the cached pictures were looked at."""
+    names = ("resolution", "crop_scale", "flip", "color_jitter")
+    return config.updated({"cache": False, **{name: cached.pictures[name] for name in names}})
 
 
 def _parameter_groups(model: E4TModel, config: PretrainConfig) -> list[dict[str, Any]]:
@@ -203,34 +290,22 @@ def _parameter_groups(model: E4TModel, config: PretrainConfig) -> list[dict[str,
     return [{"params": parameters, "lr": rate} for parameters, rate in groups if parameters]
 
 
+_SCALER = ("scale", "_growth_tracker")
+
+
+def _number(name: str, tensor: Tensor) -> float:
+    return float(tensor) if name == "scale" else int(tensor)
+
+
 def _trained_tensors(model: E4TModel) -> dict[str, Tensor]:
     return prefixed("encoder", model.encoder.heads()) | prefixed("offsets", dict(model.offsets.named_parameters()))
 
 
-def _state(step: int, arguments: dict[str, Any], model: E4TModel, optimizer: torch.optim.Optimizer) -> TrainingState:
-    tensors = _trained_tensors(model) | prefixed("optimizer", optimizer_tensors(optimizer))
-    return TrainingState(step, arguments, tensors)
-
-
-def _resume(
-    folder: Path, model: E4TModel, optimizer: torch.optim.Optimizer, arguments: dict[str, Any]
-) -> tuple[int, list[float]]:
-    """The step to go on from, 0 without a state, and the first losses so far."""
-    if not folder.exists():
-        return 0, []
-    state = TrainingState.load(folder)
-    begun = {name: state.arguments[name] for name in arguments}
-    if _comparable(begun) != _comparable(arguments):
-        raise CheckpointError(f"'{folder}' was begun with other settings; delete it or choose another output")
-    targets = model.encoder.heads() | dict(model.offsets.named_parameters())
-    for name, tensor in (state.group("encoder") | state.group("offsets")).items():
-        targets[name].data.copy_(tensor)
-    load_optimizer_tensors(optimizer, state.group("optimizer"))
-    return state.step, list(state.arguments["first_losses"])
-
-
 def _comparable(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a training the one it is; how a batch is shared out among processes does not."""
     config = PretrainConfig.from_dict(arguments["config"])
     defaults = PretrainConfig()
-    fixed = dataclasses.replace(config, **{name: getattr(defaults, name) for name in _MAY_CHANGE})
-    return {**arguments, "config": fixed, "domain": Domain.from_dict(arguments["domain"])}
+    free = [name for name in _MAY_CHANGE if name != "steps" or config.schedule == "constant"]
+    batch = config.batch_size * arguments["processes"]
+    fixed = dataclasses.replace(config, batch_size=batch, **{name: getattr(defaults, name) for name in free})
+    return {"data": arguments["data"], "config": fixed, "domain": Domain.from_dict(arguments["domain"])}

@@ -8,7 +8,7 @@ before gigabytes are read. Pickles are refused: they can run programs.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,14 +144,17 @@ def _not_at_hand(name: str, error: Exception) -> CheckpointError:
 # Folders
 
 
-def check_folder(folder: Path, name: str, variant: str | None) -> dict[str, str | None]:
-    """The variant to read of each part with weights; None: its plain file.
+def check_folder(
+    folder: Path, name: str, variant: str | None, *, without: Collection[str] = ()
+) -> dict[str, str | None]:
+    """The variant to read of each part with weights, but those left out; None: its plain file.
 
     As in diffusers, a part without a file of the variant is read from its plain one. Raises CheckpointError unless the
     folder holds a whole Stable Diffusion in safetensors files that end where their headers say.
     """
     check_layout(folder, name)
-    found = {part: variant_of(folder / part, stem, name, variant) for part, stem in STEMS.items()}
+    parts = {part: stem for part, stem in STEMS.items() if part not in without}
+    found = {part: variant_of(folder / part, stem, name, variant) for part, stem in parts.items()}
     if variant not in found.values() and variant is not None:
         raise CheckpointError(f"'{name}' has no weights of variant '{variant}'; leave --variant out for the plain ones")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from e4t.errors import ConfigError
+from e4t.errors import ConfigError, TrainingError
 from e4t.objective import Batch, E4TObjective
 from e4t.precision import has_fast_bfloat16
+from e4t.processes import Processes
 
 _AUTOCAST_OF = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 """What autocast has to be, by the type of the frozen weights; with float32 it may be any."""
@@ -28,6 +30,7 @@ class Step:
     regularizer: float
     embedding_ratio: float  # ‖s E‖ / ‖v_class‖
     seconds: float
+    learning_rate: float = 0.0  # of the first group of parameters, as this step had it
 
 
 def train(
@@ -42,37 +45,67 @@ def train(
     max_grad_norm: float | None = None,
     warmup_steps: int = 0,
     cooldown_steps: int = 0,
+    schedule: str = "constant",
+    scaler: torch.amp.GradScaler | None = None,
+    processes: Processes | None = None,
 ) -> Iterator[Step]:
     """Steps ``start`` to ``steps``; ``batch_at(i)`` gives batch i, always the same one, so that resuming is exact.
 
-    The learning rates rise over the first ``warmup_steps`` and fall to nothing over the last ``cooldown_steps``.
-    "bf16" means float32 where a processor would only emulate bfloat16.
+    The learning rates rise over the first ``warmup_steps`` and fall to nothing over the last ``cooldown_steps``, or all
+    the way by ``schedule``. "bf16" means float32 where a processor would only emulate bfloat16. With several
+    ``processes``, ``batch_at`` gives this one's share. Raises TrainingError, before it changes a weight, where the loss
+    is no number any more.
     """
     device, weights = objective.model.backbone.device, objective.model.backbone.dtype
     needed = _AUTOCAST_OF.get(weights, mixed_precision)
     if mixed_precision != needed:
         raise ConfigError(f"training on weights of {weights} needs mixed_precision '{needed}'")
     cast = autocast(mixed_precision, device, weights)
-    scaler = torch.amp.GradScaler(device.type, enabled=cast.fast_dtype == torch.float16)
+    scaler = scaler or gradient_scaler(mixed_precision, device)
+    together = processes or Processes()
+    loss_of = together.shared(objective)
     rates = [group["lr"] for group in optimizer.param_groups]
     for step in range(start, steps):
         began, losses = time.perf_counter(), []
         for micro in range(accumulation):
-            # The batch too: autoencoder and CLIP are run on it at every step.
-            with cast:
-                loss = objective(batch_at(step * accumulation + micro))
-            scaler.scale(loss.total / accumulation).backward()
+            with together.apart(loss_of, when=micro + 1 < accumulation):
+                # The batch too: autoencoder and CLIP are run on it at every step.
+                with cast:
+                    loss = loss_of(batch_at(step * accumulation + micro))
+                scaler.scale(loss.total / accumulation).backward()
             losses.append(torch.stack([loss.total.detach(), loss.diffusion, loss.regularizer, loss.embedding_ratio]))
+        total, diffusion, regularizer, ratio = together.mean(torch.stack(losses).mean(dim=0)).tolist()
+        if not math.isfinite(total):
+            optimizer.zero_grad(set_to_none=True)
+            raise TrainingError(
+                f"the loss of step {step + 1} is {total}, so training stopped; a lower learning rate, warmup_steps or "
+                "max_grad_norm may help"
+            )
         scaler.unscale_(optimizer)
         if max_grad_norm is not None:
             nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], max_grad_norm)
+        share = rate_at(step, steps, schedule, warmup_steps=warmup_steps, cooldown_steps=cooldown_steps)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * min(1.0, (step + 1) / max(1, warmup_steps), (steps - step) / max(1, cooldown_steps))
+            group["lr"] = rate * share
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        total, diffusion, regularizer, ratio = torch.stack(losses).mean(dim=0).tolist()
-        yield Step(step + 1, steps, total, diffusion, regularizer, ratio, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        yield Step(step + 1, steps, total, diffusion, regularizer, ratio, seconds, rates[0] * share)
+
+
+def rate_at(step: int, steps: int, schedule: str, *, warmup_steps: int = 0, cooldown_steps: int = 0) -> float:
+    """The share of the learning rate that step ``step`` of ``steps`` has, 0 the first."""
+    share = min(1.0, (step + 1) / max(1, warmup_steps), (steps - step) / max(1, cooldown_steps))
+    if schedule == "constant" or step < warmup_steps:
+        return share
+    passed = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return share * (1 - passed if schedule == "linear" else (1 + math.cos(math.pi * passed)) / 2)
+
+
+def gradient_scaler(mixed_precision: str, device: torch.device) -> torch.amp.GradScaler:
+    """For "fp16", whose small gradients would be lost; off for everything else."""
+    return torch.amp.GradScaler(device.type, enabled=mixed_precision == "fp16")
 
 
 def autocast(mixed_precision: str, device: torch.device, weights: torch.dtype) -> torch.autocast:

@@ -12,8 +12,9 @@ from typing import Annotated
 import tyro
 from tyro.conf import subcommand
 
+from e4t.cli.domains import Cache, Pretrain
 from e4t.cli.drawing import Demo, Generate
-from e4t.cli.learning import Personalize, Pretrain, Replay
+from e4t.cli.learning import Personalize, Replay
 from e4t.cli.measuring import Benchmark, Evaluate
 from e4t.cli.options import Command
 from e4t.cli.sharing import Export, Info
@@ -22,6 +23,7 @@ from e4t.errors import E4TError
 
 Commands = (
     Annotated[Demo, subcommand("demo")]
+    | Annotated[Cache, subcommand("cache")]
     | Annotated[Pretrain, subcommand("pretrain")]
     | Annotated[Personalize, subcommand("personalize")]
     | Annotated[Generate, subcommand("generate")]
@@ -32,6 +34,12 @@ Commands = (
     | Annotated[Info, subcommand("info")]
 )
 DESCRIPTION = "One image becomes a word of a text-to-image model, in a few tuning steps."
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether that is what an error says: on GPUs torch has a class for it, on CPUs words."""
+    words = "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or words
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,10 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         get_console().print("interrupted")
         return 130
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
             raise
-        return refuse("the device ran out of memory: use a smaller batch, gradient checkpointing or another device")
+        return refuse(
+            "the device ran out of memory: use a smaller --batch-size with more --accumulation, "
+            "--gradient-checkpointing or another device; a training goes on from its last saved state"
+        )
     for line in lines:
         print(line)
     return 0

@@ -1,4 +1,4 @@
-"""Commands that learn: pretrain, personalize and replay."""
+"""Commands that learn a concept: personalize and replay."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from tyro.conf import Positional, arg
 
 from e4t.cli.folders import ConceptOptions, OfConcept, is_domain, remember_domain
 from e4t.cli.options import (
-    Accumulation,
     BaseOptions,
     BatchSize,
     Device,
     Dtype,
-    Every,
     File,
     Integer,
     Number,
@@ -25,13 +23,11 @@ from e4t.cli.options import (
     Precision,
     Reading,
     Settings,
-    Steps,
     StepsOrAuto,
-    Text,
 )
-from e4t.cli.settings import overridden, read_sections
+from e4t.cli.settings import overridden
 from e4t.cli.terminal import device_of, dtype_of, get_console, progress_bar, quiet, status
-from e4t.config import PersonalizeConfig, PretrainConfig
+from e4t.config import PersonalizeConfig
 from e4t.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -42,93 +38,6 @@ if TYPE_CHECKING:
 
 
 _LOW_LIKENESS = 0.5
-
-
-@dataclass(frozen=True)
-class Pretrain:
-    """Stage 1, once per domain: train encoder and weight offsets on many pictures. The same command resumes."""
-
-    data: Annotated[Positional[Path], arg(metavar="DATA")]
-    """A folder of pictures, or a uint8 .npy file of shape [N, H, W, 3]."""
-    domain: Annotated[str, arg(metavar="NAME")]
-    """face, cat, art, or a name of your own."""
-    base: Annotated[str, arg(aliases=["--pretrained-model-name-or-path"], metavar="MODEL")]
-    """The text-to-image model, a Stable Diffusion 1.x or 2.x: a diffusers folder, a hub id, a .safetensors file, or a
-    shipped one."""
-    output: Output
-    """The domain folder to write."""
-    class_word: Text = None
-    """One common word for what the pictures show. Default: the domain's own, else its name."""
-    preset: Literal["default", "paper"] = "default"
-    """paper: every value known of the paper."""
-    config: File = None
-    """A JSON file with sections "pretrain", "personalize" and "generate"; options given here come on top."""
-    steps: Steps = None
-    """Optimiser steps."""
-    batch_size: BatchSize = None
-    """Pictures in a batch."""
-    accumulation: Accumulation = None
-    """Batches in an optimiser step."""
-    learning_rate: Number = None
-    """Of the encoder, and of the offsets unless --set offsets_learning_rate says otherwise."""
-    resolution: Integer = None
-    """Side of the pictures. Default: the base's own."""
-    mixed_precision: Precision = None
-    """Autocast; what is trained stays float32."""
-    dtype: Dtype = "float32"
-    """Of the base's weights; float16 needs --mixed-precision fp16, bfloat16 bf16. What is trained stays float32."""
-    gradient_checkpointing: bool = False
-    """Less memory, more time."""
-    compile: bool = False
-    """Compile the U-Net: minutes before the first step, faster ones afterwards."""
-    checkpoint_every: Every = None
-    """Steps between two saved states."""
-    seed: Integer = None
-    """Seed of weights, order, noise and timesteps."""
-    settings: Settings = ()
-    """Any other setting of PretrainConfig, e.g. --set encoder.head=linear. Can be repeated."""
-    device: Device = "auto"
-    """cpu, cuda, mps, ...; auto takes the best there is."""
-    base_model: Reading = field(default_factory=BaseOptions)
-
-    def run(self) -> Sequence[Path | str]:
-        file = read_sections(self.config)
-        config = PretrainConfig.paper(self.domain) if self.preset == "paper" else PretrainConfig()
-        config = overridden(config.updated(file.get("pretrain", {})), self.settings, self._given())
-
-        from dataclasses import replace
-
-        from e4t.backbone import Backbone
-        from e4t.domain import Domain
-        from e4t.pretrain import pretrain
-
-        domain = Domain.named(self.domain)
-        if self.class_word:
-            domain = replace(domain, class_word=self.class_word)
-        quiet()
-        with status("loading the base model"):
-            options: dict[str, Any] = {"device": device_of(self.device), "dtype": dtype_of(self.dtype)}
-            backbone = Backbone.from_pretrained(self.base, **options | self.base_model.given())
-        steps = pretrain(
-            domain,
-            self.data,
-            backbone=backbone,
-            config=config,
-            output=self.output,
-            personalize=file.get("personalize"),
-            generate=file.get("generate"),
-        )
-        with progress_bar("pretrain") as progress:
-            for step in steps:
-                note = f"loss {step.loss:.4f}  word {step.embedding_ratio:.2f}  {step.seconds:.2f} s a step"
-                progress.at(step.number, step.total_steps, note)
-        return [self.output]
-
-    def _given(self) -> dict[str, Any]:
-        names = ("steps", "batch_size", "accumulation", "learning_rate", "resolution", "mixed_precision")
-        given = {name: getattr(self, name) for name in (*names, "checkpoint_every", "seed")}
-        switches = {"gradient_checkpointing": self.gradient_checkpointing, "compile": self.compile}
-        return given | {name: on or None for name, on in switches.items()}
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Progress:
 
 
 @contextmanager
-def progress_bar(name: str) -> Iterator[Progress]:
+def progress_bar(name: str, *, shown: bool = True) -> Iterator[Progress]:
     from rich import progress
 
     columns = (
@@ -74,6 +74,7 @@ def progress_bar(name: str) -> Iterator[Progress]:
         progress.TextColumn("{task.fields[note]}"),
     )
     console = get_console()
+    console.quiet = not shown  # of several processes, one speaks
     with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         yield Progress(bar, bar.add_task(name, total=None, note=""))
 

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from e4t.data import SUFFIXES
 from e4t.errors import ConfigError, DataError
 from e4t.evaluation.baselines import Example, Learned, image_vector
 from e4t.evaluation.copying import PoseReader, backdrop, poses
@@ -39,6 +38,7 @@ from e4t.evaluation.similarity import Clip, Faces
 from e4t.evaluation.truth import Readings
 from e4t.images import load_image
 from e4t.models.text import class_token
+from e4t.pictures import SUFFIXES
 from e4t.pipeline import E4TPipeline
 from e4t.provenance import image_digest
 from e4t.tiny.album import snapshot

@@ -101,7 +101,8 @@ class WeightOffset(nn.Module):
         """[rows, columns] of any dtype to the same; the very tensor that came in while disabled or empty."""
         if not self.enabled or (self.domain is None and self.concept is None):
             return weight
-        with torch.autocast(weight.device.type, enabled=False):
+        kind = "cpu" if weight.is_meta else weight.device.type  # the meta device knows no autocast
+        with torch.autocast(kind, enabled=False):
             return self._compose(weight.float()).to(weight.dtype)
 
     def _compose(self, weight: Tensor) -> Tensor:

@@ -1,0 +1,167 @@
+"""Batch i of pre-training, from the seed and i alone: pictures or what is kept of them, noise, timesteps, prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from e4t.backbone import draw_noise
+from e4t.cache import CachedData, Seen
+from e4t.config import PretrainConfig
+from e4t.data import Ahead, ImageData, Views, square_pixels
+from e4t.errors import ConfigError, PromptTooLongError
+from e4t.model import E4TModel
+from e4t.models.text import Tokens
+from e4t.objective import Batch
+from e4t.processes import Processes
+from e4t.training import draw_timesteps, generator_at
+
+Look = Callable[[int], Seen]
+
+
+def batches(
+    model: E4TModel, data: ImageData | CachedData, config: PretrainConfig, processes: Processes | None = None
+) -> Callable[[int], Batch]:
+    """Batch i; of several processes, the rows that are this one's.
+
+    Random numbers are drawn for the rows of all processes, so that how these are shared out makes no difference.
+    """
+    backbone, together = model.backbone, processes or Processes()
+    look = _look(model, data, config, together)
+    prompts = model.tokens(model.domain.prompts)
+    low, high = config.min_timestep, config.max_timestep or backbone.num_timesteps
+    size, rows = config.batch_size * together.count, together.rows(config.batch_size)
+
+    def batch_at(index: int) -> Batch:
+        generator = generator_at(config.seed, index)
+        seen = look(index)
+        shape = (size, *seen.mean.shape[1:])
+        drawn = draw_noise(shape, generator)[rows] if config.sample_latents else None
+        latents = backbone.latents(seen.mean, seen.std, drawn)
+        picks = torch.randint(len(prompts), (size,), generator=generator)[rows]
+        noise = draw_noise(shape, generator)[rows].to(backbone.device)
+        timesteps = draw_timesteps(size, low, high, generator, stratified=config.stratified_timesteps)[rows]
+        tokens = prompts[picks.to(backbone.device)]
+        if config.caption_share:
+            chosen = torch.rand(size, generator=generator)[rows] < config.caption_share
+            tokens = _with_captions(model, tokens, seen.captions, chosen.tolist())
+        return Batch(
+            latents=latents,
+            noise=noise,
+            timesteps=timesteps.to(backbone.device),
+            tokens=tokens,
+            image_features=seen.features,
+        )
+
+    return batch_at
+
+
+def _look(model: E4TModel, data: ImageData | CachedData, config: PretrainConfig, processes: Processes) -> Look:
+    rows = _Rows(config.batch_size, processes)
+    if isinstance(data, CachedData):
+        return _Kept(model, data, rows)
+    if not config.cache:
+        return _Fresh(model, data, rows, Ahead(lambda index, run: _prepared(data, rows, index, run), config.workers))
+    if data.stream is not None:
+        raise ConfigError("cache keeps numbered pictures in memory, and shards have no numbers; use 'e4t cache'")
+    return _Remembered(model, data, rows)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Where a batch's pictures are in the order of training."""
+
+    size: int
+    processes: Processes
+
+    def of(self, index: int) -> range:
+        """Positions of this process's rows."""
+        own = self.processes.rows(self.size)
+        return range(self.first(index) + own.start, self.first(index) + own.stop)
+
+    def first(self, index: int) -> int:
+        return index * self.size * self.processes.count
+
+
+def _prepared(data: ImageData, rows: _Rows, index: int, run: Callable[..., Iterable[object]]) -> Views:
+    data.release(rows.first(index))
+    return data.views_at(rows.of(index), run)
+
+
+@dataclass(frozen=True)
+class _Fresh:
+    """What the frozen networks see in a batch, another view of its pictures every time."""
+
+    model: E4TModel
+    data: ImageData
+    rows: _Rows
+    ahead: Ahead[Views]
+
+    def __call__(self, index: int) -> Seen:
+        views = self.ahead(index)
+        mean, std = self.model.backbone.posterior(views.target)
+        return Seen(mean, std, self.model.image_features(views.reference), views.captions)
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    """The same of pictures that always look alike, encoded when they first come up.
+
+    One at a time: a resumed training meets them in other batches, and batches of another size round differently.
+    """
+
+    model: E4TModel
+    data: ImageData
+    rows: _Rows
+    known: dict[int, Seen] = field(default_factory=dict)
+
+    def __call__(self, index: int) -> Seen:
+        return Seen.joined([self.data.first_readable(place, self._see) for place in self.rows.of(index)])
+
+    def _see(self, place: int) -> Seen:
+        (number,) = self.data.picks([place])
+        if number not in self.known:
+            entry = self.data.entries[number]
+            pixels = square_pixels(entry.image(), self.data.resolution)[None]
+            mean, std = self.model.backbone.posterior(pixels)
+            self.known[number] = Seen(mean, std, self.model.image_features(pixels), [entry.caption()])
+        return self.known[number]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The same from a cache on the disk."""
+
+    model: E4TModel
+    data: CachedData
+    rows: _Rows
+
+    def __call__(self, index: int) -> Seen:
+        seen = self.data.at(self.rows.of(index), layer_stride=self.model.encoder.config.layer_stride)
+        features = seen.features if self.model.encoder.config.use_image else []
+        device = self.model.backbone.device
+        return Seen(seen.mean.to(device), seen.std.to(device), [f.to(device) for f in features], seen.captions)
+
+
+def _with_captions(model: E4TModel, tokens: Tokens, captions: Sequence[str | None], chosen: Sequence[bool]) -> Tokens:
+    """The tokens with the rows that were chosen, and have a caption, replaced by it."""
+    ids, marks = tokens.ids.clone(), tokens.placeholder.clone()
+    for row, (caption, wanted) in enumerate(zip(captions, chosen, strict=True)):
+        if wanted and caption:
+            replaced = _fitting(model, caption)
+            ids[row], marks[row] = replaced.ids[0], replaced.placeholder[0]
+    return Tokens(ids, marks)
+
+
+def _fitting(model: E4TModel, caption: str) -> Tokens:
+    """A caption with the placeholder, without its last words where it is too long for the text encoder."""
+    words = model.domain.captioned(caption).split()
+    while True:
+        try:
+            return model.tokens([" ".join(words)])
+        except PromptTooLongError:
+            shorter = words[: len(words) * 9 // 10]
+            lost = model.domain.placeholder not in " ".join(shorter)
+            words = model.domain.prompts[0].split() if lost else shorter

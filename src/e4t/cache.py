@@ -1,0 +1,310 @@
+"""What the autoencoder and CLIP see in pictures, written once: training then needs neither network, nor the pictures.
+
+A cache is a folder of ``index.json`` and shards in safetensors format: ``mean`` and ``std`` of the autoencoder's
+posterior [N, C, h, w] and ``features`` [N, layers, width], the [CLS] of CLIP's layers, with captions in the metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from e4t.backbone import Backbone
+from e4t.checkpoint import BaseModel
+from e4t.config import at_least
+from e4t.data import ImageData, Shuffle
+from e4t.errors import ConfigError, DataError, ImageError
+from e4t.pictures import Entry
+from e4t.processes import Processes
+from e4t.sources import read_json
+
+FORMAT_VERSION = 1
+_INDEX = "index.json"
+_BEGUN = "begun.json"  # the same, while shards are missing
+_AT_ONCE = 8  # views that the networks see together
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the frozen networks see in pictures: the autoencoder's posterior (unscaled), CLIP's features, captions."""
+
+    mean: Tensor  # [B, C, h, w]
+    std: Tensor  # as mean
+    features: Sequence[Tensor]  # [B, width] each
+    captions: Sequence[str | None]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Seen]) -> Seen:
+        return cls(
+            torch.cat([part.mean for part in parts]),
+            torch.cat([part.std for part in parts]),
+            [torch.cat(layer) for layer in zip(*(part.features for part in parts), strict=True)],
+            [caption for part in parts for caption in part.captions],
+        )
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """How pictures are looked at before they are forgotten; the rest is as in `PretrainConfig`.
+
+    ``views`` of every picture are kept, each cropped, mirrored and coloured in its own way; ``shard_size`` pictures go
+    into a file.
+    """
+
+    views: int = 1
+    layer_stride: int = 2
+    shard_size: int = 1_000
+    dtype: str = "float16"
+
+    def __post_init__(self) -> None:
+        for name in ("views", "layer_stride", "shard_size"):
+            at_least(name, getattr(self, name), 1)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a finished shard says of itself."""
+
+    number: int
+    shards: int
+    rows: int
+    skipped: int
+
+
+def write_cache(
+    data: ImageData, backbone: Backbone, config: CacheConfig, output: Path, processes: Processes | None = None
+) -> Iterator[Written]:
+    """Write a cache, a shard at a time; shards that are there already are kept, so that the same call goes on.
+
+    Of several processes each writes its share of the shards. Raises DataError where a cache of other settings is in the
+    way, or no picture could be read.
+    """
+    together = processes or Processes()
+    output.mkdir(parents=True, exist_ok=True)
+    said = _description(data, backbone, config)
+    _begin(output, said, together)
+    parts = list(_parts(data, config.shard_size))
+    for number, entries in enumerate(parts):
+        file = output / f"{number:05d}.safetensors"
+        if number % together.count == together.rank and not file.exists():
+            _write_shard(file, number * config.shard_size, entries, data, backbone, config)
+        if number % together.count == together.rank:
+            rows, skipped = _counts(file)
+            yield Written(number + 1, len(parts), rows, skipped)
+    together.wait()
+    if together.is_first:
+        _finish(output, said, len(parts))
+
+
+def _description(data: ImageData, backbone: Backbone, config: CacheConfig) -> dict[str, Any]:
+    base = BaseModel(
+        backbone.name,
+        backbone.fingerprint,
+        backbone.image_encoder_name,
+        backbone.image_encoder_fingerprint,
+        backbone.reading,
+    )
+    return {
+        "kind": "cache",
+        "format_version": FORMAT_VERSION,
+        "base": base.to_dict(),
+        "vae": _plain(dict(backbone.vae.config)),
+        "image_encoder": _plain(backbone.image_encoder.config.to_dict()),
+        "pictures": {
+            "source": Path(data.source).name,
+            "resolution": data.resolution,
+            "crop_scale": list(data.crop_scale),
+            "flip": data.flip,
+            "color_jitter": data.color_jitter,
+            "seed": data.seed,
+        },
+        "views": config.views,
+        "layer_stride": config.layer_stride,
+        "shard_size": config.shard_size,
+        "dtype": config.dtype,
+    }
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return plain
+
+
+def _begin(output: Path, said: Mapping[str, Any], processes: Processes) -> None:
+    """Remember what the shards will be of, or check that those there are of the same."""
+    begun = output / _BEGUN
+    there = next((read_json(file) for file in (output / _INDEX, begun) if file.is_file()), None)
+    if there is not None and {name: there.get(name) for name in said} != said:
+        raise DataError(f"'{output}' holds a cache of other pictures, settings or networks; choose another folder")
+    if there is None and any(output.iterdir()) and processes.is_first:
+        raise DataError(f"'{output}' is not empty and no cache; choose another folder")
+    processes.wait()
+    if there is None and processes.is_first:
+        _write_json(begun, said)
+    processes.wait()
+
+
+def _parts(data: ImageData, size: int) -> Iterator[Iterable[Entry]]:
+    """Pictures that go into a shard together: so many of a numbered source, or what a shard of a stream holds."""
+    if data.stream is not None:
+        for url in data.stream.urls:
+            yield data.stream.samples(url)
+    for begin in range(0, len(data), size):
+        yield (data.entries[number] for number in range(begin, min(begin + size, len(data))))
+
+
+def _write_shard(
+    file: Path, first: int, entries: Iterable[Entry], data: ImageData, backbone: Backbone, config: CacheConfig
+) -> None:
+    """Every view of every picture, beside and then renamed; pictures that cannot be decoded are left out."""
+    seen: list[Seen] = []
+    waiting: list[tuple[Tensor, Tensor, str | None]] = []
+    skipped = 0
+    dtype = getattr(torch, config.dtype)
+
+    def look() -> None:
+        if waiting:
+            targets, references, captions = zip(*waiting, strict=True)
+            mean, std = backbone.posterior(torch.stack(targets))
+            features = backbone.image_features(torch.stack(references), layer_stride=config.layer_stride)
+            kept = [part.to("cpu", dtype) for part in (mean, std, *features)]
+            seen.append(Seen(kept[0], kept[1], kept[2:], captions))
+            waiting.clear()
+
+    for number, entry in enumerate(entries, first):
+        try:
+            image, caption = entry.image(), entry.caption()
+        except ImageError as error:
+            data.broken.setdefault(entry.name, str(error))
+            skipped += 1
+            continue
+        for view in range(config.views):
+            rng = np.random.default_rng([data.seed, 3, number, view])
+            waiting.append((*data.views_of(image, rng), caption))
+            if len(waiting) == _AT_ONCE:
+                look()
+    look()
+    tensors: dict[str, Tensor] = {}
+    captions: Sequence[str | None] = []
+    if seen:
+        whole = Seen.joined(seen)
+        features = torch.stack(list(whole.features), dim=1)
+        tensors, captions = {"mean": whole.mean, "std": whole.std, "features": features}, whole.captions
+    beside = file.with_name(f".{file.name}.{os.getpid()}.new")
+    metadata = {"rows": str(len(captions)), "skipped": str(skipped), "captions": json.dumps(captions)}
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        beside.unlink(missing_ok=True)
+        raise DataError(f"'{file}' cannot be written: {error}") from error
+    beside.replace(file)
+
+
+def _counts(file: Path) -> tuple[int, int]:
+    metadata = _opened(file).metadata() or {}
+    try:
+        return int(metadata["rows"]), int(metadata["skipped"])
+    except (KeyError, ValueError) as error:
+        raise DataError(f"'{file}' is no shard of a cache; delete it and run 'e4t cache' again") from error
+
+
+def _finish(output: Path, said: Mapping[str, Any], count: int) -> None:
+    shards = []
+    for number in range(count):
+        rows, skipped = _counts(output / f"{number:05d}.safetensors")
+        shards.append({"file": f"{number:05d}.safetensors", "rows": rows, "skipped": skipped})
+    if not any(shard["rows"] for shard in shards):
+        raise DataError(f"'{said['pictures']['source']}' holds no picture that can be read")
+    _write_json(output / _INDEX, {**said, "shards": shards})
+    (output / _BEGUN).unlink(missing_ok=True)
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    beside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"'{file}' is missing, cut or damaged ({error}); delete it and 'index.json' and run 'e4t cache' again"
+        ) from error
+
+
+class CachedData:
+    """A cache to train from: every epoch goes through all pictures, one of whose views is drawn.
+
+    Raises DataError for one that is unfinished, of another format, or lacks a shard.
+    """
+
+    def __init__(self, folder: str | Path, *, seed: int) -> None:
+        self.folder = Path(folder)
+        self.seed = seed
+        self.broken: dict[str, str] = {}
+        if not (self.folder / _INDEX).is_file():
+            raise DataError(f"the cache '{folder}' is unfinished: run the same 'e4t cache' again")
+        self.index = read_json(self.folder / _INDEX)
+        if self.index.get("kind") != "cache" or self.index.get("format_version") != FORMAT_VERSION:
+            raise DataError(f"'{folder}' is no cache of format version {FORMAT_VERSION}")
+        try:
+            counts = [(str(shard["file"]), int(shard["rows"])) for shard in self.index["shards"]]
+            self.views, self.layer_stride = int(self.index["views"]), int(self.index["layer_stride"])
+            self.pictures = dict(self.index["pictures"])
+            self.base = BaseModel.from_dict(self.index["base"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"'{self.folder / _INDEX}' is incomplete or broken: {error}") from error
+        for file, rows in counts:
+            if _counts(self.folder / Path(file).name)[0] != rows:
+                raise DataError(f"'{self.folder / file}' has other rows than the index says; make the cache anew")
+        self._places = [(Path(file).name, row) for file, rows in counts for row in range(0, rows, self.views)]
+        self._shuffle = Shuffle(len(self._places), seed)
+        self._files: dict[str, tuple[Any, list[str | None]]] = {}
+
+    @staticmethod
+    def is_one(folder: str | Path) -> bool:
+        return any((Path(folder) / name).is_file() for name in (_INDEX, _BEGUN))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def eyes(self) -> dict[str, Any]:
+        """What `Backbone.without_eyes` has to know of the networks that looked."""
+        return {
+            "vae": self.index["vae"],
+            "image_encoder": self.index["image_encoder"],
+            "image_encoder_name": self.base.image_encoder,
+            "known_image_encoder": self.base.image_encoder_fingerprint,
+        }
+
+    def at(self, positions: Iterable[int], *, layer_stride: int) -> Seen:
+        """Float32, on the CPU. Raises ConfigError for CLIP layers that were not kept."""
+        if layer_stride % self.layer_stride:
+            raise ConfigError(
+                f"the cache '{self.folder}' keeps every {self.layer_stride}th layer of CLIP, from which every "
+                f"{layer_stride}th cannot be had; make it anew, or set encoder.layer_stride"
+            )
+        return Seen.joined([self._row(position, layer_stride // self.layer_stride) for position in positions])
+
+    def _row(self, position: int, stride: int) -> Seen:
+        file, row = self._places[self._shuffle.pick(position)]
+        row += int(np.random.default_rng([self.seed, 1, position]).integers(self.views))
+        if file not in self._files:
+            shard = _opened(self.folder / file)
+            self._files[file] = shard, json.loads((shard.metadata() or {})["captions"])
+        shard, captions = self._files[file]
+        mean, std, features = (shard.get_slice(name)[row : row + 1].float() for name in ("mean", "std", "features"))
+        layers = list(features.unbind(dim=1))
+        return Seen(mean, std, layers[stride - 1 :: stride], [captions[row]])

@@ -1,0 +1,302 @@
+"""Commands that make a domain: pretrain and cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from e4t.cli.options import (
+    Accumulation,
+    BaseOptions,
+    BatchSize,
+    Device,
+    Dtype,
+    Every,
+    File,
+    Integer,
+    Number,
+    Output,
+    Precision,
+    Reading,
+    Settings,
+    Steps,
+    Text,
+)
+from e4t.cli.settings import overridden, read_sections
+from e4t.cli.terminal import device_of, dtype_of, get_console, progress_bar, quiet, status
+from e4t.cli.tracking import Services, Tracking
+from e4t.config import PretrainConfig
+
+if TYPE_CHECKING:
+    from e4t.backbone import Backbone
+    from e4t.domain import Domain
+    from e4t.pretrain import Pretraining
+
+_TRACKED = ("loss", "diffusion", "regularizer", "embedding_ratio", "learning_rate", "seconds")
+
+Data = Annotated[Positional[str], arg(metavar="DATA")]
+Model = Annotated[str, arg(aliases=["--pretrained-model-name-or-path"], metavar="MODEL")]
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Stage 1, once per domain: train encoder and weight offsets on many pictures. The same command resumes."""
+
+    data: Data
+    """A folder of pictures, a .zip or .tar, a .npy array, hf:NAME or a saved dataset, shards (a folder of .tar files, a
+    pattern such as shards/{000..099}.tar, or a URL), or a cache by 'e4t cache'; docs/pretraining.md tells more."""
+    domain: Annotated[str, arg(metavar="NAME")]
+    """face, cat, art, or a name of your own."""
+    base: Model
+    """The text-to-image model, a Stable Diffusion 1.x or 2.x: a diffusers folder, a hub id, a .safetensors file, or a
+    shipped one."""
+    output: Output
+    """The domain folder to write."""
+    class_word: Text = None
+    """One common word for what the pictures show. Default: the domain's own, else its name."""
+    preset: Literal["default", "paper"] = "default"
+    """paper: every value known of the paper."""
+    config: File = None
+    """A JSON file with sections "pretrain", "personalize" and "generate"; options given here come on top."""
+    steps: Steps = None
+    """Optimiser steps."""
+    batch_size: BatchSize = None
+    """Pictures in a batch."""
+    accumulation: Accumulation = None
+    """Batches in an optimiser step."""
+    learning_rate: Number = None
+    """Of the encoder, and of the offsets unless --set offsets_learning_rate says otherwise."""
+    resolution: Integer = None
+    """Side of the pictures. Default: the base's own."""
+    mixed_precision: Precision = None
+    """Autocast; what is trained stays float32."""
+    dtype: Dtype = "float32"
+    """Of the base's weights; float16 needs --mixed-precision fp16, bfloat16 bf16. What is trained stays float32."""
+    gradient_checkpointing: bool = False
+    """Less memory, more time."""
+    compile: bool = False
+    """Compile the U-Net: minutes before the first step, faster ones afterwards."""
+    checkpoint_every: Every = None
+    """Steps between two saved states."""
+    keep_states: Integer = None
+    """How many of the last saved states stay on the disk."""
+    resume: Annotated[str, arg(aliases=["--resume-from-checkpoint"], metavar="latest|DIR")] = "latest"
+    """Where to go on from: the last saved state beside the output, if there is one, or a folder of states."""
+    schedule: Annotated[
+        Literal["constant", "linear", "cosine"] | None,
+        arg(aliases=["--lr-scheduler"], metavar="{constant,linear,cosine}", help_behavior_hint=""),
+    ] = None
+    """Of the learning rate, after the warm-up."""
+    warmup_steps: Annotated[int | None, arg(aliases=["--lr-warmup-steps"], metavar="N", help_behavior_hint="")] = None
+    """Steps over which the learning rate rises."""
+    max_grad_norm: Number = None
+    """Longer gradients are shortened to this."""
+    ema_decay: Number = None
+    """Save a moving average of the weights, of this decay, e.g. 0.9999."""
+    use_8bit_adam: bool = False
+    """Keep the optimiser's moments in 8 bits (the extra lab)."""
+    workers: Annotated[int | None, arg(aliases=["--dataloader-num-workers"], metavar="N", help_behavior_hint="")] = None
+    """Threads that prepare pictures ahead."""
+    seed: Integer = None
+    """Seed of weights, order, noise and timesteps."""
+    validation: Text = None
+    """Pictures to look at while training, not among those of DATA: as DATA, and a cache if that is one."""
+    validate_every: Annotated[int, arg(metavar="N")] = 1_000
+    """Steps between two looks: the loss on them, and what the encoder alone draws of the first four."""
+    report_to: Annotated[Services | None, arg(metavar="{tensorboard,wandb,all}", help_behavior_hint="")] = None
+    """Also send losses and scores there (the extra lab); files go to OUTPUT.tracking."""
+    dry_run: bool = False
+    """Load nothing; say how many parameters there are, and what memory and time the training is predicted to take."""
+    settings: Settings = ()
+    """Any other setting of PretrainConfig, e.g. --set encoder.head=linear. Can be repeated."""
+    device: Device = "auto"
+    """cpu, cuda, mps, ...; auto takes the best there is."""
+    base_model: Reading = field(default_factory=BaseOptions)
+
+    def run(self) -> Sequence[Path | str]:
+        file = read_sections(self.config)
+        config = PretrainConfig.paper(self.domain) if self.preset == "paper" else PretrainConfig()
+        config = overridden(config.updated(file.get("pretrain", {})), self.settings, self._given())
+
+        from e4t.domain import Domain
+        from e4t.pretrain import Pretraining
+        from e4t.processes import Processes, launched_device
+
+        domain = Domain.named(self.domain)
+        if self.class_word:
+            domain = replace(domain, class_word=self.class_word)
+        quiet()
+        device = launched_device(device_of(self.device))
+        if self.dry_run:
+            return self._forecast(domain, config, device)
+        processes = Processes.launched(device)
+        training = Pretraining(
+            domain,
+            self.data,
+            backbone=self._backbone(device),
+            config=config,
+            output=self.output,
+            personalize=file.get("personalize"),
+            generate=file.get("generate"),
+            processes=processes,
+            resume=self.resume,
+        )
+        if not processes.is_first:
+            for _ in training.steps():
+                pass
+            return []
+        get_console().print(_said(training))
+        self._watched(training)
+        report_broken(training.data.broken)
+        return [self.output]
+
+    def _watched(self, training: Pretraining) -> None:
+        """Train, and say, draw and send how it goes on the way."""
+        from e4t.validation import Validation, ValidationConfig
+
+        validation = None
+        if self.validation is not None:
+            often = ValidationConfig(every=self.validate_every)
+            folder = self.output.with_name(f"{self.output.name}.validation")
+            validation = Validation(training, self.validation, folder, often)
+        tracking = Tracking.started(
+            self.report_to, self.output.with_name(f"{self.output.name}.tracking"), training.config.to_dict()
+        )
+        with progress_bar("pretrain") as progress:
+            for step in training.steps():
+                note = f"loss {step.loss:.4f}  rate {step.learning_rate:.2g}  {step.seconds:.2f} s a step"
+                progress.at(step.number, step.total_steps, note)
+                tracking.log({name: getattr(step, name) for name in _TRACKED}, step.number)
+                if validation is not None and validation.due(step.number):
+                    scores = validation.look(step.number)
+                    progress.say(f"step {step.number}: " + ", ".join(f"{n} {v:.4f}" for n, v in scores.items()))
+                    tracking.log(scores, step.number)
+        tracking.end()
+
+    def _forecast(self, domain: Domain, config: PretrainConfig, device: str) -> list[str]:
+        import torch
+
+        from e4t.backbone import Backbone
+        from e4t.cache import CachedData
+        from e4t.forecast import forecast
+
+        options = {"dtype": dtype_of(self.dtype)} | self.base_model.given()
+        cached = CachedData.is_one(self.data)
+        if cached:
+            config = config.updated({"resolution": CachedData(self.data, seed=0).pictures["resolution"]})
+        with status("going through a step"):
+            shapes = Backbone.shapes(self.base, **options)
+            return forecast(shapes, domain, config, device=torch.device(device), cached=cached).sentences()
+
+    def _backbone(self, device: str) -> Backbone:
+        """The base; without autoencoder and image encoder where the data is a cache of what they see."""
+        from e4t.backbone import Backbone
+        from e4t.cache import CachedData
+
+        with status("loading the base model"):
+            options: dict[str, Any] = {"device": device, "dtype": dtype_of(self.dtype)} | self.base_model.given()
+            if not CachedData.is_one(self.data):
+                return Backbone.from_pretrained(self.base, **options)
+            options.pop("image_encoder", None)
+            return Backbone.without_eyes(self.base, **options | CachedData(self.data, seed=0).eyes())
+
+    def _given(self) -> dict[str, Any]:
+        names = ["steps", "batch_size", "accumulation", "learning_rate", "resolution", "mixed_precision", "schedule"]
+        names += ["warmup_steps", "max_grad_norm", "ema_decay", "workers", "checkpoint_every", "keep_states", "seed"]
+        given = {name: getattr(self, name) for name in names}
+        switches = {"gradient_checkpointing": self.gradient_checkpointing, "compile": self.compile}
+        given["optimizer"] = "adamw8bit" if self.use_8bit_adam else None
+        return given | {name: on or None for name, on in switches.items()}
+
+
+def _said(training: Pretraining) -> str:
+    """What an optimiser step is: printed, and stored in the domain."""
+    config = training.config
+    parts = f"{config.batch_size} pictures × {config.accumulation} × {training.processes.count} processes"
+    shape = f"{config.schedule}, {config.warmup_steps} steps of warm-up"
+    begun = f", from step {training.start}" if training.start else ""
+    rate = f"learning rate {config.learning_rate:g} ({shape})"
+    return f"effective batch {training.effective_batch} ({parts}), {rate}{begun}"
+
+
+def report_broken(broken: dict[str, str]) -> None:
+    """How many pictures were left out, and why the first of them were."""
+    if not broken:
+        return
+    console = get_console()
+    console.print(f"warning: {len(broken)} pictures could not be read and were left out", style="yellow")
+    for reason in list(broken.values())[:3]:
+        console.print(f"  {reason}", style="yellow")
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Write what autoencoder and image encoder see in pictures, so that pre-training needs neither. Goes on when rerun.
+
+    Under torchrun, every process writes a share of the shards.
+    """
+
+    data: Data
+    """A folder of pictures, a .zip or .tar, a .npy array, hf:NAME or a saved dataset, or shards."""
+    base: Model
+    """The text-to-image model to train later."""
+    output: Output
+    """The folder to write."""
+    views: Annotated[int, arg(metavar="N")] = 1
+    """How many views of every picture to keep, each cropped in its own way."""
+    resolution: Integer = None
+    """Side of the pictures. Default: the base's own."""
+    crop_scale: Annotated[tuple[float, float], arg(metavar="LOW HIGH")] = (1.0, 1.0)
+    """The share of a picture's area that a random square crop keeps; 1 1 is the centre square."""
+    flip: bool = False
+    """Mirror half of the views; mirroring changes identities."""
+    color_jitter: Annotated[float, arg(metavar="X")] = 0.0
+    """How far colours change in what the image encoder sees."""
+    layer_stride: Annotated[int, arg(metavar="N")] = 2
+    """Keep every so manieth layer of the image encoder."""
+    shard_size: Annotated[int, arg(metavar="N")] = 1_000
+    """Pictures in a file."""
+    save_dtype: Literal["float16", "float32"] = "float16"
+    """Of what is kept."""
+    seed: Annotated[int, arg(metavar="N")] = 0
+    """Seed of the crops."""
+    dtype: Dtype = "float32"
+    """Of the networks' weights."""
+    device: Device = "auto"
+    """cpu, cuda, mps, ...; auto takes the best there is."""
+    base_model: Reading = field(default_factory=BaseOptions)
+
+    def run(self) -> Sequence[Path | str]:
+        from e4t.cache import CacheConfig, write_cache
+
+        kept = CacheConfig(self.views, self.layer_stride, self.shard_size, self.save_dtype)
+
+        from e4t.backbone import Backbone
+        from e4t.data import ImageData
+        from e4t.processes import Processes, launched_device
+
+        quiet()
+        device = launched_device(device_of(self.device))
+        processes = Processes.launched(device)
+        with status("loading the base model"):
+            options: dict[str, Any] = {"device": device, "dtype": dtype_of(self.dtype)} | self.base_model.given()
+            backbone = Backbone.from_pretrained(self.base, **options)
+        data = ImageData(
+            self.data,
+            resolution=self.resolution or backbone.resolution,
+            crop_scale=self.crop_scale,
+            flip=self.flip,
+            color_jitter=self.color_jitter,
+            seed=self.seed,
+        )
+        rows = 0
+        with progress_bar("cache", shown=processes.is_first) as progress:
+            for shard in write_cache(data, backbone, kept, self.output, processes):
+                rows += shard.rows
+                progress.at(shard.number, shard.shards, f"{rows} views")
+        report_broken(data.broken)
+        return [self.output] if processes.is_first else []

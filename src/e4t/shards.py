@@ -1,0 +1,161 @@
+"""WebDataset shards, read from first to last from a disk or a URL: a position in the stream is always the same sample.
+
+Shards are tar files in which files of one name and several endings are one sample (``0001.jpg``, ``0001.txt``). An
+epoch goes through all of them in an order of its own; inside a shard, samples leave a buffer in random order. Both
+follow from the seed, so that a resumed training reads on where it was: it leaves out the shards it knows the size of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from e4t.errors import ConfigError, DataError
+from e4t.pictures import SUFFIXES, Packed
+
+_TEXTS = ("txt", "caption", "text")
+_PICTURES = {suffix.removeprefix(".") for suffix in SUFFIXES}
+_UNNAMED = "__"  # how the library's own entries begin
+
+
+def shard_urls(source: str | Path) -> list[str]:
+    """The shards that a source stands for, none if it is no set of shards.
+
+    A folder of tar files, a pattern with ``*`` or ``{000..123}``, a URL (https, or whatever else the library opens), or
+    several of these, one after another with ``::`` between them.
+    """
+    text, path = str(source), Path(source)
+    if path.is_dir():
+        return [str(file) for file in sorted(path.glob("*.tar"))]
+    if not any(mark in text for mark in ("://", "{", "*", "::")) and not text.startswith("pipe:"):
+        return []
+    try:
+        from webdataset.shardlists import expand_urls
+    except ImportError as error:
+        raise ConfigError("this needs webdataset: install the extra with pip install 'e4t[data]'") from error
+    found: list[str] = []
+    for part in text.split("::"):
+        for url in expand_urls(part):
+            found += sorted(map(str, Path().glob(url))) if "*" in url and not Path(url).is_absolute() else _globbed(url)
+    if not found:
+        raise DataError(f"no shard is called '{source}'")
+    return found
+
+
+def _globbed(url: str) -> list[str]:
+    if "*" not in url or "://" in url:
+        return [url]
+    path = Path(url)
+    return sorted(map(str, Path(path.anchor).glob(str(path.relative_to(path.anchor)))))
+
+
+@dataclass
+class ShardStream:
+    """Samples by position, to be asked for in rising order; what was asked for stays at hand until `release`.
+
+    ``sizes`` are the samples in each shard, as far as they are known; handed to another stream, they spare it reading
+    what lies before its first position. ``broken`` are shards that ended early, and why.
+    """
+
+    urls: Sequence[str]
+    seed: int
+    buffer: int
+    sizes: dict[str, int] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    _kept: dict[int, Packed] = field(default_factory=dict, repr=False)
+    _next: int = 0
+    _samples: Iterator[Packed] | None = None
+    _lock: Any = field(default_factory=Lock, repr=False)
+
+    def at(self, position: int) -> Packed:
+        """Raises DataError where the shards hold no sample, or a position was released."""
+        with self._lock:
+            if self._samples is None:
+                self._samples = self._from(position)
+                self._next = position
+            while self._next <= position:
+                self._kept[self._next] = next(self._samples)
+                self._next += 1
+            if position not in self._kept:
+                raise DataError(f"sample {position} of the shards has passed; open them again to go back")
+            return self._kept[position]
+
+    def release(self, before: int) -> None:
+        """Forget what lies before a position."""
+        with self._lock:
+            for position in [position for position in self._kept if position < before]:
+                del self._kept[position]
+
+    def _from(self, position: int) -> Iterator[Packed]:
+        """All samples from ``position`` on, without end."""
+        epoch, passed = 0, 0
+        if set(self.urls) <= set(self.sizes) and (length := sum(self.sizes[url] for url in self.urls)):
+            epoch = position // length
+            passed = epoch * length
+        while True:
+            before = passed
+            for number in np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.urls)):
+                url = self.urls[number]
+                if url in self.sizes and passed + self.sizes[url] <= position:
+                    passed += self.sizes[url]
+                    continue
+                for sample in self._shuffled(url, epoch, int(number)):
+                    if passed >= position:
+                        yield sample
+                    passed += 1
+            if passed == before:
+                raise DataError(f"none of the {len(self.urls)} shards holds a sample{self._why()}")
+            epoch += 1
+
+    def _why(self) -> str:
+        return "".join(f"; {reason}" for reason in list(self.broken.values())[:1])
+
+    def _shuffled(self, url: str, epoch: int, number: int) -> Iterator[Packed]:
+        rng = np.random.default_rng([self.seed, 2, epoch, number])
+        waiting: list[Packed] = []
+        for sample in self.samples(url):
+            waiting.append(sample)
+            if len(waiting) >= self.buffer:
+                yield _taken(waiting, rng)
+        while waiting:
+            yield _taken(waiting, rng)
+
+    def samples(self, url: str) -> Iterator[Packed]:
+        """The samples of one shard, undecoded and in their order, to its end or to where it is damaged."""
+        from webdataset.gopen import gopen
+        from webdataset.tariterators import group_by_keys, tar_file_expander
+
+        count = 0
+        try:
+            with gopen(url) as stream:
+                members = tar_file_expander([{"url": url, "stream": stream}], handler=_raise)
+                for files in group_by_keys(members, handler=_raise):
+                    yield _packed(files, url)
+                    count += 1
+        except GeneratorExit:
+            raise
+        except Exception as error:  # the library raises whatever tar files, pipes and servers lead it into
+            self.broken[url] = f"'{url}' ends early: {' '.join(str(error).split())[:160] or type(error).__name__}"
+        self.sizes[url] = count
+
+
+def _raise(error: Exception) -> bool:
+    raise error
+
+
+def _taken(waiting: list[Packed], rng: np.random.Generator) -> Packed:
+    chosen = int(rng.integers(len(waiting)))
+    waiting[chosen], waiting[-1] = waiting[-1], waiting[chosen]
+    return waiting.pop()
+
+
+def _packed(files: dict[str, Any], url: str) -> Packed:
+    contents = {key.lower(): data for key, data in files.items() if not key.startswith(_UNNAMED)}
+    picture = next((data for key, data in contents.items() if key.split(".")[-1] in _PICTURES), None)
+    text = next((contents[key] for key in _TEXTS if key in contents), None)
+    return Packed(f"{url}:{files['__key__']}", picture, text)

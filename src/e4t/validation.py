@@ -1,0 +1,144 @@
+"""Looking at a training while it runs: the loss on pictures it does not learn from, and what it draws of them."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from e4t.backbone import draw_noise
+from e4t.batches import batches
+from e4t.cache import CachedData
+from e4t.config import PretrainConfig
+from e4t.data import ImageData, square_pixels
+from e4t.errors import DataError
+from e4t.objective import E4TObjective
+from e4t.pretrain import Pretraining, data_of
+from e4t.training import autocast, generator_at
+
+_PLAIN: dict[str, Any] = {"crop_scale": (1.0, 1.0), "flip": False, "color_jitter": 0.0, "sample_latents": False}
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """How often and how thoroughly."""
+
+    every: int = 1_000  # steps
+    batches: int = 8  # of held-out pictures, whose loss is averaged; timesteps spread evenly in each
+    pictures: int = 4  # of them that are drawn, 0 for none
+    prompts: tuple[str, ...] = ("a photo of {}", "a pencil sketch of {}", "{} at the beach")
+    steps: int = 20  # of sampling
+    guidance_scale: float = 5.0
+
+
+@dataclass
+class Validation:
+    """Scores and pictures of a `Pretraining`, always of the same pictures, noise and timesteps.
+
+    Scores are written to ``scores.jsonl`` in ``folder``, pictures to ``step-N.png``: a row for each of the first
+    held-out pictures, itself and what is drawn for every prompt, without any tuning. Of a cache or shards only the loss
+    is looked at.
+    """
+
+    training: Pretraining
+    source: str | Path
+    folder: Path
+    config: ValidationConfig = field(default_factory=ValidationConfig)
+
+    def __post_init__(self) -> None:
+        training = self.training
+        plain = training.config.updated({**_PLAIN, "stratified_timesteps": True, "caption_share": 0.0, "workers": 0})
+        self._data = _held_out(self.source, training, plain)
+        self._batch_at = batches(training.model, self._data, plain)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def due(self, step: int) -> bool:
+        """Whether a finished step is one to look at."""
+        return step % self.config.every == 0 or step == self.training.config.steps
+
+    @torch.no_grad()
+    def look(self, step: int) -> dict[str, float]:
+        """Scores by name, after they and the pictures are written. To be called between two steps of the training.
+
+        ``validation_loss``; ``likeness``: the cosine of CLIP's last [CLS] of a drawing and of its picture, of the first
+        prompt, averaged.
+        """
+        average = self.training.average
+        with average.worn() if average is not None else nullcontext():
+            scores = {"validation_loss": self._loss()}
+            if self.config.pictures and isinstance(self._data, ImageData) and self._data.stream is None:
+                scores["likeness"] = self._drawn(step)
+        line = json.dumps({"step": step, **scores})
+        with (self.folder / "scores.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        return scores
+
+    def _loss(self) -> float:
+        training = self.training
+        config, backbone = training.config, training.backbone
+        objective = E4TObjective(
+            training.model, regularisation=config.regularisation, reduction=config.regularisation_reduction
+        )
+        with autocast(config.mixed_precision, backbone.device, backbone.dtype):
+            losses = [float(objective(self._batch_at(number)).diffusion) for number in range(self.config.batches)]
+        return sum(losses) / len(losses)
+
+    def _drawn(self, step: int) -> float:
+        """Write a sheet of pictures; the mean likeness of those of the first prompt."""
+        assert isinstance(self._data, ImageData)
+        rows, likenesses = [], []
+        for number in range(min(self.config.pictures, len(self._data))):
+            pixels = square_pixels(self._data.entries[number].image(), self._data.resolution)[None]
+            drawn = [self._draw(pixels, prompt, number) for prompt in self.config.prompts]
+            likenesses.append(self._likeness(pixels, drawn[0]))
+            rows.append(torch.cat([pixels.to(drawn[0].device), *drawn], dim=3))
+        beside = self.folder / f".step-{step:09d}.png"
+        _image(torch.cat(rows, dim=2)[0]).save(beside, "PNG")
+        beside.replace(self.folder / f"step-{step:09d}.png")
+        return sum(likenesses) / len(likenesses)
+
+    def _likeness(self, pixels: Tensor, drawn: Tensor) -> float:
+        one, other = (self.training.backbone.image_features(p)[-1] for p in (pixels, drawn))
+        return float(functional.cosine_similarity(one, other).mean())
+
+    def _draw(self, pixels: Tensor, template: str, number: int) -> Tensor:
+        """What the encoder's word draws [1, 3, R, R], predicted anew at every step of the base's own sampler."""
+        model, backbone = self.training.model, self.training.backbone
+        scheduler = type(backbone.scheduler).from_config(backbone.scheduler.config)
+        scheduler.set_timesteps(self.config.steps, device=backbone.device)
+        mean, _ = backbone.posterior(pixels)
+        generator = generator_at(self.training.config.seed, number)
+        sample = draw_noise(mean.shape, generator, backbone.device) * scheduler.init_noise_sigma
+        tokens = model.tokens([template.replace("{}", model.domain.placeholder)])
+        empty = model.prompt_embeds(model.tokens([""], expected=False))
+        half = model.encoder.image_half(model.image_features(pixels))
+        with autocast(self.training.config.mixed_precision, backbone.device, backbone.dtype):
+            for timestep in scheduler.timesteps:
+                scaled = scheduler.scale_model_input(sample, timestep)
+                times = timestep.expand(1)
+                word = model.word(model.offset(scaled, times, half))
+                embeds = torch.cat([empty, model.prompt_embeds(tokens, word)])
+                without, given = model.denoise(torch.cat([scaled] * 2), times.expand(2), embeds).chunk(2)
+                guided = without + self.config.guidance_scale * (given - without)
+                sample = scheduler.step(guided, timestep, sample, return_dict=False)[0]
+        return backbone.decode(sample.float())
+
+
+def _held_out(source: str | Path, training: Pretraining, config: PretrainConfig) -> ImageData | CachedData:
+    data = data_of(source, training.backbone, config)
+    if isinstance(data, CachedData) != isinstance(training.data, CachedData):
+        raise DataError(f"'{source}' has to be a cache if the training's data is one, and only then")
+    return data
+
+
+def _image(pixels: Tensor) -> Image.Image:
+    values = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
+    return Image.fromarray(np.ascontiguousarray(values.permute(1, 2, 0).numpy()))

@@ -1,0 +1,126 @@
+"""Latents and features in shards: what they hold, and that training from them needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from bases import save_folder
+from conftest import build_backbone
+from e4t import cli
+from e4t.backbone import Backbone
+from e4t.batches import batches
+from e4t.cache import CacheConfig, CachedData, write_cache
+from e4t.checkpoint import TrainedDomain
+from e4t.config import EncoderConfig, PretrainConfig
+from e4t.data import ImageData
+from e4t.domain import Domain
+from e4t.errors import ConfigError, DataError, MismatchError
+from e4t.pretrain import Pretraining, data_of, new_model
+from e4t.processes import Processes
+from packed import write_shards
+
+PLAIN = {"crop_scale": (1.0, 1.0), "flip": False, "color_jitter": 0.0}
+QUICK = PretrainConfig(steps=2, batch_size=2, learning_rate=1e-2).updated(PLAIN)
+
+
+def written(source, backbone, output, processes=None, **options):
+    data = ImageData(source, resolution=16, seed=0, **PLAIN)
+    list(write_cache(data, backbone, CacheConfig(**{"shard_size": 2, **options}), output, processes))
+    return data
+
+
+def test_a_batch_from_a_cache_is_one_from_pictures(make_backbone, image_folder, tmp_path):
+    backbone = make_backbone()
+    written(image_folder, backbone, tmp_path / "cache", dtype="float32", layer_stride=1)
+    model = new_model(backbone, Domain.named("face"), QUICK)
+    seen = [batches(model, data_of(source, backbone, QUICK), QUICK)(1) for source in (image_folder, tmp_path / "cache")]
+    one, two = seen
+    torch.testing.assert_close(one.latents, two.latents, rtol=1e-4, atol=1e-4)
+    assert len(one.image_features) == len(two.image_features) == 2
+    for layer, other in zip(one.image_features, two.image_features, strict=True):
+        torch.testing.assert_close(layer, other, rtol=1e-4, atol=1e-4)
+    assert torch.equal(one.noise, two.noise)
+    assert torch.equal(one.tokens.ids, two.tokens.ids)
+
+
+def test_from_the_command_line_without_the_networks_that_looked(image_folder, tmp_path, capsys):
+    base = save_folder(build_backbone(), tmp_path / "base")
+    (image_folder / "5.png").write_bytes(b"no picture")
+    cache = ["cache", str(image_folder), "--base", str(base), "--output", str(tmp_path / "cache"), "--device", "cpu"]
+    assert cli.main([*cache, "--views", "2", "--crop-scale", "0.8", "1", "--shard-size", "3"]) == 0
+    assert "1 pictures could not be read and were left out" in capsys.readouterr().err
+    index = json.loads((tmp_path / "cache" / "index.json").read_text())
+    assert [(shard["rows"], shard["skipped"]) for shard in index["shards"]] == [(6, 0), (4, 1)]
+
+    shutil.rmtree(base / "image_encoder")
+    for file in (base / "vae").glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:200] + bytes(file.stat().st_size - 200))  # nothing in it is read
+    domain = tmp_path / "face"
+    command = ["pretrain", str(tmp_path / "cache"), "--domain", "face", "--base", str(base), "--output", str(domain)]
+    assert cli.main([*command, "--steps", "2", "--batch-size", "2", "--device", "cpu"]) == 0
+    trained = TrainedDomain.load(domain)
+    whole = build_backbone()
+    assert trained.base.image_encoder_fingerprint == whole.image_encoder_fingerprint
+    assert trained.training["pictures"] == 5
+    assert trained.pretrain["crop_scale"] == [0.8, 1.0]
+    blind = Backbone.without_eyes(base, device="cpu", **CachedData(tmp_path / "cache", seed=0).eyes())
+    with pytest.raises(ConfigError, match="opened without its autoencoder"):
+        blind.encode(torch.zeros(1, 3, 16, 16))
+
+
+def test_shards_and_processes_share_the_work(make_backbone, tmp_path):
+    pytest.importorskip("webdataset")
+    write_shards(tmp_path / "shards", (3, 2))
+    backbone = make_backbone()
+    written(tmp_path / "shards", backbone, tmp_path / "one")
+    data = ImageData(tmp_path / "shards", resolution=16, seed=0, **PLAIN)
+    first = write_cache(data, backbone, CacheConfig(shard_size=2), tmp_path / "two", Processes(0, 2))
+    next(first)
+    written(tmp_path / "shards", backbone, tmp_path / "two", Processes(1, 2))
+    assert list(first) == []  # it only had to end what both wrote
+    for name in ("index.json", "00000.safetensors", "00001.safetensors"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    seen = CachedData(tmp_path / "one", seed=0).at(range(5), layer_stride=2)
+    assert sorted(seen.captions) == [f"face {n}" for n in range(5)]
+    assert [layer.shape for layer in seen.features] == [(5, 32)] * 2
+    assert [layer.shape for layer in CachedData(tmp_path / "one", seed=0).at([0], layer_stride=4).features] == [(1, 32)]
+
+
+def test_it_goes_on_where_it_was(make_backbone, image_folder, tmp_path):
+    backbone = make_backbone()
+    written(image_folder, backbone, tmp_path / "whole")
+    data = ImageData(image_folder, resolution=16, seed=0, **PLAIN)
+    begun = write_cache(data, backbone, CacheConfig(shard_size=2), tmp_path / "half")
+    next(begun)
+    begun.close()
+    with pytest.raises(DataError, match="is unfinished: run the same 'e4t cache' again"):
+        CachedData(tmp_path / "half", seed=0)
+    before = (tmp_path / "half" / "00000.safetensors").stat().st_mtime_ns
+    written(image_folder, backbone, tmp_path / "half")
+    assert (tmp_path / "half" / "00000.safetensors").stat().st_mtime_ns == before
+    assert (tmp_path / "half" / "index.json").read_bytes() == (tmp_path / "whole" / "index.json").read_bytes()
+    with pytest.raises(DataError, match="a cache of other pictures, settings or networks"):
+        written(image_folder, backbone, tmp_path / "half", views=3)
+    with pytest.raises(DataError, match="is not empty and no cache"):
+        written(image_folder, backbone, image_folder)
+
+
+def test_what_does_not_fit_is_one_sentence(make_backbone, image_folder, tmp_path):
+    backbone = make_backbone()
+    written(image_folder, backbone, tmp_path / "cache")
+    strange = make_backbone()
+    torch.nn.init.ones_(strange.unet.conv_in.weight)
+    with pytest.raises(MismatchError, match=r"the cache '.*' was made with the base model 'tiny' \(.*\), but"):
+        data_of(tmp_path / "cache", strange, QUICK)
+    odd = PretrainConfig(steps=1, encoder=EncoderConfig(layer_stride=1))
+    run = Pretraining(Domain.named("face"), tmp_path / "cache", backbone=backbone, config=odd, output=tmp_path / "x")
+    with pytest.raises(ConfigError, match="keeps every 2th layer of CLIP, from which every 1th"):
+        next(run.steps())
+    shard = tmp_path / "cache" / "00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    with pytest.raises(DataError, match="is missing, cut or damaged"):
+        CachedData(tmp_path / "cache", seed=0)

@@ -1,0 +1,95 @@
+"""What a training is predicted to take, beside what it takes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bases import save_folder
+from conftest import build_backbone
+from e4t import cli
+from e4t.backbone import Backbone
+from e4t.batches import batches
+from e4t.config import PretrainConfig
+from e4t.domain import Domain
+from e4t.forecast import _Memory, forecast
+from e4t.objective import E4TObjective
+from e4t.pretrain import new_model, pictures_of
+
+FACE = Domain.named("face")
+TOLERANCE = 0.15
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_folder(build_backbone(), tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}, {"offsets": {"form": "lowrank"}}])
+def test_a_step_is_predicted_to_hold_what_it_holds(base, image_folder, changes):
+    """Of the same tensors, counted while a real step runs: gone through without values, they are the same."""
+    config = PretrainConfig(steps=1, batch_size=4).updated(changes)
+    predicted = forecast(Backbone.shapes(base), FACE, config, device=torch.device("cpu"))
+    backbone = Backbone.from_pretrained(base, device="cpu")
+    model = new_model(backbone, FACE, config)
+    assert predicted.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert predicted.frozen == sum(p.numel() for part in backbone.modules() for p in part.parameters())
+    batch = batches(model, pictures_of(image_folder, backbone, config), config)(0)
+    objective = E4TObjective(model, regularisation=0.01, reduction="sum")
+    with model.offsets.injected(), backbone.differentiable_attention():
+        if config.gradient_checkpointing:
+            backbone.unet.enable_gradient_checkpointing()
+            backbone.unet.train()
+        known = [p for part in (*backbone.modules(), model) for p in (*part.parameters(), *part.buffers())]
+        with _Memory(known) as memory:
+            objective(batch).total.backward()
+    assert predicted.passing == pytest.approx(memory.peak, rel=TOLERANCE)
+
+
+def test_more_takes_more(base):
+    def bytes_of(**changes):
+        config = PretrainConfig(steps=1, batch_size=2, resolution=32).updated(changes)
+        return forecast(Backbone.shapes(base), FACE, config, device=torch.device("cpu"))
+
+    plain, twice = bytes_of(), bytes_of(batch_size=8)
+    assert twice.peak > plain.peak
+    assert twice.operations > 3 * plain.operations
+    assert bytes_of(batch_size=8, gradient_checkpointing=True).passing < twice.passing
+    assert bytes_of(ema_decay=0.9).states == plain.states * 16 // 12
+    assert bytes_of(optimizer="adamw8bit").states == plain.states // 2
+
+
+def test_a_dry_run_loads_and_writes_nothing(base, image_folder, tmp_path, capsys):
+    command = ["pretrain", str(image_folder), "--domain", "face", "--base", str(base), "--steps", "7", "--dry-run"]
+    assert cli.main([*command, "--output", str(tmp_path / "face"), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    for part in ("million trained", "peak memory: ", "GB predicted for each process", "all 7 steps: about"):
+        assert part in said
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_memory_of_stable_diffusion_is_predicted(size, tmp_path):
+    """On random weights in the shapes of Stable Diffusion 1.5 and ViT-H/14, at 128 pixels on a CPU."""
+    from test_stable_diffusion import SIDE, write_base, write_pictures
+
+    base = write_base(tmp_path / "base")
+    pictures = write_pictures(tmp_path / "pictures")
+    arguments = ["pretrain", pictures, "--domain", "face", "--base", base, "--variant", "fp16", "--steps", 2]
+    arguments += ["--batch-size", size, "--device", "cpu", "--output", tmp_path / "face"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src"), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.Popen([sys.executable, "-m", "e4t.cli", *map(str, arguments)], env=environment)
+    _, code, used = os.wait4(run.pid, 0)
+    assert code == 0
+    config = PretrainConfig(steps=2, batch_size=size, resolution=SIDE)
+    shapes = Backbone.shapes(base, variant="fp16")
+    predicted = forecast(shapes, FACE, config, device=torch.device("cpu"))
+    measured = used.ru_maxrss * 1024
+    print(f"batch {size}: {predicted.peak / 2**30:.2f} GB predicted, {measured / 2**30:.2f} GB measured")
+    assert predicted.peak == pytest.approx(measured, rel=TOLERANCE)

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from e4t.errors import ConfigError
+from e4t.optimizers import MovingAverage, new_optimizer
+from e4t.training import rate_at
+
+
+def test_eight_bits_step_or_are_refused():
+    """Which devices have the kernels depends on the library's version; without them, one sentence."""
+    pytest.importorskip("bitsandbytes")
+    parameter = torch.nn.Parameter(torch.ones(8192))
+    groups = [{"params": [parameter], "lr": 1e-2}]
+    refused = ""
+    try:
+        optimizer = new_optimizer("adamw8bit", groups, weight_decay=0.0, device=torch.device("cpu"))
+        parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    except ConfigError as error:
+        refused = str(error)
+    moved = torch.allclose(parameter, torch.full_like(parameter, 0.99), atol=1e-3)
+    assert moved != ("has no 8-bit AdamW for the device 'cpu' here" in refused)
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
+    with pytest.raises(ConfigError, match=r"pip install 'e4t\[lab\]'"):
+        new_optimizer("adamw8bit", [], weight_decay=0.0, device=torch.device("cpu"))
+
+
+def test_the_average_follows_and_forgets_the_start():
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    average = MovingAverage({"a": parameter}, decay=0.5)
+    with torch.no_grad():
+        parameter.fill_(1.0)
+    average.update(1)  # decay min(0.5, 2 / 11)
+    assert average.tensors["a"].tolist() == pytest.approx([9 / 11] * 2)
+    average.update(100)
+    assert average.tensors["a"].tolist() == pytest.approx([10 / 11] * 2)
+    with average.worn():
+        assert parameter.tolist() == pytest.approx([10 / 11] * 2)
+    assert parameter.tolist() == [1.0, 1.0]
+
+
+def test_schedules():
+    def shares(schedule, **options):
+        return [round(rate_at(step, 10, schedule, **options), 3) for step in (0, 1, 2, 6, 9)]
+
+    assert shares("constant") == [1.0] * 5
+    assert shares("constant", warmup_steps=2, cooldown_steps=2) == [0.5, 1.0, 1.0, 1.0, 0.5]
+    assert shares("linear", warmup_steps=2) == [0.5, 1.0, 1.0, 0.5, 0.125]
+    assert shares("cosine", warmup_steps=2) == [0.5, 1.0, 1.0, 0.5, 0.038]

@@ -1,0 +1,76 @@
+"""Two processes on this machine do what one does with twice the batch."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import torch
+
+from bases import save_folder
+from conftest import build_backbone
+from e4t.checkpoint import TrainedDomain
+from e4t.errors import ConfigError
+from e4t.processes import Processes, launched_device
+from runs import command, finish, kill_after, start
+
+SETTINGS = {
+    "steps": 6,
+    "batch_size": 2,
+    "accumulation": 2,
+    "learning_rate": 1e-3,
+    "checkpoint_every": 1,
+    "keep_states": 100,
+    "ema_decay": 0.9,
+    "stratified_timesteps": True,
+    "max_grad_norm": 1.0,
+}
+TOLERANCE = 1e-4  # of the largest weight: the order of sums differs
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_folder(build_backbone(), tmp_path_factory.mktemp("models") / "base")
+
+
+def test_two_processes_are_one_with_twice_the_batch_also_when_killed(base, image_folder, tmp_path):
+    alone = start(command(base, image_folder, tmp_path / "alone", {**SETTINGS, "batch_size": 4}))
+    said = finish(start(command(base, image_folder, tmp_path / "two", SETTINGS), processes=2))
+    assert "effective batch 8 (2 pictures × 2 × 2 processes), learning rate 0.001" in said
+    killed = start(command(base, image_folder, tmp_path / "killed", SETTINGS), processes=2)
+    kill_after(killed, tmp_path / "killed.training", 2, random.Random(1).random() * 0.2)
+    finish(start(command(base, image_folder, tmp_path / "killed", SETTINGS), processes=2))
+    finish(alone)
+    one, two, three = (TrainedDomain.load(tmp_path / name) for name in ("alone", "two", "killed"))
+    for name, tensor in one.tensors.items():
+        assert (tensor - two.tensors[name]).abs().max() <= TOLERANCE * tensor.abs().max().clamp(min=1e-3), name
+        assert torch.equal(two.tensors[name], three.tensors[name]), name
+    assert two.training["first_losses"] == pytest.approx(one.training["first_losses"], rel=1e-4)
+    assert (two.training["effective_batch"], two.training["processes"]) == (8, 2)
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["training"]["learning_rate"] == 1e-3
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_ways_of_splitting_networks_are_refused(monkeypatch, variable):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(ConfigError, match="only a small encoder and offsets are trained"):
+        Processes.launched("cpu")
+
+
+def test_every_process_takes_the_device_of_its_number(monkeypatch):
+    assert launched_device("cuda") == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [launched_device(name) for name in ("cuda", "cuda:0", "cpu")] == ["cuda:1", "cuda:0", "cpu"]
+
+
+def test_alone_nothing_is_done():
+    alone = Processes.launched("cpu")
+    numbers = torch.ones(2)
+    module = torch.nn.Linear(1, 1)
+    assert alone.is_first
+    assert alone.mean(numbers) is numbers
+    assert alone.shared(module) is module
+    assert alone.gathered([1]) == [1]
+    assert range(8)[Processes(1, 2).rows(4)] == range(4, 8)

@@ -1,0 +1,158 @@
+"""A training that is killed at random moments ends bit for bit like one that is left alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import pytest
+import torch
+
+from bases import save_folder
+from conftest import build_backbone
+from e4t import cli
+from e4t.checkpoint import TrainedDomain, TrainingState
+from e4t.config import PretrainConfig
+from e4t.domain import Domain
+from e4t.errors import CheckpointError, TrainingError
+from e4t.pretrain import Pretraining
+from e4t.states import States
+from packed import write_shards
+from runs import command, finish, kill_after, start
+
+SETTINGS = {
+    "steps": 12,
+    "batch_size": 2,
+    "learning_rate": 1e-2,
+    "checkpoint_every": 1,
+    "keep_states": 100,
+    "ema_decay": 0.9,
+    "schedule": "cosine",
+    "warmup_steps": 2,
+    "max_grad_norm": 1.0,
+    "shuffle_buffer": 3,
+    "caption_share": 0.5,
+    "workers": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_folder(build_backbone(), tmp_path_factory.mktemp("models") / "base")
+
+
+def tensors(folder):
+    return TrainedDomain.load(folder).tensors
+
+
+def test_killed_at_random_moments(base, tmp_path):
+    """Data order from shards, augmentation, captions, noise, average, optimiser and schedule go on where they were."""
+    pytest.importorskip("webdataset")
+    write_shards(tmp_path / "shards", (3, 4, 2))
+    rng = random.Random(0)
+    straight = start(command(base, tmp_path / "shards", tmp_path / "straight", SETTINGS))
+    for count in (1, 3):
+        killed = start(command(base, tmp_path / "shards", tmp_path / "killed", SETTINGS))
+        kill_after(killed, tmp_path / "killed.training", count, rng.random() * 0.2)
+        assert not (tmp_path / "killed").exists()
+    assert "from step" in finish(start(command(base, tmp_path / "shards", tmp_path / "killed", SETTINGS)))
+    finish(straight)
+    one, two = tensors(tmp_path / "straight"), tensors(tmp_path / "killed")
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    records = [TrainedDomain.load(tmp_path / name).training for name in ("straight", "killed")]
+    assert records[0] == records[1]
+
+
+def training(backbone, pictures, output, **changes):
+    config = PretrainConfig().updated({**SETTINGS, "steps": 4, "caption_share": 0.0, "keep_states": 2, **changes})
+    resume = changes.pop("resume", "latest")
+    return Pretraining(Domain.named("face"), pictures, backbone=backbone, config=config, output=output, resume=resume)
+
+
+def test_the_last_states_are_kept_and_one_can_be_chosen(make_backbone, image_folder, tmp_path):
+    straight = [step.loss for step in training(make_backbone(), image_folder, tmp_path / "face").steps()]
+    states = States(tmp_path / "face.training")
+    assert sorted(states.found()) == [3, 4]
+    config = PretrainConfig().updated({**SETTINGS, "steps": 4, "caption_share": 0.0})
+    other = Pretraining(
+        Domain.named("face"),
+        image_folder,
+        backbone=make_backbone(),
+        config=config,
+        output=tmp_path / "other",
+        resume=str(states.found()[3]),
+    )
+    assert other.start == 3
+    assert [step.loss for step in other.steps()] == straight[3:]
+    one, two = tensors(tmp_path / "face"), tensors(tmp_path / "other")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_state_cut_in_half_is_one_sentence(make_backbone, image_folder, tmp_path):
+    list(training(make_backbone(), image_folder, tmp_path / "face").steps())
+    found = States(tmp_path / "face.training").found()
+    weights = found[4] / "training.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match=r"damaged or changed.*delete '.*step-000000004' to go on from step 3"):
+        training(make_backbone(), image_folder, tmp_path / "face")
+    with pytest.raises(CheckpointError, match="there is no training folder"):
+        States(tmp_path / "face.training").load(str(tmp_path / "nowhere"))
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(make_backbone, image_folder, tmp_path):
+    run = training(make_backbone(), image_folder, tmp_path / "face", checkpoint_every=100)
+    steps = run.steps()
+    for _ in range(2):
+        next(steps)
+    good = {name: tensor.clone() for name, tensor in run.model.domain_tensors().items()}
+    run.model.class_embedding.fill_(float("nan"))  # as an overflow somewhere in the networks would
+    with pytest.raises(TrainingError, match=r"the loss of step 3 is nan.*the state after step 2 is kept in"):
+        next(steps)
+    again = training(make_backbone(), image_folder, tmp_path / "face", checkpoint_every=100)
+    assert again.start == 2
+    assert all(torch.equal(good[name], tensor) for name, tensor in again.model.domain_tensors().items())
+    assert len(list(again.steps())) == 2
+    assert not (tmp_path / "face").with_suffix(".new").exists()
+
+
+def test_what_is_saved_is_the_average(make_backbone, image_folder, tmp_path):
+    run = training(make_backbone(), image_folder, tmp_path / "face")
+    list(run.steps())
+    saved, last = tensors(tmp_path / "face"), run.model.domain_tensors()
+    assert any(not torch.equal(saved[name], last[name]) for name in saved)
+    with run.average.worn():
+        assert all(torch.equal(saved[name], tensor) for name, tensor in run.model.domain_tensors().items())
+    for name, tensor in run.model.domain_tensors().items():
+        assert torch.equal(tensor, last[name])
+
+
+def test_a_schedule_that_ends_cannot_be_prolonged(make_backbone, image_folder, tmp_path):
+    list(training(make_backbone(), image_folder, tmp_path / "face").steps())
+    with pytest.raises(CheckpointError, match="other settings"):
+        training(make_backbone(), image_folder, tmp_path / "face", steps=6)
+    assert dataclasses.replace(PretrainConfig(), steps=6).schedule == "constant"
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
+    """By the limit on the size of files, which the system reports where a full disk would be."""
+    resource = pytest.importorskip("resource")
+    state = TrainingState(1, {}, {"weights": torch.randn(100_000)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot be written \(.*make room and run the same again"):
+            States(tmp_path / "states").save(state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "states").iterdir()) == []
+    States(tmp_path / "states").save(state)
+    assert States(tmp_path / "states").load("latest").step == 1
+
+
+def test_too_little_memory_is_told_from_other_errors():
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**50)
+    assert cli.out_of_memory(raised.value)
+    assert cli.out_of_memory(MemoryError())
+    assert not cli.out_of_memory(RuntimeError("something else"))

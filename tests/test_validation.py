@@ -1,0 +1,87 @@
+"""Looking at a training changes nothing in it; what it drew and measured is in files."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bases import save_folder
+from conftest import build_backbone
+from e4t import cli
+from e4t.config import PretrainConfig
+from e4t.domain import Domain
+from e4t.errors import DataError
+from e4t.pretrain import Pretraining
+from e4t.validation import Validation, ValidationConfig
+
+QUICK = {"steps": 4, "batch_size": 2, "learning_rate": 1e-2, "ema_decay": 0.5, "checkpoint_every": 2}
+LOOKS = ValidationConfig(every=2, batches=2, pictures=2, prompts=("a photo of {}", "{} at the beach"), steps=2)
+
+
+def run(backbone, pictures, output, looks=None):
+    config = PretrainConfig().updated(QUICK)
+    training = Pretraining(Domain.named("face"), pictures, backbone=backbone, config=config, output=output)
+    validation = Validation(training, pictures, output.with_suffix(".seen"), looks) if looks else None
+    losses, scores = [], []
+    for step in training.steps():
+        losses.append(step.loss)
+        if validation is not None and validation.due(step.number):
+            scores.append(validation.look(step.number))
+    return training, losses, scores
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_looking_changes_nothing(make_backbone, image_folder, tmp_path, prediction_type):
+    one, straight, _ = run(make_backbone(prediction_type), image_folder, tmp_path / "one")
+    two, looked, scores = run(make_backbone(prediction_type), image_folder, tmp_path / "two", LOOKS)
+    assert looked == straight
+    tensors = one.model.domain_tensors()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in two.model.domain_tensors().items())
+    written = [json.loads(line) for line in (tmp_path / "two.seen" / "scores.jsonl").read_text().splitlines()]
+    assert written == [{"step": step, **found} for step, found in zip((2, 4), scores, strict=True)]
+    assert all(np.isfinite([*found.values()]).all() and -1 <= found["likeness"] <= 1 for found in scores)
+    assert scores[0]["validation_loss"] != scores[1]["validation_loss"]
+    with Image.open(tmp_path / "two.seen" / "step-000000004.png") as sheet:
+        assert sheet.size == (3 * 16, 2 * 16)
+
+
+def test_a_cache_is_looked_at_with_a_cache(make_backbone, image_folder, tmp_path):
+    base = save_folder(build_backbone(), tmp_path / "base")
+    cache = tmp_path / "cache"
+    assert cli.main(["cache", str(image_folder), "--base", str(base), "--output", str(cache), "--device", "cpu"]) == 0
+    _, _, scores = run(make_backbone(), cache, tmp_path / "face", LOOKS)
+    assert [list(found) for found in scores] == [["validation_loss"]] * 2
+    training = Pretraining(
+        Domain.named("face"),
+        image_folder,
+        backbone=make_backbone(),
+        config=PretrainConfig().updated(QUICK),
+        output=tmp_path / "other",
+    )
+    with pytest.raises(DataError, match="has to be a cache if the training's data is one, and only then"):
+        Validation(training, cache, tmp_path / "seen", LOOKS)
+
+
+def test_scores_reach_tensorboard_and_weights_and_biases(image_folder, tmp_path, monkeypatch):
+    event_file = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    base = save_folder(build_backbone(), tmp_path / "base")
+    command = ["pretrain", str(image_folder), "--domain", "face", "--base", str(base), "--device", "cpu"]
+    command += ["--steps", "2", "--batch-size", "2", "--output", str(tmp_path / "face"), "--report-to", "all"]
+    assert cli.main([*command, "--validation", str(image_folder), "--validate-every", "1"]) == 0
+    files = list((tmp_path / "face.tracking").rglob("events.out.tfevents*"))
+    tags = {
+        value.tag
+        for file in files
+        for event in event_file.EventFileLoader(str(file)).Load()
+        for value in event.summary.value
+    }
+    assert {"loss", "learning_rate", "validation_loss", "likeness"} <= tags
+    assert list((tmp_path / "face.tracking").rglob("*.wandb"))
+    assert len(list((tmp_path / "face.validation").glob("step-*.png"))) == 2
