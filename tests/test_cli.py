@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -579,3 +580,28 @@ def test_bash_completes_commands_and_options(tmp_path: Path, capsys: pytest.Capt
     for shell in ("zsh", "fish"):
         assert cli.main(["--print-completion", shell]) == 0
         assert "personalize" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("setting", "coloured"), [({}, False), ({"FORCE_COLOR": "1"}, True), ({"NO_COLOR": "1"}, False)]
+)
+@pytest.mark.parametrize("terminal_here", [False, True])
+def test_colour_is_for_terminals_and_as_the_environment_says(
+    setting: dict[str, str], coloured: bool, terminal_here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stream(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal_here
+
+    for name in ("FORCE_COLOR", "NO_COLOR", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name, value in setting.items():
+        monkeypatch.setenv(name, value)
+    said = Stream()
+    monkeypatch.setattr("sys.stderr", said)
+    assert cli.main(["info", "nowhere"]) == 2
+    assert ("\x1b[31m" in said.getvalue()) is (coloured or (terminal_here and not setting))
+    with terminal.progress_bar("work") as progress:
+        progress.at(1, 2)
+    assert ("work" in said.getvalue()) is terminal_here  # a coloured log is no terminal: nothing moves in it

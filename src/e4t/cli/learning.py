@@ -13,6 +13,7 @@ from e4t.cli.options import (
     Accumulation,
     BaseOptions,
     BatchSize,
+    ClassWord,
     Device,
     Dtype,
     Every,
@@ -28,7 +29,6 @@ from e4t.cli.options import (
     Settings,
     Steps,
     StepsOrAuto,
-    Text,
 )
 from e4t.cli.settings import overridden, read_sections
 from e4t.cli.terminal import denoising, device_of, dtype_of, get_console, progress_bar, quiet, status
@@ -59,7 +59,7 @@ class Pretrain:
     shipped one."""
     output: Output
     """The domain folder to write."""
-    class_word: Text = None
+    class_word: ClassWord = None
     """One common word for what the pictures show. Default: the domain's own, else its name."""
     preset: Literal["default", "paper"] = "default"
     """paper: every value known of the paper."""
