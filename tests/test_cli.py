@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -428,3 +429,179 @@ def test_denormal_numbers_are_flushed(concept: Path, tmp_path: Path) -> None:
     torch.set_flush_denormal(False)
     assert cli.main(["generate", str(concept), "S*", "--num-inference-steps", "1", "--output", str(tmp_path)]) == 0
     assert float(torch.tensor(1e-40) * torch.tensor(1.0)) == 0  # they make a CPU several times slower
+
+
+def events(capsys: pytest.CaptureFixture[str]) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_many_pictures_are_made_kept_and_failed(
+    domain: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    manifest = tmp_path / "people.csv"
+    manifest.write_text(f"image,name,steps\n{pictures / '0.png'},anna,\nbad.png,,\n{pictures / '1.png'},rex,1\n")
+    command = ["personalize", str(domain), str(manifest), "-o", str(tmp_path / "out"), "--no-preview", "--json"]
+    assert cli.main(command) == 1
+    *steps, result = events(capsys)
+    assert {step["event"] for step in steps} == {"progress"}
+    assert [one["status"] for one in result["outcomes"]] == ["made", "failed", "made"]
+    assert "not a picture" in result["outcomes"][1]["error"]
+    assert json.loads((tmp_path / "out" / "rex" / "config.json").read_text())["steps"] == 1
+    before = (tmp_path / "out" / "anna" / "concept.safetensors").stat().st_mtime_ns
+    noise(tmp_path / "bad.png")
+    manifest.write_text(manifest.read_text().replace("rex,1", "rex,2"))  # other settings are made again
+    assert cli.main(command) == 0
+    result = events(capsys)[-1]
+    assert [one["status"] for one in result["outcomes"]] == ["kept", "made", "made"]
+    assert (result["made"], result["kept"], result["failed"], result["exit_code"]) == (2, 1, 0, 0)
+    assert (tmp_path / "out" / "anna" / "concept.safetensors").stat().st_mtime_ns == before
+    noise(tmp_path / "bad.png")  # another picture is another concept
+    (tmp_path / "out" / "anna" / "concept.safetensors").write_bytes(b"")  # and a damaged one is none
+    assert cli.main(command) == 0
+    assert [one["status"] for one in events(capsys)[-1]["outcomes"]] == ["made", "made", "kept"]
+    drawing = ["generate", str(tmp_path / "out" / "rex"), "S*", "--num-inference-steps", "2", "-o", str(tmp_path)]
+    assert cli.main([*drawing, "--json"]) == 0
+    *steps, result = events(capsys)
+    assert [(step["done"], step["total"]) for step in steps] == [(1, 2), (2, 2)]
+    assert Path(result["pictures"][0]["path"]).is_file()
+
+
+def test_a_failure_among_many_is_one_sentence_for_people(
+    domain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "bad.png").write_bytes(b"no picture")
+    assert cli.main(["personalize", str(domain), str(folder), "-o", str(tmp_path / "out")]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "0 made, 0 kept, 1 failed" in err
+    assert err.count("not a picture") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("m.jsonl", '{"image": "a.png"}\n{"image": "b/a.png"}', "line 2 and"),
+        ("m.jsonl", "{", "line 1 is not JSON"),
+        ("m.jsonl", "3", "no JSON object"),
+        ("m.jsonl", '{"picture": "a.png"}', "'picture'"),
+        ("m.jsonl", '{"name": "a"}', "no image"),
+        ("m.jsonl", '{"image": "a.png", "name": "../a"}', "cannot be that of a folder"),
+        ("m.jsonl", '{"image": "a.png", "overrides": {"stepz": 1}}', "unknown setting"),
+        ("m.csv", "image,steps\na.png,many", "steps is 'many'"),
+        ("m.csv", "image,name\na.png", "as many values"),
+        ("m.csv", "image\n", "no pictures"),
+        ("m.csv", None, "no manifest"),
+    ],
+)
+def test_a_manifest_is_refused_before_anything_is_loaded(
+    name: str, text: str | None, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    assert cli.main(["personalize", "nowhere", str(tmp_path / name), "-o", str(tmp_path / "out"), "--json"]) == 2
+    (error,) = events(capsys)
+    assert (error["event"], error["kind"], error["exit_code"]) == ("error", "ConfigError", 2)
+    assert says in error["message"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_command_speaks_json() -> None:
+    for command in cli.Commands.__args__:
+        assert "json" in command.__origin__.__dataclass_fields__, command
+
+
+def test_wrong_usage_is_an_event_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["generate", "--json"])
+    assert caught.value.code == 2
+    (error,) = events(capsys)
+    assert (error["event"], error["kind"], error["exit_code"]) == ("error", "usage", 2)
+    assert "CONCEPT" in error["message"]
+
+
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (AssertionError("odd"), 1)])
+def test_exit_codes_of_interruptions_and_faults(
+    raised: BaseException, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise raised
+
+    monkeypatch.setattr("e4t.cli.sharing.shipped", fail)
+    assert cli.main(["info", "--json"]) == code
+    (error,) = events(capsys)
+    assert (error["event"], error["exit_code"]) == ("error", code)
+    assert cli.main(["info"]) == code
+    assert capsys.readouterr().out == ""
+
+
+def test_info_is_one_object(concept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", str(concept), "--json"]) == 0
+    (result,) = events(capsys)
+    assert (result["command"], result["folder"]["kind"]) == ("info", "concept")
+
+
+def test_doctor_says_what_is_broken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from e4t.cli import doctor
+
+    assert cli.main(["doctor", "--json"]) == 0
+    (result,) = events(capsys)
+    found = {one["name"]: one for one in result["findings"]}
+    assert result["healthy"]
+    assert found["torch"]["text"] == torch.__version__
+    assert found["tiny-face"]["state"] == "ok"
+    broken = tmp_path / "tiny-face"
+    broken.mkdir()
+    (broken / "config.json").write_text('{"kind": "domain"}')
+    monkeypatch.setattr(doctor, "shipped", lambda: {"tiny-face": broken})
+    assert cli.main(["doctor"]) == 1
+    assert re.search(r"BROKEN +models +tiny-face", capsys.readouterr().out)
+
+
+def test_bash_completes_commands_and_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+    import subprocess
+
+    if shutil.which("bash") is None:
+        pytest.skip("bash is not installed")
+    assert cli.main(["completion", "bash"]) == 0
+    script = tmp_path / "e4t.bash"
+    script.write_text(capsys.readouterr().out)
+    for words, wanted in (("e4t per", "personalize"), ("e4t personalize --see", "--seed")):
+        parts = words.split()
+        ask = f'source "{script}"; COMP_WORDS=({words}); COMP_CWORD={len(parts) - 1}; COMP_LINE="{words}"; '
+        ask += f'COMP_POINT={len(words)}; _tyro_e4t e4t "{parts[-1]}" "{parts[-2]}"; echo "${{COMPREPLY[@]}}"'
+        said = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=False)
+        assert wanted in said.stdout, said.stderr
+    for shell in ("zsh", "fish"):
+        assert cli.main(["--print-completion", shell]) == 0
+        assert "personalize" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("setting", "coloured"), [({}, False), ({"FORCE_COLOR": "1"}, True), ({"NO_COLOR": "1"}, False)]
+)
+@pytest.mark.parametrize("terminal_here", [False, True])
+def test_colour_is_for_terminals_and_as_the_environment_says(
+    setting: dict[str, str], coloured: bool, terminal_here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stream(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal_here
+
+    for name in ("FORCE_COLOR", "NO_COLOR", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name, value in setting.items():
+        monkeypatch.setenv(name, value)
+    said = Stream()
+    monkeypatch.setattr("sys.stderr", said)
+    assert cli.main(["info", "nowhere"]) == 2
+    assert ("\x1b[31m" in said.getvalue()) is (coloured or (terminal_here and not setting))
+    with terminal.progress_bar("work") as progress:
+        progress.at(1, 2)
+    assert ("work" in said.getvalue()) is terminal_here  # a coloured log is no terminal: nothing moves in it

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from e4t.backbone import Backbone as Backbone
+    from e4t.batch import personalize_many as personalize_many
+    from e4t.batch import read_entries as read_entries
     from e4t.checkpoint import Concept as Concept
     from e4t.checkpoint import TrainedDomain as TrainedDomain
     from e4t.config import GenerateConfig as GenerateConfig
@@ -31,6 +33,8 @@ _HOMES = {
     "PersonalizeConfig": "e4t.config",
     "PretrainConfig": "e4t.config",
     "TrainedDomain": "e4t.checkpoint",
+    "personalize_many": "e4t.batch",
+    "read_entries": "e4t.batch",
 }
 
 __all__ = ["__version__", *_HOMES]

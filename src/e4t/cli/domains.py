@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
@@ -13,15 +11,18 @@ from e4t.cli.options import (
     Accumulation,
     BaseOptions,
     BatchSize,
+    ClassWord,
     Device,
     Dtype,
     Every,
     File,
     Integer,
+    Json,
     Number,
     Output,
     Precision,
     Reading,
+    Result,
     Settings,
     Steps,
     Text,
@@ -56,7 +57,7 @@ class Pretrain:
     shipped one."""
     output: Output
     """The domain folder to write."""
-    class_word: Text = None
+    class_word: ClassWord = None
     """One common word for what the pictures show. Default: the domain's own, else its name."""
     preset: Literal["default", "paper"] = "default"
     """paper: every value known of the paper."""
@@ -116,8 +117,9 @@ class Pretrain:
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
     base_model: Reading = field(default_factory=BaseOptions)
+    json: Json = False
 
-    def run(self) -> Sequence[Path | str]:
+    def run(self) -> Result:
         file = read_sections(self.config)
         config = PretrainConfig.paper(self.domain) if self.preset == "paper" else PretrainConfig()
         config = overridden(config.updated(file.get("pretrain", {})), self.settings, self._given())
@@ -148,11 +150,11 @@ class Pretrain:
         if not processes.is_first:
             for _ in training.steps():
                 pass
-            return []
+            return Result([])
         get_console().print(_said(training))
         self._watched(training)
         report_broken(training.data.broken)
-        return [self.output]
+        return Result([self.output], {"domain": self.output, "broken": len(training.data.broken)})
 
     def _watched(self, training: Pretraining) -> None:
         """Train, and say, draw and send how it goes on the way."""
@@ -169,15 +171,16 @@ class Pretrain:
         with progress_bar("pretrain") as progress:
             for step in training.steps():
                 note = f"loss {step.loss:.4f}  rate {step.learning_rate:.2g}  {step.seconds:.2f} s a step"
-                progress.at(step.number, step.total_steps, note)
-                tracking.log({name: getattr(step, name) for name in _TRACKED}, step.number)
+                values = {name: getattr(step, name) for name in _TRACKED}
+                progress.at(step.number, step.total_steps, note, **values)
+                tracking.log(values, step.number)
                 if validation is not None and validation.due(step.number):
                     scores = validation.look(step.number)
                     progress.say(f"step {step.number}: " + ", ".join(f"{n} {v:.4f}" for n, v in scores.items()))
                     tracking.log(scores, step.number)
         tracking.end()
 
-    def _forecast(self, domain: Domain, config: PretrainConfig, device: str) -> list[str]:
+    def _forecast(self, domain: Domain, config: PretrainConfig, device: str) -> Result:
         import torch
 
         from e4t.backbone import Backbone
@@ -190,7 +193,8 @@ class Pretrain:
             config = config.updated({"resolution": CachedData(self.data, seed=0).pictures["resolution"]})
         with status("going through a step"):
             shapes = Backbone.shapes(self.base, **options)
-            return forecast(shapes, domain, config, device=torch.device(device), cached=cached).sentences()
+            predicted = forecast(shapes, domain, config, device=torch.device(device), cached=cached)
+            return Result(predicted.sentences(), {**asdict(predicted), "peak": predicted.peak})
 
     def _backbone(self, device: str) -> Backbone:
         """The base; without autoencoder and image encoder where the data is a cache of what they see."""
@@ -269,8 +273,9 @@ class Cache:
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
     base_model: Reading = field(default_factory=BaseOptions)
+    json: Json = False
 
-    def run(self) -> Sequence[Path | str]:
+    def run(self) -> Result:
         from e4t.cache import CacheConfig, write_cache
 
         kept = CacheConfig(self.views, self.layer_stride, self.shard_size, self.save_dtype)
@@ -299,4 +304,6 @@ class Cache:
                 rows += shard.rows
                 progress.at(shard.number, shard.shards, f"{rows} views")
         report_broken(data.broken)
-        return [self.output] if processes.is_first else []
+        if not processes.is_first:
+            return Result([])
+        return Result([self.output], {"cache": self.output, "views": rows, "broken": len(data.broken)})

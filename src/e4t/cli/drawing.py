@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,14 +15,16 @@ from e4t.cli.options import (
     Device,
     Dtype,
     Integer,
+    Json,
     Number,
     Output,
+    Result,
     Settings,
     Steps,
     Text,
 )
 from e4t.cli.settings import overridden
-from e4t.cli.terminal import device_of, get_console, progress_bar, quiet, status
+from e4t.cli.terminal import denoising, device_of, get_console, progress_bar, quiet
 from e4t.config import GenerateConfig, at_least
 
 if TYPE_CHECKING:
@@ -51,8 +52,9 @@ class Demo:
     """The first picture's seed; picture i has seed + i."""
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
+    json: Json = False
 
-    def run(self) -> Sequence[Path | str]:
+    def run(self) -> Result:
         from e4t.demo import demo
         from e4t.images import load_image
 
@@ -76,9 +78,11 @@ class Demo:
                 progress.say(f"{stage.seconds:6.1f} s  {stage.text}")
                 for note in stage.notes:
                     progress.say(f"{'':10}{note}")
-                progress.at(stage.done, stage.total)
-        get_console().print(f"{time.perf_counter() - began:6.1f} s  in all")
-        return [self.output / "index.html"]
+                progress.at(stage.done, stage.total, stage=stage.text, seconds=stage.seconds, notes=list(stage.notes))
+        seconds = time.perf_counter() - began
+        get_console().print(f"{seconds:6.1f} s  in all")
+        page = self.output / "index.html"
+        return Result([page], {"page": page, "grid": self.output / "grid.png", "seconds": seconds})
 
     def _domains(self) -> tuple[str, ...]:
         from e4t.demo import DOMAINS
@@ -123,8 +127,9 @@ class Generate:
     metadata: bool = True
     """Say in every picture how it was made; web UIs read it, and so does e4t info."""
     model: OfConcept = field(default_factory=ConceptOptions)
+    json: Json = False
 
-    def run(self) -> Sequence[Path | str]:
+    def run(self) -> Result:
         at_least("num-images", self.num_images, 1)
         at_least("num-inference-steps", self.num_inference_steps, 1)
 
@@ -133,15 +138,16 @@ class Generate:
         quiet()
         concept, pipe = self.model.open(self.concept, self.dtype)
         config = overridden(pipe.generate_config, self.settings, self._given())
-        with status(f"drawing {self.num_images} × {config.num_inference_steps} steps"):
+        with denoising(pipe, "generate"):
             drawn = pipe(self.prompt, concept=concept, negative_prompt=self.negative_prompt, config=config)
-        paths: list[Path] = []
+        pictures: list[dict[str, Any]] = []
         self.output.mkdir(parents=True, exist_ok=True)
         for image, seed in zip(drawn.images, drawn.seeds, strict=True):
             notes = picture_notes(self._made(pipe, concept, config, image, seed)) if self.metadata else None
-            paths.append(self.output / f"{slug(self.prompt)}-{seed}.png")
-            image.save(paths[-1], pnginfo=notes)
-        return paths
+            path = self.output / f"{slug(self.prompt)}-{seed}.png"
+            image.save(path, pnginfo=notes)
+            pictures.append({"path": path, "seed": seed, "width": image.width, "height": image.height})
+        return Result([picture["path"] for picture in pictures], {"pictures": pictures})
 
     def _made(
         self, pipe: E4TPipeline, concept: Concept, config: GenerateConfig, image: Image.Image, seed: int

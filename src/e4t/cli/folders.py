@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -44,8 +45,8 @@ class ConceptOptions(BaseOptions):
         """
         from e4t.checkpoint import Concept
 
-        concept = Concept.load(folder)
         with status("loading the model"):
+            concept = Concept.load(folder)
             return concept, self._pipeline(concept, folder, dtype)
 
     def _pipeline(self, concept: Concept, folder: Path, dtype: str) -> E4TPipeline:
@@ -101,8 +102,8 @@ def find_domain(concept: Path, domain_id: str) -> str:
     raise CheckpointError(f"the domain of '{concept}' (id {domain_id}) is not at hand; say where with --domain FOLDER")
 
 
-def describe(folder: Path) -> list[str]:
-    """What a folder holds, as lines of text. Reads no weights."""
+def description(folder: Path) -> dict[str, str]:
+    """What a folder holds. Reads no weights."""
     kind = kind_of(folder)
     if kind is None:
         raise CheckpointError(f"'{folder}' is neither a concept, nor a domain, nor a diffusers model")
@@ -120,6 +121,11 @@ def describe(folder: Path) -> list[str]:
         rows |= {"steps": str(config["steps"])} if "steps" in config else {}
         for section in ("pretrain", "personalize", "generate"):
             rows |= {f"{section}.{name}": json.dumps(value) for name, value in config.get(section, {}).items()}
+    return rows
+
+
+def describe(rows: Mapping[str, str]) -> list[str]:
+    """A description as lines of text."""
     width = max(map(len, rows))
     return [f"{name:<{width}}  {value}" for name, value in rows.items()]
 

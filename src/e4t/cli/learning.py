@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,22 +16,25 @@ from e4t.cli.options import (
     Dtype,
     File,
     Integer,
+    Json,
     Number,
     OptionalBase,
     Output,
     Precision,
     Reading,
+    Result,
     Settings,
     StepsOrAuto,
 )
 from e4t.cli.settings import overridden
-from e4t.cli.terminal import device_of, dtype_of, get_console, progress_bar, quiet, status
+from e4t.cli.terminal import denoising, device_of, dtype_of, get_console, progress_bar, quiet, status
 from e4t.config import PersonalizeConfig
-from e4t.errors import CheckpointError
+from e4t.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from e4t.batch import Outcome
     from e4t.checkpoint import Concept
     from e4t.pipeline import E4TPipeline
 
@@ -47,9 +49,9 @@ class Personalize:
     domain: Annotated[Positional[str], arg(metavar="DOMAIN")]
     """A domain folder or a shipped domain; with --base, also just a class word such as dog."""
     image: Annotated[Positional[Path], arg(metavar="IMAGE")]
-    """The picture."""
+    """The picture; or many: a folder of pictures, or a manifest (.jsonl or .csv) with an image in each entry."""
     output: Output
-    """The concept folder to write."""
+    """The concept folder to write; of many pictures, the folder for theirs. The same command goes on with the rest."""
     base: OptionalBase = None
     """A folder, hub id or .safetensors file. With a domain, another copy of its base model; with a class word, any base
     model: more steps, from the bare word."""
@@ -84,57 +86,86 @@ class Personalize:
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
     base_model: Reading = field(default_factory=BaseOptions)
+    json: Json = False
 
-    def run(self) -> Sequence[Path | str]:
+    def run(self) -> Result:
+        from e4t.batch import is_batch
+
+        return self._many() if is_batch(self.image) else self._one()
+
+    def _one(self) -> Result:
+        from e4t.batch import portrait
         from e4t.images import load_image, load_mask
 
         image = load_image(self.image)  # what cannot be read is refused before anything slow
         mask = load_mask(self.mask) if self.mask is not None else None
-
-        from e4t.pipeline import E4TPipeline
-
         quiet()
-        with status("loading the model"):
-            options: dict[str, Any] = {"device": device_of(self.device), "dtype": dtype_of(self.dtype)}
-            options |= self.base_model.given()
-            if self.base is None or is_domain(self.domain):
-                pipe = E4TPipeline.from_pretrained(self.domain, base=self.base, **options)
-            else:
-                pipe = E4TPipeline.from_base(self.base, class_word=self.domain, **options)
-        config = PersonalizeConfig.paper() if self.preset == "paper" else pipe.personalize_config
-        config = overridden(config.keeping(self.keep), self.settings, self._given())
+        pipe = self._pipeline(self.domain)
+        config = self._config(pipe)
         if pipe.trained is None:
             get_console().print(f"no pre-trained domain: {config.steps} steps from the class word '{self.domain}'")
-        concept: Concept | None = None
-        with progress_bar("personalize") as progress:
-            for step in pipe.personalize_steps(image, mask=mask, config=config):
-                note = f"loss {step.training.loss:.4f}" if step.training else ""
-                progress.at(step.number, step.total_steps, note)
-                concept = step.concept or concept
-        if concept is None:
-            raise CheckpointError("personalizing ended without a concept; please report this")
+        concept = tuned(pipe, image, mask, config)
         if config.automatic:
             get_console().print(f"learned after {concept.steps} step{'s' if concept.steps > 1 else ''}")
+        likeness = None
         if self.preview:
-            with status("drawing the preview"):
-                concept = concept.with_preview(self._drawn(pipe, concept, image))
+            with denoising(pipe, "preview"):
+                drawn, likeness = portrait(pipe, concept, image)
+            concept = concept.with_preview(drawn)
+            self._say(likeness, pipe.domain.class_word)
         folder = concept.save(self.output)
         if pipe.trained is not None:
             remember_domain(folder, self.domain)
-        return [folder]
+        return Result([folder], {"concept": folder, "steps": concept.steps, "likeness": likeness})
 
-    def _drawn(self, pipe: E4TPipeline, concept: Concept, image: Image.Image) -> Image.Image:
-        """A picture of the concept; how much it is like the one it was made from is said on the way."""
-        neutral = pipe.domain.templates[0]
-        drawn, stranger = (
-            pipe(neutral.replace("{}", word), concept=worn).images[0]
-            for word, worn in ((pipe.domain.placeholder, concept), (pipe.domain.class_word, None))
-        )
-        likeness = pipe.likeness(image, drawn, stranger)
-        get_console().print(f"likeness about {likeness:.2f} (0: any {pipe.domain.class_word}, 1: the picture itself)")
+    def _many(self) -> Result:
+        from e4t.batch import personalize_many, read_entries
+
+        if self.mask is not None:
+            raise ConfigError("--mask is of one picture: of many, say which mask belongs to which in a manifest")
+        entries = read_entries(self.image, self.output, domain=self.domain)
+        quiet()
+        outcomes = []
+        with progress_bar("personalize") as progress:
+            steps = personalize_many(entries, open_pipeline=self._pipeline, settings=self._config, preview=self.preview)
+            for step in steps:
+                if step.outcome is None:
+                    progress.at(step.done, step.total, image=step.entry.image)
+                    continue
+                outcomes.append(step.outcome)
+                told = _told(step.outcome)
+                progress.at(step.done, step.total, f"{told['status']} {told['output']}", **told)
+                concept = step.outcome.concept
+                if concept is not None and concept.domain_id is not None:
+                    remember_domain(step.entry.output, step.entry.domain)
+        console = get_console()
+        counts = {status: sum(one.status == status for one in outcomes) for status in ("made", "kept", "failed")}
+        console.print(", ".join(f"{count} {status}" for status, count in counts.items()))
+        for one in outcomes:
+            if one.error is not None:
+                console.print(f"failed: '{one.entry.image}': {one.error.rstrip('.')}.", style="red")
+        folders = [one.entry.output for one in outcomes if one.error is None]
+        values = {**counts, "outcomes": [_told(one) for one in outcomes]}
+        return Result(folders, values, exit_code=1 if counts["failed"] else 0)
+
+    def _pipeline(self, domain: str) -> E4TPipeline:
+        from e4t.pipeline import E4TPipeline
+
+        with status("loading the model"):
+            options: dict[str, Any] = {"device": device_of(self.device), "dtype": dtype_of(self.dtype)}
+            options |= self.base_model.given()
+            if self.base is None or is_domain(domain):
+                return E4TPipeline.from_pretrained(domain, base=self.base, **options)
+            return E4TPipeline.from_base(self.base, class_word=domain, **options)
+
+    def _config(self, pipe: E4TPipeline) -> PersonalizeConfig:
+        config = PersonalizeConfig.paper() if self.preset == "paper" else pipe.personalize_config
+        return overridden(config.keeping(self.keep), self.settings, self._given())
+
+    def _say(self, likeness: float, class_word: str) -> None:
+        get_console().print(f"likeness about {likeness:.2f} (0: any {class_word}, 1: the picture itself)")
         if likeness < _LOW_LIKENESS:
             get_console().print("low: a closer crop, --mask, --steps 15 or e4t generate --strength 1.3 may help")
-        return drawn
 
     def _given(self) -> dict[str, Any]:
         names = ("steps", "batch_size", "learning_rate", "mixed_precision", "seed")
@@ -153,25 +184,43 @@ class Replay:
     mask: File = None
     """The mask it was made with."""
     model: OfConcept = field(default_factory=ConceptOptions)
+    json: Json = False
 
-    def run(self) -> Sequence[Path | str]:
+    def run(self) -> Result:
         from e4t.images import load_image, load_mask
 
         image = load_image(self.image)
         mask = load_mask(self.mask) if self.mask is not None else None
         quiet()
         concept, pipe = self.model.open(self.concept)
-        with status(f"personalizing: {concept.steps} steps"):
-            config = PersonalizeConfig.from_dict(concept.config)
-            again = pipe.personalize(image, mask=mask, config=config, steps=concept.steps)
+        config = PersonalizeConfig.from_dict(concept.config).updated({"steps": concept.steps})
+        again = tuned(pipe, image, mask, config)
         differences = concept.differences(again)
         inputs = [f"the {name} is another one" for name in ("image", "mask") if _differs(concept, again, name)]
-        if not differences:
-            return [*inputs, "the same, bit for bit"]
         before, now = (c.provenance.get("versions", {}) for c in (concept, again))
         changed = [f"{name} {before.get(name)} then, {now[name]} now" for name in now if before.get(name) != now[name]]
         rows = [f"{name} differs by {share:.2g} of its largest value" for name, share in sorted(differences.items())]
-        return [*inputs, *changed, *rows]
+        lines = [*inputs, *changed, *rows] if rows else [*inputs, "the same, bit for bit"]
+        return Result(lines, {"same": not rows, "inputs": inputs, "versions": changed, "differences": differences})
+
+
+def tuned(pipe: E4TPipeline, image: Image.Image, mask: Image.Image | None, config: PersonalizeConfig) -> Concept:
+    """Personalize with a bar."""
+    concept: Concept | None = None
+    with progress_bar("personalize") as progress:
+        for step in pipe.personalize_steps(image, mask=mask, config=config):
+            loss = step.training.loss if step.training else None
+            progress.at(step.number, step.total_steps, f"loss {loss:.4f}" if loss is not None else "", loss=loss)
+            concept = step.concept or concept
+    if concept is None:
+        raise CheckpointError("personalizing ended without a concept; please report this")
+    return concept
+
+
+def _told(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as names and values."""
+    values = {name: getattr(outcome, name) for name in ("status", "seconds", "error", "likeness")}
+    return {"image": outcome.entry.image, "output": outcome.entry.output, **values}
 
 
 def _differs(concept: Concept, again: Concept, name: str) -> bool:

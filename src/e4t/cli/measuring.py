@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from e4t.cli.folders import shipped
-from e4t.cli.options import BaseOptions, Device, File, Integer, OptionalBase, Output, Reading, Text
-from e4t.cli.terminal import device_of, get_console, progress_bar, quiet, require_extra, status
+from e4t.cli.options import BaseOptions, Device, File, Integer, Json, OptionalBase, Output, Reading, Result, Text
+from e4t.cli.terminal import device_of, progress_bar, quiet, require_extra, status
 from e4t.config import at_least
 from e4t.errors import ConfigError
 
@@ -46,8 +46,9 @@ class Benchmark:
     """How many pictures of every prompt."""
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
+    json: Json = False
 
-    def run(self) -> Sequence[Path | str]:
+    def run(self) -> Result:
         from dataclasses import replace
 
         require_extra("benchmark", "cv2", "matplotlib", "peft", "resvg_py")
@@ -84,8 +85,9 @@ class Benchmark:
             )
             for step in compare(contests, self.output):
                 left = f", {step.left / 60:.0f} min left" if step.left else ""
-                progress.at(step.done, step.total, f"{step.text}{left}")
-        return [self.output / name for name in ("report.html", "results.csv", "results.json")]
+                progress.at(step.done, step.total, f"{step.text}{left}", seconds_left=step.left)
+        paths = [self.output / name for name in ("report.html", "results.csv", "results.json")]
+        return Result(paths, {"paths": paths})
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,9 @@ class Evaluate:
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
     base_model: Reading = field(default_factory=BaseOptions)
+    json: Json = False
 
-    def run(self) -> Sequence[Path | str]:
+    def run(self) -> Result:
         at_least("count", self.count, 1)
         at_least("num-inference-steps", self.num_inference_steps, 1)
         for steps in self.steps or (-1,):
@@ -133,16 +136,18 @@ class Evaluate:
             pipe = E4TPipeline.from_pretrained(self.domain, base=self.base, **options)
             own, kind = self.judge_folder, pipe.domain.class_word
             judge = Judge.load(own, device=device) if own else Judge.shipped(kind, device=device)
-        console = get_console()
-        evaluation = evaluate(
-            pipe,
-            self.namespace,
-            self.count,
-            steps=self.steps,
-            judge=judge,
-            seed=self.seed,
-            num_inference_steps=self.num_inference_steps,
-            use_mask=self.mask,
-            progress=console.print,
-        )
-        return evaluation.write(self.output)
+        with progress_bar("evaluate") as progress:
+            examined = itertools.count(1)
+            evaluation = evaluate(
+                pipe,
+                self.namespace,
+                self.count,
+                steps=self.steps,
+                judge=judge,
+                seed=self.seed,
+                num_inference_steps=self.num_inference_steps,
+                use_mask=self.mask,
+                progress=lambda text: progress.at(next(examined), self.count, text),
+            )
+        paths = evaluation.write(self.output)
+        return Result(paths, {"paths": paths, "report": evaluation.report})

@@ -5,12 +5,12 @@ tyro takes - and _ alike.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, UseAppendAction, arg
 
 Output = Annotated[Path, arg(aliases=["--output-dir", "-o"], metavar="DIR")]
 OptionalBase = Annotated[
@@ -27,9 +27,11 @@ Settings = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="
 Integer = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 Number = Annotated[float | None, arg(metavar="X", help_behavior_hint="")]
 Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
+ClassWord = Annotated[str | None, arg(aliases=["--initializer-token"], metavar="TEXT", help_behavior_hint="")]
 File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
 Precision = Annotated[Literal["no", "fp16", "bf16"] | None, arg(metavar="{no,fp16,bf16}", help_behavior_hint="")]
 Device = Annotated[str, arg(metavar="NAME")]
+Json = Annotated[FlagCreatePairsOff[bool], arg(help="Events, result and errors as lines of JSON on stdout.")]
 Dtype = Literal["float32", "float16", "bfloat16"]
 
 
@@ -58,9 +60,21 @@ class BaseOptions:
 Reading = OmitArgPrefixes[BaseOptions]
 
 
+@dataclass(frozen=True)
+class Result:
+    """What a command ends with: lines for people, names and values for machines, and the exit code."""
+
+    lines: Sequence[Path | str]
+    values: Mapping[str, Any] = field(default_factory=dict)
+    exit_code: int = 0
+
+
 class Command(Protocol):
     """A sub-command: its fields are the options, its docstrings the help."""
 
-    def run(self) -> Sequence[Path | str]:
-        """Do the work; what is returned is printed, a line each."""
+    @property
+    def json(self) -> bool: ...
+
+    def run(self) -> Result:
+        """Do the work; the lines of what is returned are printed, or its values as JSON."""
         ...

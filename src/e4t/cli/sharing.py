@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from e4t.cli.folders import ConceptOptions, OfConcept, describe, kind_of, shipped
-from e4t.cli.options import Integer, Text
+from e4t.cli.folders import ConceptOptions, OfConcept, describe, description, kind_of, shipped
+from e4t.cli.options import Integer, Json, Result, Text
 from e4t.cli.terminal import get_console, quiet, status
 from e4t.config import at_least
 
@@ -36,8 +35,9 @@ class Export:
     rank: Integer = None
     """Of a LoRA. Default: the smallest that keeps 95 %."""
     model: OfConcept = field(default_factory=ConceptOptions)
+    json: Json = False
 
-    def run(self) -> Sequence[Path | str]:
+    def run(self) -> Result:
         from e4t.export import export
 
         at_least("rank", self.rank, 1)
@@ -53,7 +53,7 @@ class Export:
         console.print(f"frozen word: cosine {report.similarity.cosine:.3f} with the live one")
         for note in report.notes:
             console.print(note)
-        return [report.path]
+        return Result([report.path], asdict(report))
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,47 @@ class Info:
 
     path: Annotated[Positional[str | None], arg(metavar="[PATH]", help_behavior_hint="")] = None
     """A folder of a concept, domain or base model, the name of a shipped model, or a drawn picture."""
+    json: Json = False
 
-    def run(self) -> Sequence[Path | str]:
+    def run(self) -> Result:
         if self.path is not None and Path(self.path).is_file():
             from e4t.provenance import read_notes
 
             made = read_notes(Path(self.path))
-            return [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in made.items()]
+            lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in made.items()]
+            return Result(lines, {"picture": made})
         if self.path is None:
-            return [f"{name}: {kind_of(folder)}" for name, folder in shipped().items()] or ["no models are shipped"]
-        return describe(shipped().get(self.path, Path(self.path)))
+            kinds = {name: kind_of(folder) for name, folder in shipped().items()}
+            return Result(
+                [f"{name}: {kind}" for name, kind in kinds.items()] or ["no models are shipped"], {"shipped": kinds}
+            )
+        rows = description(shipped().get(self.path, Path(self.path)))
+        return Result(describe(rows), {"folder": rows})
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Print what makes a shell complete e4t's commands and options: source it, or put it where the shell looks."""
+
+    shell: Annotated[Positional[Literal["bash", "zsh", "fish"]], arg(metavar="{bash,zsh,fish}")]
+    """bash: eval "$(e4t completion bash)" in .bashrc; docs/cli.md has the others."""
+    json: Json = False
+
+    def run(self) -> Result:
+        script = completion_script(self.shell)
+        return Result([script], {"shell": self.shell, "script": script})
+
+
+def completion_script(shell: str) -> str:
+    """As tyro makes it of the commands themselves."""
+    import contextlib
+    import io
+
+    import tyro
+
+    from e4t.cli import DESCRIPTION, Commands
+
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        tyro.cli(Commands, prog="e4t", description=DESCRIPTION, args=["--tyro-print-completion", shell])
+    return said.getvalue().rstrip()

@@ -1,29 +1,77 @@
-"""What is said on the terminal: progress, messages and refusals, all to stderr."""
+"""What is said on the terminal: progress, messages and refusals, all to stderr; and events for machines, to stdout."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import itertools
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from e4t.errors import ConfigError
 
 if TYPE_CHECKING:
-    pass
+    from e4t.pipeline import E4TPipeline
+
+
+_EVENTS: ContextVar[TextIO | None] = ContextVar("events", default=None)
+
+
+@contextmanager
+def machine_readable(on: bool) -> Iterator[None]:
+    """While it lasts, events go to stdout, and whatever else is printed goes to stderr."""
+    if not on:
+        yield
+        return
+    token = _EVENTS.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _EVENTS.reset(token)
+
+
+def emit(event: str, **values: Any) -> None:
+    """A line of JSON, where those are asked for. Numbers that JSON does not have become null."""
+    stream = _EVENTS.get()
+    if stream is not None:
+        plain = _plain({"event": event, **values})
+        print(json.dumps(plain, ensure_ascii=False, default=str, allow_nan=False), file=stream, flush=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def is_interactive() -> bool:
+    """Whether somebody watches. FORCE_COLOR colours a log, but makes no terminal of it."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def get_console() -> Any:
+    """The console on stderr; rich itself honours NO_COLOR and FORCE_COLOR."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
-def refuse(sentence: str) -> int:
+def refuse(sentence: str, *, kind: str, exit_code: int = 2) -> int:
+    """Say in one sentence why not, to people and machines; ``kind`` is the class of the error. The exit code."""
     text = " ".join(sentence.split()).rstrip(".") + "."
     get_console().print(f"error: {text}", style="red")
-    return 2
+    emit("error", message=text, kind=kind, exit_code=exit_code)
+    return exit_code
 
 
 _OTHERS = ("accelerate", "diffusers", "huggingface_hub", "torch", "transformers")
@@ -37,26 +85,31 @@ def show_warning(message: Warning | str, category: type[Warning], filename: str,
 
 @contextmanager
 def status(text: str) -> Iterator[None]:
-    console = get_console()
-    if not console.is_terminal:
-        yield
-        return
-    with console.status(f"{text} …"):
+    """A spinner with the time so far, for work of which nobody knows how much there is."""
+    from rich import progress
+
+    columns = (progress.SpinnerColumn(), progress.TextColumn("{task.description}"), progress.TimeElapsedColumn())
+    with progress.Progress(*columns, console=get_console(), transient=True, disable=not is_interactive()) as bar:
+        bar.add_task(f"{text} …", total=None)
         yield
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a line now and then."""
+    """A bar with the time left on a terminal; elsewhere a line every ten seconds, and events where those are asked for.
 
-    def __init__(self, bar: Any, task: Any) -> None:
-        self._bar, self._task, self._next = bar, task, 0.0
+    Every ``at`` is an event, with further ``values`` for machines.
+    """
 
-    def at(self, done: int, total: int, note: str = "") -> None:
+    def __init__(self, name: str, bar: Any, task: Any) -> None:
+        self._name, self._bar, self._task, self._next = name, bar, task, 0.0
+
+    def at(self, done: float, total: int, note: str = "", **values: Any) -> None:
         self._bar.update(self._task, completed=done, total=total, note=note)
-        share = done / total if total else 1.0
-        if note and not self._bar.console.is_terminal and share >= self._next:
-            self._next = share + 0.02 if done < total else 2.0
-            self.say(f"{done}/{total}  {note}")
+        emit("progress", task=self._name, done=done, total=total, **({"text": note} if note else {}), **values)
+        now = time.monotonic()
+        if note and not is_interactive() and (now >= self._next or done >= total):
+            self._next = now + 10
+            self.say(f"{done:g}/{total}  {note}")
 
     def say(self, text: str) -> None:
         self._bar.console.print(text)
@@ -75,8 +128,28 @@ def progress_bar(name: str, *, shown: bool = True) -> Iterator[Progress]:
     )
     console = get_console()
     console.quiet = not shown  # of several processes, one speaks
-    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        yield Progress(bar, bar.add_task(name, total=None, note=""))
+    with progress.Progress(*columns, console=console, transient=True, disable=not is_interactive()) as bar:
+        yield Progress(name, bar, bar.add_task(name, total=None, note=""))
+
+
+@contextmanager
+def denoising(pipe: E4TPipeline, name: str) -> Iterator[None]:
+    """A bar over the calls of the U-Net while drawing: the scheduler knows how many there will be."""
+    import torch
+
+    with progress_bar(name) as progress:
+        calls = itertools.count(1)
+
+        def called(*_: Any) -> None:
+            if not torch.is_grad_enabled():  # else it is tuned again, as a concept kept for that is
+                total = len(pipe.stock.scheduler.timesteps)
+                progress.at(min(next(calls), total), total)
+
+        handle = pipe.backbone.unet.register_forward_hook(called)
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 def quiet() -> None:

@@ -1,0 +1,265 @@
+"""Many pictures become concepts, one after another on a warm model; the same call goes on where it stopped.
+
+What to do is a folder of pictures or a manifest: a JSON object in each line of a .jsonl file, or a .csv file with a
+header. Every entry has an ``image`` and may have a ``name`` (or ``word``: of its folder), a ``mask``, an ``output``,
+a ``domain``, ``overrides``, and any field of `PersonalizeConfig`. Paths of pictures are relative to the manifest.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from e4t.checkpoint import Concept
+from e4t.config import PersonalizeConfig
+from e4t.errors import CheckpointError, ConfigError, E4TError
+from e4t.images import load_image, load_mask
+from e4t.pipeline import E4TPipeline
+from e4t.provenance import image_digest
+
+MANIFESTS = (".jsonl", ".csv")
+_PICTURES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_KEYS = ("image", "name", "word", "mask", "output", "domain", "overrides")
+_SETTINGS = tuple(one.name for one in fields(PersonalizeConfig))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One picture to personalize on, and where its concept goes."""
+
+    image: Path
+    output: Path
+    domain: str
+    mask: Path | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # fields of PersonalizeConfig
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an entry: ``status`` is "made", "kept" (it was there and matches) or "failed", with a sentence."""
+
+    entry: Entry
+    status: str
+    seconds: float
+    error: str | None = None
+    likeness: float | None = None  # `E4TPipeline.likeness` of the preview
+    concept: Concept | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class BatchStep:
+    """``done`` entries of ``total``, with the share of the one at hand; its last step has the outcome."""
+
+    entry: Entry
+    done: float
+    total: int
+    outcome: Outcome | None = None
+
+
+def is_batch(source: Path) -> bool:
+    """Whether a path means many pictures: a folder or a manifest."""
+    return source.is_dir() or source.suffix.lower() in MANIFESTS
+
+
+def read_entries(source: str | Path, output: str | Path, *, domain: str | None = None) -> list[Entry]:
+    """The entries of a folder or manifest; ``domain`` is that of those which name none.
+
+    Raises ConfigError, with the line, for a manifest that cannot be meant, and for two entries with one output.
+    """
+    source, output = Path(source), Path(output)
+    rows = _pictures(source) if source.is_dir() else _rows(source)
+    entries: list[Entry] = []
+    taken: dict[Path, str] = {}
+    for where, row in rows:
+        entry = _entry(row, where, source if source.is_dir() else source.parent, output, domain)
+        if entry.output.absolute() in taken:
+            raise ConfigError(
+                f"{where} and {taken[entry.output.absolute()]} would both write '{entry.output}': give them other names"
+            )
+        taken[entry.output.absolute()] = where
+        entries.append(entry)
+    if not entries:
+        raise ConfigError(f"'{source}' holds no pictures to personalize on")
+    return entries
+
+
+def _pictures(folder: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in _PICTURES and not path.name.startswith("."):
+            yield f"'{path}'", {"image": path.name}
+
+
+def _rows(manifest: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Where each row stands, and its names and values; empty values are left out."""
+    try:
+        text = manifest.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"there is no manifest '{manifest}'") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"'{manifest}' is not text in UTF-8: {error}") from error
+    lines = _csv(text, manifest) if manifest.suffix.lower() == ".csv" else _jsonl(text, manifest)
+    for number, row in lines:
+        yield f"'{manifest}' line {number}", {name: value for name, value in row.items() if value not in ("", None)}
+
+
+def _jsonl(text: str, manifest: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"'{manifest}' line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise ConfigError(f"'{manifest}' line {number} is no JSON object of names and values")
+        yield number, row
+
+
+def _csv(text: str, manifest: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(text.splitlines(), strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise ConfigError(f"'{manifest}' line {reader.line_num} does not have as many values as the header")
+            yield reader.line_num, {name.strip(): _value(name.strip(), value.strip()) for name, value in row.items()}
+    except csv.Error as error:
+        raise ConfigError(f"'{manifest}' line {reader.line_num} is not CSV: {error}") from error
+
+
+def _value(name: str, text: str) -> Any:
+    """Settings are JSON, or else text; file names are text."""
+    if name in _KEYS and name != "overrides":
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _entry(row: Mapping[str, Any], where: str, folder: Path, output: Path, domain: str | None) -> Entry:
+    unknown = [name for name in row if name not in (*_KEYS, *_SETTINGS)]
+    if unknown:
+        known = ", ".join(_KEYS)
+        raise ConfigError(f"{where} has {unknown[0]!r}; known are {known} and the settings of PersonalizeConfig")
+    texts = {name: row[name] for name in _KEYS if name in row and name != "overrides"}
+    odd = [name for name, value in texts.items() if not isinstance(value, str)]
+    if odd or "image" not in texts:
+        raise ConfigError(f"{where} has {f'a {odd[0]} that is no text' if odd else 'no image'}")
+    name = texts.get("name", texts.get("word", Path(texts["image"]).stem))
+    if name != Path(name).name or name in ("", ".", ".."):
+        raise ConfigError(f"{where} has the name {name!r}, which cannot be that of a folder; say where with output")
+    overrides = row.get("overrides", {})
+    if not isinstance(overrides, dict):
+        raise ConfigError(f"{where} has overrides that are no JSON object")
+    overrides = {**overrides, **{name: row[name] for name in _SETTINGS if name in row}}
+    try:
+        PersonalizeConfig().updated(overrides)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    kind = texts.get("domain", domain)
+    if kind is None:
+        raise ConfigError(f"{where} names no domain, and none is given for all")
+    mask = folder / texts["mask"] if "mask" in texts else None
+    return Entry(folder / texts["image"], output / texts.get("output", name), kind, mask, overrides)
+
+
+def personalize_many(
+    entries: Sequence[Entry],
+    *,
+    open_pipeline: Callable[[str], E4TPipeline] = E4TPipeline.from_pretrained,
+    settings: Callable[[E4TPipeline], PersonalizeConfig] = lambda pipe: pipe.personalize_config,
+    preview: bool = True,
+) -> Iterator[BatchStep]:
+    """Make the concepts of all entries, domain by domain; yields every tuning step.
+
+    ``open_pipeline`` loads a domain, each once and one at a time; ``settings`` are those that overrides come on top of.
+    An entry whose concept is complete and was made of the same picture, mask, settings, domain and base is kept. One
+    that fails is an outcome and stops nothing; a domain that cannot be opened fails all its entries, and raises its
+    E4TError where there is no other.
+    """
+    domains = list(dict.fromkeys(entry.domain for entry in entries))
+    ended = 0
+    for domain in domains:
+        own = [entry for entry in entries if entry.domain == domain]
+        try:
+            pipe = open_pipeline(domain)
+        except (E4TError, OSError) as error:
+            if len(domains) == 1:
+                raise
+            for entry in own:
+                ended += 1
+                yield BatchStep(entry, ended, len(entries), Outcome(entry, "failed", 0.0, str(error)))
+            continue
+        for entry in own:
+            began = time.perf_counter()
+            try:
+                for share, outcome in _made(pipe, entry, settings(pipe), preview, began):
+                    yield BatchStep(entry, ended + share, len(entries), outcome)
+            except (E4TError, OSError, torch.cuda.OutOfMemoryError) as error:
+                failed = Outcome(entry, "failed", time.perf_counter() - began, " ".join(str(error).split()))
+                yield BatchStep(entry, ended + 1, len(entries), failed)
+            ended += 1
+
+
+def _made(
+    pipe: E4TPipeline, entry: Entry, config: PersonalizeConfig, preview: bool, began: float
+) -> Iterator[tuple[float, Outcome | None]]:
+    """The share of an entry that is done, and with the last its outcome."""
+    config = config.updated(entry.overrides)
+    image = load_image(entry.image)
+    mask = load_mask(entry.mask) if entry.mask is not None else None
+    present = _present(entry.output)
+    if present is not None and _matches(present, pipe, config, image, mask) and (present.preview or not preview):
+        yield 1.0, Outcome(entry, "kept", time.perf_counter() - began, concept=present)
+        return
+    concept, likeness = None, None
+    for step in pipe.personalize_steps(image, mask=mask, config=config):
+        concept = step.concept or concept
+        yield step.number / (step.total_steps + 1), None
+    if concept is None:
+        raise CheckpointError("personalizing ended without a concept; please report this")
+    if preview:
+        drawn, likeness = portrait(pipe, concept, image)
+        concept = concept.with_preview(drawn)
+    concept.save(entry.output)
+    yield 1.0, Outcome(entry, "made", time.perf_counter() - began, likeness=likeness, concept=concept)
+
+
+def _present(folder: Path) -> Concept | None:
+    """The whole concept in a folder; what is damaged or of another kind is none."""
+    try:
+        return Concept.load(folder)
+    except E4TError:
+        return None
+
+
+def _matches(
+    concept: Concept, pipe: E4TPipeline, config: PersonalizeConfig, image: Image.Image, mask: Image.Image | None
+) -> bool:
+    """Whether making a concept again would start from what this one was made of."""
+    used = mask if config.mask_loss else None
+    digests = {"image": image_digest(image), "mask": image_digest(used) if used is not None else None}
+    return (
+        (concept.domain, concept.domain_id) == (pipe.domain, pipe.model.domain_id)
+        and concept.base.fingerprint == pipe.model.base.fingerprint
+        and PersonalizeConfig.from_dict(concept.config) == config
+        and all(concept.provenance.get(name) == digest for name, digest in digests.items())
+    )
+
+
+def portrait(pipe: E4TPipeline, concept: Concept, photo: Image.Image) -> tuple[Image.Image, float]:
+    """A neutral picture of the concept, and how much it is like the ``photo`` it was made from."""
+    neutral = pipe.domain.templates[0]
+    drawn, stranger = (
+        pipe(neutral.replace("{}", word), concept=worn).images[0]
+        for word, worn in ((pipe.domain.placeholder, concept), (pipe.domain.class_word, None))
+    )
+    return drawn, pipe.likeness(photo, drawn, stranger)
