@@ -59,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with machine_readable("--json" in given):
         command = _parsed(given)
         try:
-            return _run(command)
+            code = _run(command)
+            sys.stdout.flush()
+            return code
         except BrokenPipeError:  # whoever read the output has had enough, as head has
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
