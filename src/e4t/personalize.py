@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -15,7 +18,7 @@ from e4t.backbone import draw_noise
 from e4t.checkpoint import Concept, prefixed
 from e4t.config import PersonalizeConfig
 from e4t.data import square_mask, square_pixels
-from e4t.errors import CheckpointError, MismatchError
+from e4t.errors import CheckpointError, ConfigError, MismatchError
 from e4t.model import E4TModel
 from e4t.objective import Batch, E4TObjective, Prior
 from e4t.provenance import image_digest, versions
@@ -89,6 +92,7 @@ def personalize(
     The last step carries the concept, with ``keep_steps`` every step does; with ``config.automatic`` that is the first
     one after which the image counts as learned. ``mask`` says where the loss counts (white),
     ``prior`` what the model is not to forget if ``config.prior_weight`` is above 0.
+    With ``config.unload`` nothing can be drawn before the last step.
     The model is afterwards as it was before, also when the caller stops early.
     """
     mask = mask if config.mask_loss else None
@@ -150,15 +154,16 @@ def tune(
         yield PersonalizeStep(0, config.steps, None, first)
         if not config.steps:
             return
-        optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        optimizer = _optimizer(groups, config, model.backbone.device)
         batch_at = batches(model, constants, config)
         loss_left = _watched(objective, batch_at(_PROBE), config) if config.automatic else None
+        parts = config.parts
         for step in train(
             objective,
-            batch_at,
+            _part_at(batch_at, config) if parts > 1 else batch_at,
             optimizer,
             steps=config.steps,
-            accumulation=config.accumulation,
+            accumulation=config.accumulation * parts,
             mixed_precision=config.mixed_precision,
             max_grad_norm=config.max_grad_norm,
         ):
@@ -172,14 +177,46 @@ def tune(
         tuning.stop()
 
 
+def _part_at(batch_at: Callable[[int], Batch], config: PersonalizeConfig) -> Callable[[int], Batch]:
+    """The parts of all batches, one after the other; a mean over a batch's parts is that batch's loss."""
+    parts, size = config.parts, config.micro_batch_size
+
+    @lru_cache(maxsize=1)
+    def split(index: int) -> list[Batch]:
+        return batch_at(index).split(size, scale=parts)
+
+    return lambda index: split(index // parts)[index % parts]
+
+
+def has_adamw8bit(device: torch.device) -> bool:
+    """Whether bitsandbytes is installed and knows the device."""
+    return find_spec("bitsandbytes") is not None and device.type in ("cpu", "cuda", "xpu")
+
+
+def _optimizer(groups: list[dict[str, Any]], config: PersonalizeConfig, device: torch.device) -> torch.optim.Optimizer:
+    """Raises ConfigError where there are no 8 bits."""
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    if not has_adamw8bit(device):
+        raise ConfigError(
+            f"the optimiser 'adamw8bit' needs bitsandbytes, and a device that it knows, not '{device.type}': install "
+            "the extra with pip install 'e4t[8bit]', or set optimizer to adamw"
+        )
+    from bitsandbytes import optim
+
+    optimizer: torch.optim.Optimizer = optim.AdamW8bit(groups, weight_decay=config.weight_decay)
+    return optimizer
+
+
 def _watched(objective: E4TObjective, probe: Batch, config: PersonalizeConfig) -> Callable[[], float]:
     """Tells how much is left of the denoising loss that ``probe`` has now, before any tuning."""
     backbone = objective.model.backbone
+    parts = probe.split(config.micro_batch_size)
     cast = autocast(config.mixed_precision, backbone.device, backbone.dtype)
 
     def loss() -> float:
         with torch.no_grad(), cast:
-            return float(objective(probe).diffusion)
+            return sum(float(objective(part).diffusion) for part in parts)
 
     first = loss()
     return lambda: loss() / first
@@ -259,10 +296,13 @@ class _Tuning:
         self.config = config
         self.constants = constants
         self.provenance = provenance
+        self._unloaded = ExitStack()
 
     def start(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser, one for each tuned part."""
         model, config = self.model, self.config
+        if config.unload:
+            self._unloaded.enter_context(model.backbone.unloaded())
         model.requires_grad_(False)
         parts: dict[str, list[nn.Parameter]] = {}
         for part in dict.fromkeys(config.tune):
@@ -294,6 +334,7 @@ class _Tuning:
         if self.config.gradient_checkpointing:
             self.model.backbone.unet.disable_gradient_checkpointing()
             self.model.backbone.unet.eval()
+        self._unloaded.close()
 
     @torch.no_grad()
     def concept(self, steps: int) -> Concept:
@@ -331,4 +372,6 @@ class _Tuning:
         latents = self.constants.latents[:1].expand(count, -1, -1, -1)
         noise = draw_noise(latents.shape, generator_at(self.config.seed, -1), backbone.device)
         noisy = backbone.add_noise(latents, noise, timesteps)
-        return self.model.offset(noisy, timesteps, image_half).mean(dim=0)
+        size = min(count, self.config.micro_batch_size or count)
+        parts = zip(torch.split(noisy, size), torch.split(timesteps, size), strict=True)
+        return torch.cat([self.model.offset(*part, image_half) for part in parts]).mean(dim=0)
