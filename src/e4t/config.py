@@ -204,6 +204,7 @@ class PersonalizeConfig(_Section):
     prior_weight: float = 0.0  # of the loss on pictures of the class that the base draws; DreamBooth has 1
     prior_pictures: int = 50  # how many of those are drawn, once for all concepts
     mixed_precision: str = "no"
+    memory: float | str | None = None  # gigabytes to keep within, or "auto": what is free; None: as set here
     gradient_checkpointing: bool = False
     micro_batch_size: int | None = None  # noise levels at a time, of the same batch: less memory, the same step
     unload: bool = False  # autoencoder and image encoder leave the device while tuning
@@ -225,6 +226,9 @@ class PersonalizeConfig(_Section):
             raise ConfigError("a replay keeps one image, not the pictures of the class; set prior_weight to 0")
         for name in self.tune:
             _check("tune", name, TUNABLE)
+        if isinstance(self.memory, str):
+            _check("memory", self.memory, ("auto",))
+        at_least("memory", self.memory if not isinstance(self.memory, str) else None, 0)
         _check("optimizer", self.optimizer, ("adamw", "adamw8bit"))
         _check("keep", self.keep, ("tuned", "replay"))
         _check("regularisation_reduction", self.regularisation_reduction, ("sum", "mean"))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from e4t.checkpoint import Concept, prefixed
 from e4t.config import PersonalizeConfig
 from e4t.data import square_mask, square_pixels
 from e4t.errors import CheckpointError, ConfigError, MismatchError
+from e4t.memory import fitted, has_adamw8bit
 from e4t.model import E4TModel
 from e4t.objective import Batch, E4TObjective, Prior
 from e4t.provenance import image_digest, versions
@@ -92,9 +92,11 @@ def personalize(
     The last step carries the concept, with ``keep_steps`` every step does; with ``config.automatic`` that is the first
     one after which the image counts as learned. ``mask`` says where the loss counts (white),
     ``prior`` what the model is not to forget if ``config.prior_weight`` is above 0.
-    With ``config.unload`` nothing can be drawn before the last step.
+    With ``config.memory`` the settings are changed to fit (`e4t.memory.fitted`), and the concept says to which. With
+    ``config.unload`` nothing can be drawn before the last step.
     The model is afterwards as it was before, also when the caller stops early.
     """
+    config = fitted(model, config)
     mask = mask if config.mask_loss else None
     constants = prepare(model, image, mask)
     if config.keep == "replay":  # tuned from what is stored, so that a repetition starts from the same numbers
@@ -186,11 +188,6 @@ def _part_at(batch_at: Callable[[int], Batch], config: PersonalizeConfig) -> Cal
         return batch_at(index).split(size, scale=parts)
 
     return lambda index: split(index // parts)[index % parts]
-
-
-def has_adamw8bit(device: torch.device) -> bool:
-    """Whether bitsandbytes is installed and knows the device."""
-    return find_spec("bitsandbytes") is not None and device.type in ("cpu", "cuda", "xpu")
 
 
 def _optimizer(groups: list[dict[str, Any]], config: PersonalizeConfig, device: torch.device) -> torch.optim.Optimizer:

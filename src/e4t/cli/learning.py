@@ -19,8 +19,10 @@ from e4t.cli.options import (
     Every,
     File,
     Integer,
+    Memory,
     Number,
     OptionalBase,
+    OptionalDtype,
     Output,
     Precision,
     Reading,
@@ -160,10 +162,14 @@ class Personalize:
     """Noise levels in a batch."""
     learning_rate: Number = None
     """Of weights; --set residual_learning_rate is that of the word."""
+    memory: Memory = None
+    """Keep within so many gigabytes, such as 24, 16, 12 or 8, or (auto) within what is free: fewer noise levels at a
+    time, networks unloaded, checkpointing, and if it must be, less tuned. On a GPU, weights are float16 then."""
     mixed_precision: Precision = None
     """Autocast; what is tuned stays float32."""
-    dtype: Dtype = "float32"
-    """Of the model's weights; float16 needs --mixed-precision fp16, bfloat16 bf16. What is tuned stays float32."""
+    dtype: OptionalDtype = None
+    """Of the model's weights; float16 needs --mixed-precision fp16, bfloat16 bf16. What is tuned stays float32.
+    Default: float32, but float16 with --memory on a GPU."""
     gradient_checkpointing: bool = False
     """Less memory, more time."""
     preview: bool = True
@@ -186,14 +192,19 @@ class Personalize:
 
         quiet()
         with status("loading the model"):
-            options: dict[str, Any] = {"device": device_of(self.device), "dtype": dtype_of(self.dtype)}
-            options |= self.base_model.given()
+            device = device_of(self.device)
+            dtype = self.dtype or ("float16" if self.memory is not None and device.startswith("cuda") else "float32")
+            options: dict[str, Any] = {"device": device, "dtype": dtype_of(dtype), **self.base_model.given()}
             if self.base is None or is_domain(self.domain):
                 pipe = E4TPipeline.from_pretrained(self.domain, base=self.base, **options)
             else:
                 pipe = E4TPipeline.from_base(self.base, class_word=self.domain, **options)
         config = PersonalizeConfig.paper() if self.preset == "paper" else pipe.personalize_config
+        if self.dtype is None and dtype == "float16":
+            config = config.updated({"mixed_precision": "fp16"})
         config = overridden(config.keeping(self.keep), self.settings, self._given())
+        if config.memory is not None:
+            config = self._fitted(pipe, config)
         if pipe.trained is None:
             get_console().print(f"no pre-trained domain: {config.steps} steps from the class word '{self.domain}'")
         concept: Concept | None = None
@@ -214,6 +225,14 @@ class Personalize:
             remember_domain(folder, self.domain)
         return [folder]
 
+    def _fitted(self, pipe: E4TPipeline, config: PersonalizeConfig) -> PersonalizeConfig:
+        """Settings for the memory there is; what was chosen is said."""
+        from e4t.memory import described, fitted, needed
+
+        fit = fitted(pipe.model, config)
+        get_console().print(f"memory: {described(fit, needed(pipe.model, fit))}")
+        return fit
+
     def _drawn(self, pipe: E4TPipeline, concept: Concept, image: Image.Image) -> Image.Image:
         """A picture of the concept; how much it is like the one it was made from is said on the way."""
         neutral = pipe.domain.templates[0]
@@ -228,7 +247,7 @@ class Personalize:
         return drawn
 
     def _given(self) -> dict[str, Any]:
-        names = ("steps", "batch_size", "learning_rate", "mixed_precision", "seed")
+        names = ("steps", "batch_size", "learning_rate", "memory", "mixed_precision", "seed")
         given = {name: getattr(self, name) for name in names}
         return given | {"gradient_checkpointing": self.gradient_checkpointing or None}
 

@@ -31,6 +31,8 @@ File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
 Precision = Annotated[Literal["no", "fp16", "bf16"] | None, arg(metavar="{no,fp16,bf16}", help_behavior_hint="")]
 Device = Annotated[str, arg(metavar="NAME")]
 Dtype = Literal["float32", "float16", "bfloat16"]
+OptionalDtype = Annotated[Dtype | None, arg(metavar="{float32,float16,bfloat16}", help_behavior_hint="")]
+Memory = Annotated[float | Literal["auto"] | None, arg(metavar="GB|auto", help_behavior_hint="")]
 
 
 @dataclass(frozen=True)
