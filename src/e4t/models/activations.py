@@ -54,7 +54,7 @@ def _counted(module: nn.Module, trained: Collection[str], inputs: Sequence[Tenso
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in trained)
     count = _Count(module)
-    with torch.autograd.graph.saved_tensors_hooks(count.keep, lambda kept: kept), _FusedAttention(), count.watching():
+    with torch.autograd.graph.saved_tensors_hooks(count.keep, lambda kept: kept), _FusedKernels(), count.watching():
         module(*inputs)
     whole = sum(count.numbers.values())
     again = max(count.inside, default=0)
@@ -107,7 +107,7 @@ class _Hooks:
             handle.remove()
 
 
-class _FusedAttention(TorchFunctionMode):
+class _FusedKernels(TorchFunctionMode):
     """Attention keeps what fused kernels keep; on the meta device torch would take the one that holds all weights."""
 
     def __torch_function__(
