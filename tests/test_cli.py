@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,22 @@ def test_what_is_kept_can_be_chosen_and_drawn(domain: Path, pictures: Path, tmp_
         assert cli.main(["generate", str(folder), "S*", "--num-inference-steps", "1", "-o", str(tmp_path / "out")]) == 0
         sizes.append((folder / "concept.safetensors").stat().st_size)
     assert sizes[0] > sizes[1] > sizes[2]
+
+
+def test_personalize_within_the_memory_there_is(
+    domain: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["personalize", str(domain), str(pictures / "0.png"), "--no-preview", "--output"]
+    assert cli.main([*command, str(tmp_path / "anna"), "--memory", "auto"]) == 0
+    assert re.search(r"memory: about \d+\.\d GB \(an estimate\) with nothing done", capsys.readouterr().err)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert cli.main([*command, str(tmp_path / "tight"), "--memory", "0.0001"]) == 0
+    said = capsys.readouterr().err
+    assert "but only 0.0 GB can be used" in said
+    assert "1 of 2 noise levels at a time, gradient checkpointing" in said
+    recorded = json.loads((tmp_path / "tight" / "config.json").read_text())["personalize"]
+    assert (recorded["micro_batch_size"], recorded["gradient_checkpointing"], recorded["memory"]) == (1, True, None)
 
 
 def test_personalize_without_a_domain(base: Path, pictures: Path, tmp_path: Path) -> None:

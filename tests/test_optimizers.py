@@ -26,7 +26,7 @@ def test_eight_bits_step_or_are_refused():
 
 def test_without_the_library_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
-    with pytest.raises(ConfigError, match=r"pip install 'e4t\[lab\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'e4t\[8bit\]'"):
         new_optimizer("adamw8bit", [], weight_decay=0.0, device=torch.device("cpu"))
 
 

@@ -186,6 +186,20 @@ class Backbone:
                 )
 
     @contextmanager
+    def unloaded(self) -> Iterator[None]:
+        """Autoencoder and image encoder wait in the main memory inside the ``with``; nothing moves on CPUs."""
+        waiting = [part for part in (self.vae, self.image_encoder) if self.device.type != "cpu"]
+        for part in waiting:
+            part.to("cpu")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # or the room stays with torch, in blocks of sizes that nobody asks for any more
+        try:
+            yield
+        finally:
+            for part in waiting:
+                part.to(self.device)
+
+    @contextmanager
     def differentiable_attention(self, device: torch.device | None = None) -> Iterator[None]:
         """The U-Net's attention is quick to differentiate in bfloat16 inside the ``with``, on its ``device``.
 

@@ -218,7 +218,11 @@ class PersonalizeConfig(_Section):
     prior_weight: float = 0.0  # of the loss on pictures of the class that the base draws; DreamBooth has 1
     prior_pictures: int = 50  # how many of those are drawn, once for all concepts
     mixed_precision: str = "no"
+    memory: float | str | None = None  # gigabytes to keep within, or "auto": what is free; None: as set here
     gradient_checkpointing: bool = False
+    micro_batch_size: int | None = None  # noise levels at a time, of the same batch: less memory, the same step
+    unload: bool = False  # autoencoder and image encoder leave the device while tuning
+    optimizer: str = "adamw"  # "adamw8bit": its state in 8 bits, by bitsandbytes, where that knows the device
     seed: int = 0
     keep: str = "tuned"  # "tuned": what was tuned is what is stored; "replay": what tuning starts from, to repeat it
     save_dtype: str = "float16"  # of a concept folder
@@ -229,12 +233,17 @@ class PersonalizeConfig(_Section):
             at_least(name, getattr(self, name), 0)
         for name in ("batch_size", "accumulation", "frozen_timesteps", "prior_pictures"):
             at_least(name, getattr(self, name), 1)
+        at_least("micro_batch_size", self.micro_batch_size, 1)
         at_least("prior_weight", self.prior_weight, 0)
         at_least("automatic_loss", self.automatic_loss, 0)
         if self.prior_weight and self.keep == "replay":
             raise ConfigError("a replay keeps one image, not the pictures of the class; set prior_weight to 0")
         for name in self.tune:
             _check("tune", name, TUNABLE)
+        if isinstance(self.memory, str):
+            _check("memory", self.memory, ("auto",))
+        at_least("memory", self.memory if not isinstance(self.memory, str) else None, 0)
+        _check("optimizer", self.optimizer, ("adamw", "adamw8bit"))
         _check("keep", self.keep, ("tuned", "replay"))
         _check("regularisation_reduction", self.regularisation_reduction, ("sum", "mean"))
         _check("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
@@ -249,6 +258,11 @@ class PersonalizeConfig(_Section):
             auto = values["steps"] == "auto"
             values = {"automatic": auto, **values, **({"steps": _MOST_STEPS} if auto else {})}
         return super().updated(values)
+
+    @property
+    def parts(self) -> int:
+        """Into how many micro-batches a batch is split."""
+        return -(-self.batch_size // min(self.batch_size, self.micro_batch_size or self.batch_size))
 
     def rate(self, part: str) -> float:
         """Learning rate of one of TUNABLE."""

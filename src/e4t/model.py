@@ -17,6 +17,7 @@ from e4t.checkpoint import BaseModel, Concept, TrainedDomain, group, prefixed
 from e4t.config import EncoderConfig, OffsetsConfig
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError, MismatchError
+from e4t.models.activations import Kept
 from e4t.models.encoder import ConceptEncoder
 from e4t.models.features import feature_widths, pooled_features
 from e4t.models.offsets import TunedWeights, WeightOffsets
@@ -54,6 +55,7 @@ class E4TModel(nn.Module):
         self.encoder = _build_encoder(backbone, encoder)
         self.offsets = WeightOffsets(backbone.unet, offsets)
         self.tuned: dict[str, TunedWeights] = {}
+        self.kept: dict[tuple[str, ...], tuple[Kept, Kept]] = {}  # by `memory`, by what is trained
         with torch.no_grad():
             word = backbone.text_encoder.get_input_embeddings().weight[self.class_id].detach().float().clone()
             empty = encode(backbone.text_encoder, self.tokens([""], expected=False)).float()

@@ -9,7 +9,7 @@ in data, prompts and what is trained.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,10 @@ class Prior:
     timesteps: Tensor  # [P]
     tokens: Tokens  # P rows
 
+    def rows(self, start: int, count: int) -> Prior:
+        part = slice(start, start + count)
+        return Prior(self.latents[part], self.noise[part], self.timesteps[part], self.tokens[part])
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -39,11 +43,44 @@ class Batch:
     image_features: Sequence[Tensor]  # [CLS] of CLIP layers, [B or 1, width] each
     mask: Tensor | None = None  # where the loss counts, [B or 1, 1, h, w] in [0, 1]
     prior: Prior | None = None
+    share_of_error: float = 1.0  # of a part of a batch: what its mean error weighs in the batch's
+    share_of_rows: float = 1.0  # the same of everything else
+
+    def split(self, size: int | None, *, scale: float = 1.0) -> list[Batch]:
+        """Parts of ``size`` rows at most, whose losses add up to ``scale`` times the batch's. None: one part.
+
+        The mean error of a part counts by how much mask there is in it, all other means by rows.
+        """
+        rows = len(self.latents)
+        if size is None or size >= rows:
+            return [self]
+        masked = self.mask is not None and bool(self.mask.any())
+        mask = self.mask.expand(rows, -1, -1, -1) if self.mask is not None and masked else None
+        weights = mask.float().sum(dim=(1, 2, 3)) if mask is not None else torch.ones(rows)
+        shares = [float(part.sum() / weights.sum()) for part in torch.split(weights, size)]
+        return [
+            replace(
+                self,
+                latents=self.latents[at : at + size],
+                noise=self.noise[at : at + size],
+                timesteps=self.timesteps[at : at + size],
+                tokens=self.tokens[at : at + size],
+                image_features=[f if len(f) == 1 else f[at : at + size] for f in self.image_features],
+                mask=mask[at : at + size] if mask is not None else None,
+                prior=self.prior.rows(at, size) if self.prior is not None else None,
+                share_of_error=scale * share,
+                share_of_rows=scale * min(size, rows - at) / rows,
+            )
+            for at, share in zip(range(0, rows, size), shares, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Means over the batch. ``embedding_ratio`` is ‖s E‖ / ‖v_class‖: healthy is 0.2 to 2."""
+    """Means over the batch; of a part of one, its share of them.
+
+    ``embedding_ratio`` is ‖s E‖ / ‖v_class‖: healthy is 0.2 to 2.
+    """
 
     total: Tensor
     diffusion: Tensor
@@ -75,12 +112,13 @@ class E4TObjective(nn.Module):
         prediction = model.denoise(noisy, batch.timesteps, model.prompt_embeds(batch.tokens, word))
 
         target = backbone.target(batch.latents, batch.noise, batch.timesteps)
-        diffusion = masked_mean((prediction - target) ** 2, batch.mask)
+        diffusion = batch.share_of_error * masked_mean((prediction - target) ** 2, batch.mask)
         regularizer = self.regularisation * self._squared_norm(offset).mean()  # of E alone, a mean over the batch
+        regularizer = batch.share_of_rows * regularizer
         total = diffusion + regularizer
         if batch.prior is not None:
-            total = total + self.prior_weight * self._forgotten(batch.prior)
-        return Loss(total, diffusion.detach(), regularizer.detach(), self._ratio(offset))
+            total = total + batch.share_of_rows * self.prior_weight * self._forgotten(batch.prior)
+        return Loss(total, diffusion.detach(), regularizer.detach(), batch.share_of_rows * self._ratio(offset))
 
     def _forgotten(self, prior: Prior) -> Tensor:
         """The denoising loss on pictures of the class."""

@@ -21,7 +21,7 @@ def new_optimizer(
     try:
         import bitsandbytes
     except ImportError as error:
-        raise ConfigError("this needs bitsandbytes: install the extra with pip install 'e4t[lab]'") from error
+        raise ConfigError("this needs bitsandbytes: install the extra with pip install 'e4t[8bit]'") from error
     optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, weight_decay=weight_decay)
     _try_out(bitsandbytes, device)
     return optimizer

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,8 +18,10 @@ from e4t.checkpoint import Concept, prefixed
 from e4t.config import PersonalizeConfig
 from e4t.data import square_mask, square_pixels
 from e4t.errors import CheckpointError, MismatchError
+from e4t.memory import fitted
 from e4t.model import E4TModel
 from e4t.objective import Batch, E4TObjective, Prior
+from e4t.optimizers import new_optimizer
 from e4t.provenance import image_digest, versions
 from e4t.training import Step, autocast, draw_timesteps, generator_at, train
 
@@ -89,8 +93,11 @@ def personalize(
     The last step carries the concept, with ``keep_steps`` every step does; with ``config.automatic`` that is the first
     one after which the image counts as learned. ``mask`` says where the loss counts (white),
     ``prior`` what the model is not to forget if ``config.prior_weight`` is above 0.
+    With ``config.memory`` the settings are changed to fit (`e4t.memory.fitted`), and the concept says to which. With
+    ``config.unload`` nothing can be drawn before the last step.
     The model is afterwards as it was before, also when the caller stops early.
     """
+    config = fitted(model, config)
     mask = mask if config.mask_loss else None
     constants = prepare(model, image, mask)
     if config.keep == "replay":  # tuned from what is stored, so that a repetition starts from the same numbers
@@ -150,15 +157,18 @@ def tune(
         yield PersonalizeStep(0, config.steps, None, first)
         if not config.steps:
             return
-        optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        optimizer = new_optimizer(
+            config.optimizer, groups, weight_decay=config.weight_decay, device=model.backbone.device
+        )
         batch_at = batches(model, constants, config)
         loss_left = _watched(objective, batch_at(_PROBE), config) if config.automatic else None
+        parts = config.parts
         for step in train(
             objective,
-            batch_at,
+            _part_at(batch_at, config) if parts > 1 else batch_at,
             optimizer,
             steps=config.steps,
-            accumulation=config.accumulation,
+            accumulation=config.accumulation * parts,
             mixed_precision=config.mixed_precision,
             max_grad_norm=config.max_grad_norm,
         ):
@@ -172,14 +182,26 @@ def tune(
         tuning.stop()
 
 
+def _part_at(batch_at: Callable[[int], Batch], config: PersonalizeConfig) -> Callable[[int], Batch]:
+    """The parts of all batches, one after the other; a mean over a batch's parts is that batch's loss."""
+    parts, size = config.parts, config.micro_batch_size
+
+    @lru_cache(maxsize=1)
+    def split(index: int) -> list[Batch]:
+        return batch_at(index).split(size, scale=parts)
+
+    return lambda index: split(index // parts)[index % parts]
+
+
 def _watched(objective: E4TObjective, probe: Batch, config: PersonalizeConfig) -> Callable[[], float]:
     """Tells how much is left of the denoising loss that ``probe`` has now, before any tuning."""
     backbone = objective.model.backbone
+    parts = probe.split(config.micro_batch_size)
     cast = autocast(config.mixed_precision, backbone.device, backbone.dtype)
 
     def loss() -> float:
         with torch.no_grad(), cast:
-            return float(objective(probe).diffusion)
+            return sum(float(objective(part).diffusion) for part in parts)
 
     first = loss()
     return lambda: loss() / first
@@ -259,10 +281,13 @@ class _Tuning:
         self.config = config
         self.constants = constants
         self.provenance = provenance
+        self._unloaded = ExitStack()
 
     def start(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser, one for each tuned part."""
         model, config = self.model, self.config
+        if config.unload:
+            self._unloaded.enter_context(model.backbone.unloaded())
         model.requires_grad_(False)
         parts: dict[str, list[nn.Parameter]] = {}
         for part in dict.fromkeys(config.tune):
@@ -294,6 +319,7 @@ class _Tuning:
         if self.config.gradient_checkpointing:
             self.model.backbone.unet.disable_gradient_checkpointing()
             self.model.backbone.unet.eval()
+        self._unloaded.close()
 
     @torch.no_grad()
     def concept(self, steps: int) -> Concept:
@@ -331,4 +357,6 @@ class _Tuning:
         latents = self.constants.latents[:1].expand(count, -1, -1, -1)
         noise = draw_noise(latents.shape, generator_at(self.config.seed, -1), backbone.device)
         noisy = backbone.add_noise(latents, noise, timesteps)
-        return self.model.offset(noisy, timesteps, image_half).mean(dim=0)
+        size = min(count, self.config.micro_batch_size or count)
+        parts = zip(torch.split(noisy, size), torch.split(timesteps, size), strict=True)
+        return torch.cat([self.model.offset(*part, image_half) for part in parts]).mean(dim=0)

@@ -111,9 +111,14 @@ def gradient_scaler(mixed_precision: str, device: torch.device) -> torch.amp.Gra
 def autocast(mixed_precision: str, device: torch.device, weights: torch.dtype) -> torch.autocast:
     """For "no", "bf16" and "fp16"; off where bfloat16 would only be emulated."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision, torch.float32)
-    if dtype == torch.bfloat16 and weights == torch.float32 and not has_fast_bfloat16(device):
+    if emulated(mixed_precision, device, weights):
         dtype = torch.float32
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def emulated(mixed_precision: str, device: torch.device, weights: torch.dtype) -> bool:
+    """Whether bfloat16 was asked for where it would only be emulated, and nothing forces it."""
+    return mixed_precision == "bf16" and weights == torch.float32 and not has_fast_bfloat16(device)
 
 
 def generator_at(seed: int, *position: int) -> torch.Generator:

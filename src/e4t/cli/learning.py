@@ -13,12 +13,13 @@ from e4t.cli.options import (
     BaseOptions,
     BatchSize,
     Device,
-    Dtype,
     File,
     Integer,
     Json,
+    Memory,
     Number,
     OptionalBase,
+    OptionalDtype,
     Output,
     Precision,
     Reading,
@@ -71,10 +72,14 @@ class Personalize:
     """Noise levels in a batch."""
     learning_rate: Number = None
     """Of weights; --set residual_learning_rate is that of the word."""
+    memory: Memory = None
+    """Keep within so many gigabytes, such as 24, 16, 12 or 8, or (auto) within what is free: fewer noise levels at a
+    time, networks unloaded, checkpointing, and if it must be, less tuned. On a GPU, weights are float16 then."""
     mixed_precision: Precision = None
     """Autocast; what is tuned stays float32."""
-    dtype: Dtype = "float32"
-    """Of the model's weights; float16 needs --mixed-precision fp16, bfloat16 bf16. What is tuned stays float32."""
+    dtype: OptionalDtype = None
+    """Of the model's weights; float16 needs --mixed-precision fp16, bfloat16 bf16. What is tuned stays float32.
+    Default: float32, but float16 with --memory on a GPU."""
     gradient_checkpointing: bool = False
     """Less memory, more time."""
     preview: bool = True
@@ -152,7 +157,7 @@ class Personalize:
         from e4t.pipeline import E4TPipeline
 
         with status("loading the model"):
-            options: dict[str, Any] = {"device": device_of(self.device), "dtype": dtype_of(self.dtype)}
+            options: dict[str, Any] = {"device": device_of(self.device), "dtype": dtype_of(self._dtype())}
             options |= self.base_model.given()
             if self.base is None or is_domain(domain):
                 return E4TPipeline.from_pretrained(domain, base=self.base, **options)
@@ -160,7 +165,15 @@ class Personalize:
 
     def _config(self, pipe: E4TPipeline) -> PersonalizeConfig:
         config = PersonalizeConfig.paper() if self.preset == "paper" else pipe.personalize_config
-        return overridden(config.keeping(self.keep), self.settings, self._given())
+        if self.dtype is None and self._dtype() == "float16":
+            config = config.updated({"mixed_precision": "fp16"})
+        config = overridden(config.keeping(self.keep), self.settings, self._given())
+        return config if config.memory is None else _fitted(pipe, config)
+
+    def _dtype(self) -> str:
+        """As asked for; half precision where memory is said to be short."""
+        short = self.memory is not None and device_of(self.device).startswith("cuda")
+        return self.dtype or ("float16" if short else "float32")
 
     def _say(self, likeness: float, class_word: str) -> None:
         get_console().print(f"likeness about {likeness:.2f} (0: any {class_word}, 1: the picture itself)")
@@ -168,7 +181,7 @@ class Personalize:
             get_console().print("low: a closer crop, --mask, --steps 15 or e4t generate --strength 1.3 may help")
 
     def _given(self) -> dict[str, Any]:
-        names = ("steps", "batch_size", "learning_rate", "mixed_precision", "seed")
+        names = ("steps", "batch_size", "learning_rate", "memory", "mixed_precision", "seed")
         given = {name: getattr(self, name) for name in names}
         return given | {"gradient_checkpointing": self.gradient_checkpointing or None}
 
@@ -202,6 +215,15 @@ class Replay:
         rows = [f"{name} differs by {share:.2g} of its largest value" for name, share in sorted(differences.items())]
         lines = [*inputs, *changed, *rows] if rows else [*inputs, "the same, bit for bit"]
         return Result(lines, {"same": not rows, "inputs": inputs, "versions": changed, "differences": differences})
+
+
+def _fitted(pipe: E4TPipeline, config: PersonalizeConfig) -> PersonalizeConfig:
+    """Settings for the memory there is; what was chosen is said."""
+    from e4t.memory import described, fitted, needed
+
+    fit = fitted(pipe.model, config)
+    get_console().print(f"memory: {described(fit, needed(pipe.model, fit))}")
+    return fit
 
 
 def tuned(pipe: E4TPipeline, image: Image.Image, mask: Image.Image | None, config: PersonalizeConfig) -> Concept:

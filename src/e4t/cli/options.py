@@ -33,6 +33,8 @@ Precision = Annotated[Literal["no", "fp16", "bf16"] | None, arg(metavar="{no,fp1
 Device = Annotated[str, arg(metavar="NAME")]
 Json = Annotated[FlagCreatePairsOff[bool], arg(help="Events, result and errors as lines of JSON on stdout.")]
 Dtype = Literal["float32", "float16", "bfloat16"]
+OptionalDtype = Annotated[Dtype | None, arg(metavar="{float32,float16,bfloat16}", help_behavior_hint="")]
+Memory = Annotated[float | Literal["auto"] | None, arg(metavar="GB|auto", help_behavior_hint="")]
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,11 @@ class WeightOffsets(nn.Module):
             assert isinstance(offset, WeightOffset)
             yield linear, offset
 
+    @property
+    def paths(self) -> Sequence[str]:
+        """Where in the U-Net the layers with offsets are."""
+        return list(self._linears)
+
     def inject(self) -> None:
         """Reparametrise the weights; gradients reach the offsets."""
         self.require("ejected", "inject")

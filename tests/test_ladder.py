@@ -1,0 +1,187 @@
+"""Tuning fitted to the memory there is: what is counted, what is chosen, and that the steps stay the same."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from unittest import mock
+
+import pytest
+import torch
+
+from e4t import memory
+from e4t.config import EncoderConfig, OffsetsConfig, PersonalizeConfig
+from e4t.domain import Domain
+from e4t.errors import ConfigError
+from e4t.memory import GIB, described, fitted, free_memory, needed
+from e4t.model import E4TModel
+from e4t.models import activations
+from e4t.personalize import personalize
+from test_shapes import published
+
+CUDA = torch.device("cuda")
+WHOLE = ("residual", "bias", "deltas", "unet")
+CONFIG = PersonalizeConfig(steps=2, batch_size=16, learning_rate=1e-3, frozen_timesteps=2, save_dtype="float32")
+
+
+def really_kept(module, trained, inputs) -> int:
+    """Numbers that autograd keeps of a real forward pass."""
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in trained)
+    own = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes() // tensor.element_size(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = module(*inputs)
+    del result
+    return sum(numbers for numbers, _ in kept.values())
+
+
+@pytest.mark.parametrize("trained", ["nothing", "attention", "all"])
+def test_what_a_unet_keeps_is_counted_without_running_it(tiny_model, trained):
+    unet = tiny_model.backbone.unet
+    names = {
+        "nothing": set(),
+        "attention": {f"{path}.weight" for path in tiny_model.offsets.paths},
+        "all": {name for name, _ in unet.named_parameters()},
+    }[trained]
+    inputs = (torch.randn(1, 4, 8, 8), torch.tensor([3]), torch.randn(1, 77, 32, requires_grad=True))
+    real = really_kept(unet, names, inputs)
+    counted = activations.of_unet(unet, names)
+    assert counted.whole == pytest.approx(real, rel=0.05)  # kernels of a device differ a little
+    assert counted.checkpointed < counted.whole
+    assert not any(parameter.device.type == "meta" for parameter in unet.parameters())
+
+
+def test_what_the_text_encoder_keeps(tiny_model):
+    text_encoder = tiny_model.backbone.text_encoder
+    embedding = text_encoder.get_input_embeddings().weight
+    (name,) = (name for name, parameter in text_encoder.named_parameters() if parameter is embedding)
+    real = really_kept(text_encoder, {name}, (torch.zeros(1, 32, dtype=torch.long),))
+    assert activations.of_text_encoder(text_encoder, set()).whole == pytest.approx(real, rel=0.05)
+
+
+def test_every_way_to_save_memory_saves_some(tiny_model):
+    def peak(**changes):
+        return needed(tiny_model, CONFIG.updated({"tune": WHOLE, **changes}), device=CUDA).peak
+
+    plain = peak()
+    for changes in (
+        {"micro_batch_size": 4},
+        {"gradient_checkpointing": True},
+        {"optimizer": "adamw8bit"},
+        {"tune": ("residual", "deltas")},
+        {"tune": ("residual",)},
+    ):
+        assert peak(**changes) < plain
+    assert peak(prior_weight=1.0) > plain
+    weights = [needed(tiny_model, CONFIG.updated({"unload": u}), device=CUDA).weights for u in (False, True)]
+    assert weights[1] < weights[0]
+    assert needed(tiny_model, CONFIG.updated({"unload": True})).weights == weights[0]  # a CPU has one memory
+
+
+def budget(model, config) -> float:
+    """Gigabytes in which just this fits."""
+    return (needed(model, config).peak + 1000) / memory._SPARE / GIB
+
+
+def test_the_fastest_settings_that_fit_are_chosen(tiny_model):
+    config = CONFIG.updated({"tune": WHOLE})
+    rungs = [config, config.updated({"micro_batch_size": 4}), config.updated({"gradient_checkpointing": True})]
+    assert fitted(tiny_model, config) is config  # nothing was asked for
+    for rung in rungs[:2]:
+        chosen = fitted(tiny_model, config.updated({"memory": budget(tiny_model, rung)}))
+        assert (chosen.micro_batch_size, chosen.memory, chosen.tune) == (rung.micro_batch_size, None, WHOLE)
+        assert not chosen.gradient_checkpointing
+    tight = config.updated({"micro_batch_size": 1, "gradient_checkpointing": True})
+    assert fitted(tiny_model, config.updated({"memory": budget(tiny_model, tight)})).gradient_checkpointing
+    assert fitted(tiny_model, config.updated({"memory": "auto"})) == config  # there is plenty for so small a model
+
+
+def test_the_whole_unet_is_given_up_last_and_it_is_said(tiny_model, monkeypatch):
+    config = CONFIG.updated({"tune": ("residual", "unet", "text_encoder")})
+    least = config.updated({"micro_batch_size": 1, "gradient_checkpointing": True})
+    small = budget(tiny_model, least.updated({"tune": ("residual", "deltas")}))
+    with pytest.warns(UserWarning, match="the whole U-Net and text encoder: q, k and v are tuned instead"):
+        assert fitted(tiny_model, config.updated({"memory": small})).tune == ("residual", "deltas")
+    eight = budget(tiny_model, least.updated({"optimizer": "adamw8bit"}))
+    monkeypatch.setattr(memory, "has_adamw8bit", lambda device: True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fitted(tiny_model, config.updated({"memory": eight})).optimizer == "adamw8bit"
+
+
+def test_too_little_is_said(tiny_model):
+    with pytest.warns(UserWarning, match="tuning needs about 0.0 GB even with everything that saves memory"):
+        chosen = fitted(tiny_model, CONFIG.updated({"memory": 0.0001}))
+    assert (chosen.micro_batch_size, chosen.gradient_checkpointing, chosen.unload) == (1, True, True)
+    assert "1 of 16 noise levels at a time" in described(chosen, needed(tiny_model, chosen))
+
+
+@pytest.mark.parametrize("value", ["much", -1, True])
+def test_odd_amounts_are_refused(value):
+    with pytest.raises(ConfigError, match="memory"):
+        PersonalizeConfig().updated({"memory": value})
+
+
+def test_what_is_free(tiny_model):
+    taken = sum(p.numel() * 4 for part in tiny_model.backbone.modules() for p in part.parameters())
+    assert free_memory(torch.device("cpu"), tiny_model) > taken
+    assert free_memory(torch.device("cpu")) > 2**20
+
+
+def test_steps_are_the_same_whatever_the_memory(tiny_model, picture):
+    """Losses within a millionth of each other, before the first step and after it within a thousandth."""
+    config = CONFIG.updated({"tune": ("residual", "bias", "deltas"), "batch_size": 8})
+    last = {}
+    for size in (8, 4, 2, 1):
+        rung = config.updated({"micro_batch_size": size, "gradient_checkpointing": size < 4, "unload": True})
+        rung = config.updated({"memory": budget(tiny_model, rung)})
+        first, last[size] = [s for s in personalize(tiny_model, picture, config=rung) if s.training]
+        assert last[size].concept.config["memory"] is None
+        last[size] = (first.training.loss, last[size].training.loss, last[size].concept.config["micro_batch_size"])
+    losses = list(last.values())
+    assert len({size for *_, size in losses}) >= 3  # really other settings
+    assert [first for first, *_ in losses] == pytest.approx([losses[0][0]] * 4, rel=1e-6)
+    assert [second for _, second, _ in losses] == pytest.approx([losses[0][1]] * 4, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def stable_diffusion():
+    """1.5 in half precision: shapes without weights."""
+    backbone = published(1)
+    for part in backbone.modules():
+        part.half()
+    vars(backbone).update(fingerprint="", image_encoder_fingerprint="")
+    with torch.device("meta"), mock.patch("e4t.model.encode", return_value=torch.empty(1, 77, 768)):
+        return E4TModel(
+            backbone,
+            Domain.named("face"),
+            encoder=EncoderConfig(),
+            offsets=OffsetsConfig(form="lowrank"),
+            embedding_scale=0.1,
+        )
+
+
+@pytest.mark.parametrize("gigabytes", [24, 16, 12, 8])
+def test_stable_diffusion_at_512_pixels_has_a_rung_for_every_card(stable_diffusion, gigabytes):
+    """By the estimate: nothing here runs."""
+    config = PersonalizeConfig(mixed_precision="fp16", memory=gigabytes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        chosen = fitted(stable_diffusion, config, device=CUDA)
+    assert chosen.tune == config.tune
+    assert needed(stable_diffusion, chosen, device=CUDA).peak < 0.95 * gigabytes * GIB - memory._CONTEXT
+    assert math.prod((chosen.parts, chosen.micro_batch_size)) == 16
+    whole = config.updated({"tune": WHOLE})
+    if gigabytes >= 16:
+        assert fitted(stable_diffusion, whole, device=CUDA).tune == WHOLE
+    elif gigabytes < 10:
+        with pytest.warns(UserWarning, match="whole U-Net"):
+            fitted(stable_diffusion, whole, device=CUDA)
