@@ -71,7 +71,8 @@ def test_commands_in_the_readme_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "demo", "pretrain", "personalize", "generate", "export", "replay", "benchmark", "evaluate", "info"]
+    "command",
+    ["", "demo", "cache", "pretrain", "personalize", "generate", "export", "replay", "benchmark", "evaluate", "info"],
 )
 def test_help_is_quick_and_loads_nothing_heavy(command: str) -> None:
     best = 9.0
