@@ -34,3 +34,10 @@ def test_a_foreign_field_is_named_in_one_short_sentence():
     with pytest.raises(ConfigError, match="no field called 'xxx") as caught:
         Domain.from_dict({**Domain.named("face").to_dict(), "x" * 10_000: 1})
     assert len(str(caught.value)) < 120
+
+
+def test_a_caption_carries_the_placeholder():
+    face = Domain.named("face")
+    assert face.captioned("a smiling Face of a face") == "a smiling S* of a face"
+    assert face.captioned("{} at sea") == "S* at sea"
+    assert face.captioned("two surfaces") == "a photo of S*, two surfaces"

@@ -77,10 +77,10 @@ def test_commands_in_the_readme_exist() -> None:
     assert len(used) >= 5
 
 
-@pytest.mark.parametrize(
-    "command",
-    "- demo pretrain personalize generate export replay benchmark evaluate info doctor completion".split(),
-)
+COMMANDS = "- demo cache pretrain personalize generate export replay benchmark evaluate info doctor completion".split()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_is_quick_and_loads_nothing_heavy(command: str) -> None:
     result = python("-X", "importtime", "-m", "e4t.cli", *command.strip("-").split(), "--help")
     assert result.returncode == 0

@@ -137,3 +137,17 @@ def test_a_compiled_unet_learns_the_same(make_backbone, image_folder, quick_pret
         losses.append(run(make_backbone(), image_folder, config, tmp_path / str(compiled)))
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert TrainedDomain.load(tmp_path / "True").pretrain["compile"] is True
+
+
+def test_captions_are_prompts_and_lose_words_that_do_not_fit(tiny_backbone, image_folder, quick_pretrain):
+    for index in range(5):
+        (image_folder / f"{index}.txt").write_text("a face" if index else "a face of " + "the beach " * 40)
+    prompts = [dataclasses.replace(quick_pretrain, caption_share=share, batch_size=5) for share in (0.0, 1.0)]
+    model = new_model(tiny_backbone, FACE, quick_pretrain)
+    plain, written = (batches(model, pictures_of(image_folder, tiny_backbone, c), c)(0) for c in prompts)
+    assert torch.equal(plain.noise, written.noise)
+    short = model.tokens(["a S*"])
+    alike = [torch.equal(row, short.ids[0]) for row in written.tokens.ids]
+    assert sorted(alike) == [False, True, True, True, True]
+    assert written.tokens.placeholder.sum(dim=1).tolist() == [1] * 5
+    assert not any(torch.equal(row, short.ids[0]) for row in plain.tokens.ids)

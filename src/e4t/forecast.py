@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -143,11 +143,14 @@ def _looking(model: E4TModel, config: PretrainConfig, resolution: int) -> _Count
     side = backbone.image_encoder.config.image_size
     sizes = (resolution, side) if config.encoder.use_image else (resolution,)
     pixels = [torch.empty(config.batch_size, 3, size, size, device="meta", dtype=backbone.dtype) for size in sizes]
-    with _counted(model) as counted, torch.no_grad():
+
+    @torch.no_grad()
+    def look() -> None:
         backbone.vae.encode(pixels[0])
         if config.encoder.use_image:
             backbone.image_encoder(pixel_values=pixels[1], output_hidden_states=True)
-    return counted()
+
+    return _counted(model, look)
 
 
 def _stepping(model: E4TModel, config: PretrainConfig, resolution: int, device: torch.device) -> _Count:
@@ -160,9 +163,7 @@ def _stepping(model: E4TModel, config: PretrainConfig, resolution: int, device: 
         stack.enter_context(model.offsets.injected())
         stack.enter_context(backbone.differentiable_attention(device))
         batch = _batch(model, config, resolution)
-        counted = stack.enter_context(_counted(model))
-        objective(batch).total.backward()
-    return counted()
+        return _counted(model, lambda: objective(batch).total.backward())
 
 
 def _batch(model: E4TModel, config: PretrainConfig, resolution: int) -> Batch:
@@ -176,14 +177,17 @@ def _batch(model: E4TModel, config: PretrainConfig, resolution: int) -> Batch:
         return Batch(latents, latents.clone(), torch.empty(size, dtype=torch.long), tokens, features)
 
 
-@contextmanager
-def _counted(model: E4TModel) -> Iterator[Callable[[], _Count]]:
-    """A function that gives the `_Count` of what happened inside the ``with``."""
+def _counted(model: E4TModel, work: Callable[[], Any]) -> _Count:
+    """What a piece of work holds and reckons. It is done twice, because counting operations holds on to tensors."""
     known = [p for part in (*model.backbone.modules(), model) for p in (*part.parameters(), *part.buffers())]
-    memory, operations = _Memory(known), FlopCounterMode(display=False)
-    _FusedAttention.operations = 0
-    with memory, operations, mock.patch.object(functional, "scaled_dot_product_attention", _attention):
-        yield lambda: _Count(memory.peak, operations.get_total_flops() + _FusedAttention.operations)
+    with mock.patch.object(functional, "scaled_dot_product_attention", _attention):
+        with _Memory(known) as memory:
+            work()
+        model.zero_grad(set_to_none=True)
+        _FusedAttention.operations = 0
+        with FlopCounterMode(display=False) as counter:
+            work()
+    return _Count(memory.peak, counter.get_total_flops() + _FusedAttention.operations)
 
 
 class _Memory(TorchDispatchMode):

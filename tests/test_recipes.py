@@ -1,0 +1,64 @@
+"""The recipes of `runs`, on a random model: a few steps instead of thousands."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bases import save_folder
+from conftest import build_backbone
+
+RUNS = Path(__file__).parents[1] / "runs"
+SMALL = ("--steps", "2", "--resolution", "16", "--device", "cpu", "--mixed-precision", "no")
+
+
+def run(recipe: str, tmp_path: Path, *options: str, **variables: str) -> dict:
+    """The config of the domain that a recipe makes, with a small program in place of the installed command."""
+    command = tmp_path / "bin" / "e4t"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m e4t.cli "$@"\n')
+    command.chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{command.parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(RUNS.parent / "src"),
+        "BASE": str(save_folder(build_backbone(), tmp_path / "base")),
+        "OUTPUT": str(tmp_path / "domain"),
+    }
+    result = subprocess.run(
+        ["bash", str(RUNS / recipe), *options],
+        env=environment | variables,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    return json.loads((tmp_path / "domain" / "config.json").read_text())
+
+
+@pytest.mark.parametrize(("recipe", "variable", "steps"), [("face", "FACES", 30_000), ("art", "ART", 100_000)])
+def test_the_recipes_of_the_paper(recipe, variable, steps, image_folder, tmp_path):
+    config = run(f"{recipe}.sh", tmp_path, *SMALL, ACCUMULATION="8", **{variable: str(image_folder)})
+    assert (config["domain"]["name"], config["training"]["effective_batch"]) == (recipe, 16)
+    assert config["pretrain"]["learning_rate"] == 1.6e-5
+    assert f"STEPS:-{steps}" in (RUNS / f"{recipe}.sh").read_text()
+
+
+def test_one_card_overnight(image_folder, tmp_path):
+    """But for the 8-bit optimiser and bfloat16, which need the card."""
+    text = (RUNS / "face-24gb.sh").read_text()
+    assert " --use-8bit-adam --mixed-precision bf16" in text
+    small = tmp_path / "runs" / "face-24gb.sh"
+    small.parent.mkdir()
+    text = text.replace(" --use-8bit-adam --mixed-precision bf16", " --device cpu").replace("--dtype bfloat16 ", "")
+    small.write_text(text.replace("--views 1", "--views 1 --device cpu"))
+    variables = {"FACES": str(image_folder), "CACHE": str(tmp_path / "cache"), "RESOLUTION": "16", "DTYPE": "float32"}
+    config = run(str(small), tmp_path, STEPS="2", **variables)
+    assert (tmp_path / "cache" / "index.json").is_file()
+    assert config["training"]["effective_batch"] == 16
+    assert config["pretrain"]["gradient_checkpointing"] is True
