@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,8 +54,12 @@ class Block:
         if self.language not in ("bash", ""):
             return []
         lines = self.code.replace("\\\n", " ").splitlines()
-        split = [shlex.split(part, comments=True) for line in lines for part in re.split(r"&&|\|", line)]
-        return [words for words in split if words]
+        found: list[list[str]] = []
+        for line in lines:
+            words = shlex.split(line, comments=True)
+            parts = [list(part) for joined, part in groupby(words, ("&&", "|").__contains__) if not joined]
+            found.extend(parts)
+        return found
 
 
 def blocks(document: Path) -> list[Block]:
