@@ -2,8 +2,9 @@
 
     python benchmarks/budget.py WORK --kind face --output docs/results/budget-face.json
 
-Trains the domain of runs/tiny-KIND.json again with a share of its steps (the cooldown shrinks with them) and on fewer
-pictures, each in a folder of its own under WORK/budget, and evaluates every one of them on the same unseen individuals.
+Trains the domain of runs/tiny-KIND.json again with a share of its steps (the cooldown shrinks with them) and, at one of
+these shares, on fewer pictures, each in a folder of its own under WORK/budget, and evaluates every one of them on the
+same unseen individuals. The whole budget is the shipped domain, if `--whole tiny-KIND` says so, and else trained too.
 What is finished is not done again: the same command goes on where it stopped. Beside the JSON file come a table in
 markdown and a plot.
 """
@@ -39,8 +40,10 @@ class BudgetConfig:
     work: tyro.conf.Positional[Path]
     output: Path
     kind: str = "face"
+    whole: str | None = None  # a domain that had all steps and pictures already
     shares: tuple[float, ...] = (0.1, 1 / 3, 1.0)  # of the steps, on all pictures
-    pictures: tuple[int, ...] = (100, 1_000, 10_000)  # with all steps; the last is "all pictures"
+    pictures: tuple[int, ...] = (100, 1_000, 10_000)  # the most is "all pictures"
+    pictures_share: float = 1.0  # of the steps, for those that get fewer pictures
     steps: tuple[int, ...] = (0, 5)  # of tuning
     count: int = 25
     namespace: str = "held-out-1"
@@ -51,8 +54,12 @@ class BudgetConfig:
 def budgets(config: BudgetConfig, full: int) -> list[tuple[int, int]]:
     """Steps and pictures of every domain to train."""
     most = max(config.pictures)
-    by_steps = [(max(1, round(share * full)), most) for share in config.shares]
-    return list(dict.fromkeys([*by_steps, *((full, count) for count in config.pictures)]))
+
+    def steps(share: float) -> int:
+        return max(1, round(share * full))
+
+    by_steps = [(steps(share), most) for share in config.shares]
+    return list(dict.fromkeys([*by_steps, *((steps(config.pictures_share), count) for count in config.pictures)]))
 
 
 def measure(config: BudgetConfig) -> Iterator[dict[str, Any]]:
@@ -64,8 +71,7 @@ def measure(config: BudgetConfig) -> Iterator[dict[str, Any]]:
         folder = config.work / "budget" / f"{config.kind}-{steps}-steps-{count}-pictures"
         result = folder.with_suffix(".json")
         if not result.exists():
-            train(config, settings, steps, count, folder)
-            pipe = E4TPipeline.from_pretrained(folder, device="cpu")
+            pipe = E4TPipeline.from_pretrained(domain_of(config, settings, steps, count, folder), device="cpu")
             evaluation = evaluate(
                 pipe,
                 config.namespace,
@@ -78,6 +84,14 @@ def measure(config: BudgetConfig) -> Iterator[dict[str, Any]]:
             evaluation.write(result)
         methods = json.loads(result.read_text())["methods"]
         yield {"steps": steps, "pictures": count, "methods": methods}
+
+
+def domain_of(config: BudgetConfig, settings: dict[str, Any], steps: int, count: int, folder: Path) -> Path | str:
+    """The domain that had this budget: the one that is there already for the whole, else a new one in ``folder``."""
+    if config.whole and (steps, count) == (settings["pretrain"]["steps"], max(config.pictures)):
+        return config.whole
+    train(config, settings, steps, count, folder)
+    return folder
 
 
 def train(config: BudgetConfig, settings: dict[str, Any], steps: int, count: int, folder: Path) -> None:
@@ -120,10 +134,10 @@ def plot(report: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     rows = report["rows"]
-    most = {name: max(row[name] for row in rows) for name in ("steps", "pictures")}
+    fixed = {"pictures": max(row["pictures"] for row in rows), "steps": report["steps_of_fewer_pictures"]}
     figure, panels = plt.subplots(2, 2, figsize=(9, 6), layout="constrained", sharey="row")
-    for column, (over, fixed) in enumerate((("steps", "pictures"), ("pictures", "steps"))):
-        chosen = sorted((row for row in rows if row[fixed] == most[fixed]), key=lambda row: row[over])
+    for column, (over, other) in enumerate((("steps", "pictures"), ("pictures", "steps"))):
+        chosen = sorted((row for row in rows if row[other] == fixed[other]), key=lambda row: row[over])
         for line, score in enumerate(("identity", "joint_success")):
             panel = panels[line][column]
             for method in chosen[0]["methods"]:
@@ -135,7 +149,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
                 ]
                 panel.errorbar([row[over] for row in chosen], middle, yerr=reach, marker="o", capsize=3, label=method)
             panel.set_xscale("log")
-            panel.set_xlabel(f"{over} of pre-training")
+            panel.set_xlabel(f"{over} of pre-training, {fixed[other]:,} {other}")
             panel.set_ylabel(score.replace("_", " "))
             panel.grid(alpha=0.3)
     panels[0][0].legend(fontsize=8)
@@ -145,7 +159,14 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
 def main(config: BudgetConfig) -> None:
     """Measure all budgets, writing the files as they grow."""
-    report: dict[str, Any] = {"kind": config.kind, "namespace": config.namespace, "count": config.count, "rows": []}
+    full = json.loads((ROOT / "runs" / f"tiny-{config.kind}.json").read_text())["pretrain"]["steps"]
+    report: dict[str, Any] = {
+        "kind": config.kind,
+        "namespace": config.namespace,
+        "count": config.count,
+        "steps_of_fewer_pictures": round(config.pictures_share * full),
+        "rows": [],
+    }
     config.output.parent.mkdir(parents=True, exist_ok=True)
     for row in measure(config):
         report["rows"].append(row)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from e4t.backbone import Backbone
-from e4t.original_keys import TEXT, autoencoder_keys, text_keys, unet_keys
+from e4t.export.original_keys import TEXT, autoencoder_keys, text_keys, unet_keys
 
 OPEN_CLIP = "cond_stage_model.model."
 

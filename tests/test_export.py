@@ -15,14 +15,17 @@ from PIL import Image
 
 from bases import save_folder
 from conftest import build_backbone, build_model
-from e4t import export as module
 from e4t.checkpoint import TrainedDomain
 from e4t.config import OffsetsConfig
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError, MismatchError
-from e4t.export import FORMATS, export, lora_table
+from e4t.export import FORMATS, LORA_KEEPS, PROBE_STEPS, export, labels, lora_table, places, source
+from e4t.export.differences import diff_tensors, kohya_lora
+from e4t.export.merged import Merged
+from e4t.export.original_keys import autoencoder_keys, text_keys, unet_keys
+from e4t.export.source import is_sd1
+from e4t.export.whole import original_tensors
 from e4t.models.offsets import WeightOffsets
-from e4t.original_keys import autoencoder_keys, text_keys, unet_keys
 from e4t.pipeline import E4TPipeline
 
 # diffusers' schedulers turn tensors into arrays in a way NumPy 2 deprecates
@@ -218,14 +221,14 @@ def test_similarity_is_that_of_the_words_of_a_live_drawing(pipe, concept, bare, 
         applied.stock(
             prompt_embeds=applied.prompt_embeds,
             negative_prompt_embeds=applied.negative_prompt_embeds,
-            num_inference_steps=module.PROBE_STEPS,
+            num_inference_steps=PROBE_STEPS,
             guidance_scale=7.5,
             generator=torch.Generator().manual_seed(0),
             output_type="latent",
         )
     frozen = pipe.model.word(concept.tensors["frozen_offset"])
     gaps = [float((word[0] - frozen).norm() / frozen.norm()) for word in applied.words]
-    assert len(gaps) == module.PROBE_STEPS
+    assert len(gaps) == PROBE_STEPS
     assert report.similarity.distance == pytest.approx(np.mean(gaps), rel=1e-4)
     assert 0 < report.similarity.cosine < 0.9999
     still = export(bare, word_only, tmp_path / "still.safetensors", to="textual-inversion").similarity
@@ -341,8 +344,8 @@ def test_single_file_has_the_names_and_shapes_of_stable_diffusion_1_5():
         )
     stock = E4TPipeline.__new__(E4TPipeline)
     stock.backbone = replace(build_backbone(), unet=unet, vae=vae, text_encoder=text)
-    merged = module._Merged(torch.zeros(768), {"unet": {}, "text_encoder": {}})
-    found = {key: list(tensor.shape) for key, tensor in module._original_tensors(stock, merged)}
+    merged = Merged(torch.zeros(768), {"unet": {}, "text_encoder": {}})
+    found = {key: list(tensor.shape) for key, tensor in original_tensors(stock, merged)}
     assert found == json.loads((DATA / "sd15-single-file.json").read_text())
 
 
@@ -384,7 +387,7 @@ def golden_changes():
 def test_diff_and_kohya_have_the_names_and_shapes_of_stable_diffusion_1_5():
     golden = json.loads((DATA / "sd15-kohya.json").read_text())
     changes = golden_changes()
-    found = {key: list(tensor.shape) for key, tensor in module._diff_tensors(changes).items()}
+    found = {key: list(tensor.shape) for key, tensor in diff_tensors(changes).items()}
     assert found == {f"{name}.diff": shape for name, shape in golden.items()}
 
     factors = {
@@ -392,7 +395,7 @@ def test_diff_and_kohya_have_the_names_and_shapes_of_stable_diffusion_1_5():
         for part, tensors in changes.items()
         for name, change in tensors.items()
     }
-    found = {key: list(tensor.shape) for key, tensor in module._kohya_lora(factors, 5).items()}
+    found = {key: list(tensor.shape) for key, tensor in kohya_lora(factors, 5).items()}
     expected = {}
     for name, (rows, columns) in golden.items():
         expected |= {f"{name}.lora_down.weight": [5, columns], f"{name}.lora_up.weight": [rows, 5], f"{name}.alpha": []}
@@ -485,7 +488,7 @@ def test_lora_that_would_lose_too_much_is_refused_unless_asked_for(pipe, concept
     assert table[0].energy < table[1].energy < 1
     assert table[0].megabytes < table[1].megabytes
     best = max(row.kept for row in table)
-    assert best < module.LORA_KEEPS
+    assert best < LORA_KEEPS
     with pytest.raises(ConfigError, match=rf"keeps {best:.0%} of what .* use 'diff' or 'pipeline'"):
         export(pipe, concept, tmp_path / "anna.safetensors", to="lora-kohya")
     assert list(tmp_path.iterdir()) == []
@@ -568,7 +571,8 @@ def test_metadata_that_web_uis_read(bare, low_rank, tmp_path):
 
 
 def test_stable_diffusion_1_bases_are_named_as_such(bare, low_rank, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_is_sd1", lambda config: True)
+    for module in (source, labels):
+        monkeypatch.setattr(module, "is_sd1", lambda config: True)
     report = export(bare, low_rank, tmp_path / "anna.safetensors", to="lora-kohya", rank=2)
     metadata = header(report.path)[1]
     assert metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"
@@ -582,8 +586,8 @@ def test_shape_of_stable_diffusion_1():
 
     with torch.device("meta"):
         real = UNet2DConditionModel(block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768)
-    assert module._is_sd1(real.config)
-    assert not module._is_sd1(build_backbone().unet.config)
+    assert is_sd1(real.config)
+    assert not is_sd1(build_backbone().unet.config)
 
 
 def test_paths_of_this_machine_are_not_given_away(bare, low_rank, tmp_path):
@@ -701,7 +705,7 @@ def test_a_place_that_cannot_be_written_is_an_error(pipe, concept, tmp_path):
 def test_a_broken_write_leaves_the_former_export(pipe, concept, tmp_path, monkeypatch):
     files = [export(pipe, concept, tmp_path / "anna.safetensors", to="diff")]
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    real, calls = module.save_file, []
+    real, calls = places.save_file, []
 
     def full_disk(tensors, path, metadata):
         calls.append(path)
@@ -709,7 +713,7 @@ def test_a_broken_write_leaves_the_former_export(pipe, concept, tmp_path, monkey
             raise OSError("no space left on device")
         real(tensors, path, metadata=metadata)
 
-    monkeypatch.setattr(module, "save_file", full_disk)
+    monkeypatch.setattr(places, "save_file", full_disk)
     with pytest.raises(CheckpointError, match="no space left"):
         export(pipe, concept, files[0].path, to="diff", dtype="float32")
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

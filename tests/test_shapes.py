@@ -12,10 +12,10 @@ from bases import OPEN_CLIP, as_open_clip
 from e4t import loading
 from e4t.backbone import Backbone
 from e4t.config import EncoderConfig, OffsetsConfig
+from e4t.export.original_keys import TEXT
 from e4t.model import _build_encoder
 from e4t.models.features import feature_widths, pooled_features
 from e4t.models.offsets import PaperForm, WeightOffsets
-from e4t.original_keys import TEXT
 
 SD15 = json.loads((Path(__file__).parent / "data" / "sd15-single-file.json").read_text())
 

@@ -1,0 +1,96 @@
+"""What LoRAs keep of a concept: truncated singular value decompositions, and how true each rank is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from e4t.export.merged import Merged, cast
+from e4t.export.probe import Probe, share_covered
+from e4t.pipeline import E4TPipeline
+
+RANKS = (8, 16, 32, 64, 128)
+
+
+LORA_KEEPS = 0.95
+"""Share of the concept's effect on the noise prediction that a LoRA must keep, unless its rank is asked for."""
+
+
+@dataclass(frozen=True)
+class LoraRow:
+    """What a LoRA of one rank keeps. Matrices too small for the rank have a quarter of their smaller side.
+
+    ``energy`` is the share of the changes' squared norm; ``error`` the noise prediction's relative error; ``kept`` is
+    1 - ‖LoRA - merged‖ / ‖base - merged‖ of noise predictions, all of them with the concept's word.
+    """
+
+    rank: int
+    energy: float
+    error: float
+    kept: float
+    megabytes: float
+
+
+Factors = dict[tuple[str, str], tuple[Tensor, Tensor]]
+"""Down [r, in] and up [out, r] by part and parameter name; up @ down approximates the change."""
+
+
+class Lora:
+    """Truncated singular value decompositions of a concept's changes."""
+
+    def __init__(self, pipe: E4TPipeline, merged: Merged, probe: Probe, dtype: str) -> None:
+        self.model, self.merged, self.probe, self.dtype = pipe.model, merged, probe, dtype
+        self._full = {
+            (part, name): _decomposed(change)
+            for part, tensors in merged.changes.items()
+            for name, change in tensors.items()
+        }
+
+    def factors(self, rank: int) -> Factors:
+        """As they are stored: of this rank or of a quarter of the matrix's smaller side, in the file's type."""
+        return {
+            (part, name): (cast(name, down[:rank], self.dtype), cast(name, up[:, :rank], self.dtype))
+            for (part, name), (down, up) in self._full.items()
+        }
+
+    def table(self, ranks: Sequence[int]) -> tuple[LoraRow, ...]:
+        """One row for each rank that makes a difference."""
+        largest = max(len(down) for down, _ in self._full.values())
+        native = self.probe.predict(self.model, self.merged.word, self.merged.changes)
+        without = self.probe.predict(self.model, self.merged.word, {})
+        wanted = sorted({min(rank, largest) for rank in ranks})
+        return tuple(self._row(rank, native, without) for rank in wanted)
+
+    def _row(self, rank: int, native: Tensor, without: Tensor) -> LoraRow:
+        factors = self.factors(rank)
+        stored = {part: self._products(part, factors) for part in self.merged.changes}
+        changes = [(stored[part][name], self.merged.changes[part][name]) for part, name in factors]
+        lost = sum(float((product - change).square().sum()) for product, change in changes)
+        whole = sum(float(change.square().sum()) for _, change in changes)
+        prediction = self.probe.predict(self.model, self.merged.word, stored)
+        return LoraRow(
+            rank=rank,
+            energy=1 - lost / whole,
+            error=float((prediction - native).norm() / native.norm()),
+            kept=share_covered(prediction, native, without),
+            megabytes=sum(tensor.nbytes for pair in factors.values() for tensor in pair) / 1e6,
+        )
+
+    def _products(self, part: str, factors: Factors) -> dict[str, Tensor]:
+        device = self.model.backbone.device
+        return {
+            name: up.to(device).float() @ down.to(device).float()
+            for (of, name), (down, up) in factors.items()
+            if of == part
+        }
+
+
+def _decomposed(change: Tensor) -> tuple[Tensor, Tensor]:
+    """Down and up factor of the highest rank that is allowed, largest singular values first."""
+    left, values, right = torch.linalg.svd(change, full_matrices=False)
+    rank = max(1, min(change.shape) // 4)
+    roots = values[:rank].sqrt()  # on both sides, so that neither factor leaves float16's range
+    return roots[:, None] * right[:rank], left[:, :rank] * roots
