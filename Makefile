@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format docs package oldest clean
 
 help:
 	@echo "make demo    install, then personalize the shipped pictures: out/demo/index.html"
 	@echo "make test    install, lint, check types and import layers, run the tests"
 	@echo "make lint    the checks of 'make test' without the tests"
 	@echo "make format  let ruff rewrite the sources"
+	@echo "make docs    write the generated pages anew and build the site: out/site/index.html"
+	@echo "make package build sdist and wheel into dist, and run the demo from the wheel alone in a new environment"
+	@echo "make oldest  run tests of the method on the oldest versions that are allowed; needs Python 3.10"
 	@echo "make clean   remove .venv, out and caches"
 
 demo: $(VENV)/demo.stamp
@@ -28,6 +31,28 @@ format: $(VENV)/test.stamp
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: $(VENV)/test.stamp
+	$(BIN)/python docs/scripts/generated.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The wheel is installed where neither sources nor other packages are, and run from an empty folder.
+package: $(VENV)/test.stamp
+	rm -rf dist out/package
+	$(BIN)/python -m build --outdir dist
+	$(PYTHON) -m venv out/package/venv
+	out/package/venv/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	cd out/package && PYTHONPATH= venv/bin/e4t demo --domain tiny-face --steps 2 --num-inference-steps 4
+	test -s out/package/out/demo/index.html
+
+OLDEST ?= python3.10
+oldest:
+	$(OLDEST) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt -e . pytest hypothesis
+	.venv-oldest/bin/python -m pytest $(OLDEST_TESTS)
+OLDEST_TESTS = $(addprefix tests/test_,$(addsuffix .py,backbone checkpoint config data domain encoder example_scripts \
+    export features images loading model objective offsets package personalize pipeline precision pretrain provenance \
+    sources stock_pipelines text training))
+
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("e4t needs Python 3.10 or newer; try make PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
@@ -37,8 +62,8 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[tiny,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[tiny,test,docs]'
 	@touch $@ $(VENV)/demo.stamp
 
 clean:
-	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info
+	rm -rf $(VENV) .venv-oldest out build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info

@@ -620,6 +620,7 @@ infinity) is checked all the same.
 This was tried on {total:,} damaged and forged files; {failed:,} of them did anything else. The peak of memory grew by
 {report["peak_memory_growth_mb"]:,} MB, the working of the model itself included.
 
+<!-- not run: thousands of files; tests/test_hostile.py runs some -->
 ```bash
 {command}
 ```
