@@ -184,10 +184,10 @@ def _counted(model: E4TModel, work: Callable[[], Any]) -> _Count:
         with _Memory(known) as memory:
             work()
         model.zero_grad(set_to_none=True)
-        _FusedKernel.operations = 0
+        _FusedProducts.operations = 0
         with FlopCounterMode(display=False) as counter:
             work()
-    return _Count(memory.peak, counter.get_total_flops() + _FusedKernel.operations)
+    return _Count(memory.peak, counter.get_total_flops() + _FusedProducts.operations)
 
 
 class _Memory(TorchDispatchMode):
@@ -213,7 +213,7 @@ class _Memory(TorchDispatchMode):
         self.now -= self.live.pop(key, 0)
 
 
-class _FusedKernel(torch.autograd.Function):
+class _FusedProducts(torch.autograd.Function):
     """What torch's fused kernels keep and reckon; on the meta device torch would hold all weights of attention."""
 
     operations = 0
@@ -223,16 +223,16 @@ class _FusedKernel(torch.autograd.Function):
         out = torch.empty_like(query)
         ctx.save_for_backward(query, key, value, out)
         ctx.products = 4 * query.numel() * key.shape[-2]
-        _FusedKernel.operations += ctx.products
+        _FusedProducts.operations += ctx.products
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         query, key, value, _ = ctx.saved_tensors
-        _FusedKernel.operations += 5 * ctx.products // 2  # five products, the weights of attention once more
+        _FusedProducts.operations += 5 * ctx.products // 2  # five products, the weights of attention once more
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-    out: Tensor = _FusedKernel.apply(query, key, value)  # type: ignore[no-untyped-call]
+    out: Tensor = _FusedProducts.apply(query, key, value)  # type: ignore[no-untyped-call]
     return out
