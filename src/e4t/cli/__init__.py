@@ -16,6 +16,7 @@ from e4t.cli.drawing import Demo, Generate
 from e4t.cli.learning import Personalize, Pretrain, Replay
 from e4t.cli.measuring import Benchmark, Evaluate
 from e4t.cli.options import Command
+from e4t.cli.serving import Web
 from e4t.cli.sharing import Export, Info
 from e4t.cli.terminal import get_console, refuse, show_warning
 from e4t.errors import E4TError
@@ -29,6 +30,7 @@ Commands = (
     | Annotated[Replay, subcommand("replay")]
     | Annotated[Benchmark, subcommand("benchmark")]
     | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Web, subcommand("web")]
     | Annotated[Info, subcommand("info")]
 )
 DESCRIPTION = "One image becomes a word of a text-to-image model, in a few tuning steps."

@@ -19,6 +19,7 @@ from e4t.cli.options import (
     Every,
     File,
     Integer,
+    Mask,
     Number,
     OptionalBase,
     Output,
@@ -30,7 +31,7 @@ from e4t.cli.options import (
     Text,
 )
 from e4t.cli.settings import overridden, read_sections
-from e4t.cli.terminal import device_of, dtype_of, get_console, progress_bar, quiet, status
+from e4t.cli.terminal import device_of, dtype_of, get_console, progress_bar, quiet, require_extra, status
 from e4t.config import PersonalizeConfig, PretrainConfig
 from e4t.errors import CheckpointError
 
@@ -42,6 +43,22 @@ if TYPE_CHECKING:
 
 
 _LOW_LIKENESS = 0.5
+
+
+def _pictures(image: Path, mask: str | None) -> tuple[Image.Image, Image.Image | None]:
+    """A picture and its mask, as ``--mask`` says."""
+    from e4t.images import load_image, load_mask
+
+    picture = load_image(image)
+    if mask == "auto":
+        require_extra("photos", "dlib", "cv2")
+        from e4t.photos import framed
+
+        found = framed(picture)
+        for note in found.notes:
+            get_console().print(f"warning: {note}", style="yellow")
+        return found.picture, found.mask
+    return picture, load_mask(mask) if mask is not None and mask != "none" else None
 
 
 @dataclass(frozen=True)
@@ -144,8 +161,9 @@ class Personalize:
     base: OptionalBase = None
     """A folder, hub id or .safetensors file. With a domain, another copy of its base model; with a class word, any base
     model: more steps, from the bare word."""
-    mask: File = None
-    """Where the subject is: a black-and-white picture of the same shape, white inside."""
+    mask: Mask = None
+    """Where the subject is. FILE: a black-and-white picture of the same shape, white inside; auto: for photos, crop to
+    the largest face and cut the subject out (extra "photos"); none: everything counts, which is the default."""
     preset: Literal["default", "paper"] = "default"
     """paper: every value known of the paper; default: as measured for the domain."""
     keep: Annotated[
@@ -177,10 +195,7 @@ class Personalize:
     base_model: Reading = field(default_factory=BaseOptions)
 
     def run(self) -> Sequence[Path | str]:
-        from e4t.images import load_image, load_mask
-
-        image = load_image(self.image)  # what cannot be read is refused before anything slow
-        mask = load_mask(self.mask) if self.mask is not None else None
+        image, mask = _pictures(self.image, self.mask)  # what cannot be read is refused before anything slow
 
         from e4t.pipeline import E4TPipeline
 
@@ -241,15 +256,12 @@ class Replay:
     """A concept folder."""
     image: Annotated[Positional[Path], arg(metavar="IMAGE")]
     """The picture it was made from."""
-    mask: File = None
-    """The mask it was made with."""
+    mask: Mask = None
+    """The mask it was made with: auto, none or FILE."""
     model: OfConcept = field(default_factory=ConceptOptions)
 
     def run(self) -> Sequence[Path | str]:
-        from e4t.images import load_image, load_mask
-
-        image = load_image(self.image)
-        mask = load_mask(self.mask) if self.mask is not None else None
+        image, mask = _pictures(self.image, self.mask)
         quiet()
         concept, pipe = self.model.open(self.concept)
         with status(f"personalizing: {concept.steps} steps"):
