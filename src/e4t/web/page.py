@@ -110,10 +110,10 @@ def _forget(work: Work | None) -> None:
 
 
 def _picture(studio: Studio) -> dict[str, Any]:
-    with gr.Group(elem_classes="stage"):
+    with gr.Column(elem_classes="stage"):
         gr.Markdown(f"## 1. Your picture\nUp to {MAX_BYTES // 2**20} MB. One face, clearly seen, works best.")
         upload = gr.File(label="Drop a picture here", file_types=["image"], height=110, elem_id="upload")
-        frame = gr.Image(label="What counts is bright", interactive=False, height=300, elem_id="frame", buttons=[])
+        frame = gr.Image(label="What counts is bright", interactive=False, height=220, elem_id="frame", buttons=[])
         domain = gr.Radio(list(studio.domains), value=studio.domains[0], label="What it shows (domain)")
         with gr.Accordion("Crop and mask", open=False, elem_id="framing"):
             face = gr.Button("Crop to the largest face", size="sm", elem_id="face")
@@ -138,7 +138,7 @@ def _picture(studio: Studio) -> dict[str, Any]:
 
 
 def _tuning() -> dict[str, Any]:
-    with gr.Group(elem_classes="stage"):
+    with gr.Column(elem_classes="stage"):
         gr.Markdown("## 2. Personalize")
         start = gr.Button("Personalize", variant="primary", elem_id="personalize")
         progress = gr.HTML("<p>No concept yet.</p>", elem_id="progress", elem_classes="progress")
@@ -162,7 +162,7 @@ def _tuning() -> dict[str, Any]:
 def _prompt(studio: Studio) -> dict[str, Any]:
     pipe = studio.pipe(studio.domains[0])
     kind, guidance_scale = pipe.domain, pipe.generate_config.guidance_scale
-    with gr.Group(elem_classes="stage"):
+    with gr.Column(elem_classes="stage"):
         gr.Markdown("## 3. Draw")
         kinds = prompts.styles_of(kind.name)
         style = gr.Radio(kinds, value=kinds[0], label="Style", elem_classes="chips", elem_id="style")
@@ -211,7 +211,7 @@ def _prompt(studio: Studio) -> dict[str, Any]:
 
 
 def _shelf(studio: Studio) -> dict[str, Any]:
-    with gr.Group(elem_classes="stage"):
+    with gr.Column(elem_classes="stage"):
         gr.Markdown("## 4. My concepts")
         with gr.Row():
             name = gr.Textbox(label="Name", placeholder="anna", max_length=60, elem_id="name")
