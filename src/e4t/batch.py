@@ -21,7 +21,7 @@ from PIL import Image
 from e4t.checkpoint import Concept
 from e4t.config import PersonalizeConfig
 from e4t.errors import CheckpointError, ConfigError, E4TError
-from e4t.images import load_image, load_mask
+from e4t.photos import opened
 from e4t.pipeline import E4TPipeline
 from e4t.provenance import image_digest
 
@@ -38,7 +38,7 @@ class Entry:
     image: Path
     output: Path
     domain: str
-    mask: Path | None = None
+    mask: str | Path | None = None  # a file, or "auto" (`e4t.photos.framed`)
     overrides: Mapping[str, Any] = field(default_factory=dict)  # fields of PersonalizeConfig
 
 
@@ -69,8 +69,10 @@ def is_batch(source: Path) -> bool:
     return source.is_dir() or source.suffix.lower() in MANIFESTS
 
 
-def read_entries(source: str | Path, output: str | Path, *, domain: str | None = None) -> list[Entry]:
-    """The entries of a folder or manifest; ``domain`` is that of those which name none.
+def read_entries(
+    source: str | Path, output: str | Path, *, domain: str | None = None, mask: str | None = None
+) -> list[Entry]:
+    """The entries of a folder or manifest; ``domain`` and ``mask`` ("auto", "none") are of those which name none.
 
     Raises ConfigError, with the line, for a manifest that cannot be meant, and for two entries with one output.
     """
@@ -79,7 +81,7 @@ def read_entries(source: str | Path, output: str | Path, *, domain: str | None =
     entries: list[Entry] = []
     taken: dict[Path, str] = {}
     for where, row in rows:
-        entry = _entry(row, where, source if source.is_dir() else source.parent, output, domain)
+        entry = _entry(row, where, source if source.is_dir() else source.parent, output, domain, mask)
         if entry.output.absolute() in taken:
             raise ConfigError(
                 f"{where} and {taken[entry.output.absolute()]} would both write '{entry.output}': give them other names"
@@ -144,7 +146,9 @@ def _value(name: str, text: str) -> Any:
         return text
 
 
-def _entry(row: Mapping[str, Any], where: str, folder: Path, output: Path, domain: str | None) -> Entry:
+def _entry(
+    row: Mapping[str, Any], where: str, folder: Path, output: Path, domain: str | None, mask: str | None
+) -> Entry:
     unknown = [name for name in row if name not in (*_KEYS, *_SETTINGS)]
     if unknown:
         known = ", ".join(_KEYS)
@@ -167,8 +171,9 @@ def _entry(row: Mapping[str, Any], where: str, folder: Path, output: Path, domai
     kind = texts.get("domain", domain)
     if kind is None:
         raise ConfigError(f"{where} names no domain, and none is given for all")
-    mask = folder / texts["mask"] if "mask" in texts else None
-    return Entry(folder / texts["image"], output / texts.get("output", name), kind, mask, overrides)
+    mask = texts.get("mask", mask)
+    cut = mask if mask in (None, "auto", "none") else folder / mask
+    return Entry(folder / texts["image"], output / texts.get("output", name), kind, cut, overrides)
 
 
 def personalize_many(
@@ -214,8 +219,8 @@ def _made(
 ) -> Iterator[tuple[float, Outcome | None]]:
     """The share of an entry that is done, and with the last its outcome."""
     config = config.updated(entry.overrides)
-    image = load_image(entry.image)
-    mask = load_mask(entry.mask) if entry.mask is not None else None
+    photo = opened(entry.image, entry.mask)
+    image, mask = photo.picture, photo.mask
     present = _present(entry.output)
     if present is not None and _matches(present, pipe, config, image, mask) and (present.preview or not preview):
         yield 1.0, Outcome(entry, "kept", time.perf_counter() - began, concept=present)

@@ -257,6 +257,29 @@ class E4TPipeline:
             ).images
         return Output(images, seeds)
 
+    def glimpse(self, concept: Concept, prompt: str, *, num_inference_steps: int = 6, seed: int = 0) -> Image.Image:
+        """A quick picture of ``concept``, the state of a step of `personalize_steps`, while that step is the last one.
+
+        Tuning goes on afterwards: the weights are those in place, and the word is frozen.
+        """
+        offset = concept.tensors["frozen_offset"].to(self.backbone.device)
+        settings = self.generate_config
+        unet, tokens = self.backbone.unet, self.model.tokens([prompt])
+        training = unet.training
+        unet.eval()
+        try:
+            image: Image.Image = self.stock(
+                prompt_embeds=self._embeds(tokens, self.model.word(offset)),
+                negative_prompt_embeds=self._negative_embeds(None, 1),
+                num_inference_steps=num_inference_steps,
+                guidance_scale=settings.guidance_scale,
+                guidance_rescale=settings.guidance_rescale,
+                generator=torch.Generator().manual_seed(seed),
+            ).images[0]
+        finally:
+            unet.train(training)
+        return image
+
     @contextmanager
     def applied(
         self,

@@ -24,6 +24,7 @@ from e4t.cli.drawing import Demo, Generate
 from e4t.cli.learning import Personalize, Replay
 from e4t.cli.measuring import Benchmark, Evaluate
 from e4t.cli.options import Command
+from e4t.cli.serving import Web
 from e4t.cli.sharing import Completion, Export, Info
 from e4t.cli.terminal import emit, machine_readable, refuse, show_warning
 from e4t.errors import E4TError
@@ -38,6 +39,7 @@ Commands = (
     | Annotated[Replay, subcommand("replay")]
     | Annotated[Benchmark, subcommand("benchmark")]
     | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Web, subcommand("web")]
     | Annotated[Info, subcommand("info")]
     | Annotated[Doctor, subcommand("doctor")]
     | Annotated[Completion, subcommand("completion")]

@@ -152,23 +152,20 @@ class Generate:
     def _made(
         self, pipe: E4TPipeline, concept: Concept, config: GenerateConfig, image: Image.Image, seed: int
     ) -> dict[str, Any]:
-        from e4t.provenance import versions
+        from e4t.provenance import drawing
 
-        return {
-            "prompt": self.prompt,
-            "negative_prompt": self.negative_prompt,
-            **config.to_dict(),
-            "seed": seed,
-            "num_images": 1,
-            "scheduler": type(pipe.stock.scheduler).__name__ if config.scheduler is None else config.scheduler,
-            "width": image.width,
-            "height": image.height,
-            "base": concept.base.name,
-            "concept": self.concept.resolve().name,
-            "domain": concept.domain_id,
-            "steps": concept.steps,
-            "versions": versions(),
-        }
+        return drawing(
+            self.prompt,
+            negative_prompt=self.negative_prompt,
+            settings=config.to_dict(),
+            seed=seed,
+            size=image.size,
+            scheduler=config.scheduler or type(pipe.stock.scheduler).__name__,
+            base=concept.base.name,
+            concept=self.concept.resolve().name,
+            domain=concept.domain_id,
+            steps=concept.steps,
+        )
 
     def _given(self) -> dict[str, Any]:
         names = ("num_images", "seed", "num_inference_steps", "guidance_scale", "strength", "embedding", "scheduler")

@@ -13,9 +13,9 @@ from e4t.cli.options import (
     BaseOptions,
     BatchSize,
     Device,
-    File,
     Integer,
     Json,
+    Mask,
     Memory,
     Number,
     OptionalBase,
@@ -43,6 +43,16 @@ if TYPE_CHECKING:
 _LOW_LIKENESS = 0.5
 
 
+def _opened(image: Path, mask: str | None) -> tuple[Image.Image, Image.Image | None]:
+    """A picture and its mask, as ``--mask`` says."""
+    from e4t.photos import opened
+
+    found = opened(image, mask)
+    for note in found.notes:
+        get_console().print(f"warning: {note}", style="yellow")
+    return found.picture, found.mask
+
+
 @dataclass(frozen=True)
 class Personalize:
     """Stage 2: turn one picture into a concept, in a few tuning steps."""
@@ -56,8 +66,9 @@ class Personalize:
     base: OptionalBase = None
     """A folder, hub id or .safetensors file. With a domain, another copy of its base model; with a class word, any base
     model: more steps, from the bare word."""
-    mask: File = None
-    """Where the subject is: a black-and-white picture of the same shape, white inside."""
+    mask: Mask = None
+    """Where the subject is. FILE: a black-and-white picture of the same shape, white inside; auto: for photos, crop to
+    the largest face and cut the subject out (extra "photos"); none: everything counts, which is the default."""
     preset: Literal["default", "paper"] = "default"
     """paper: every value known of the paper; default: as measured for the domain."""
     keep: Annotated[
@@ -100,10 +111,8 @@ class Personalize:
 
     def _one(self) -> Result:
         from e4t.batch import portrait
-        from e4t.images import load_image, load_mask
 
-        image = load_image(self.image)  # what cannot be read is refused before anything slow
-        mask = load_mask(self.mask) if self.mask is not None else None
+        image, mask = _opened(self.image, self.mask)  # what cannot be read is refused before anything slow
         quiet()
         pipe = self._pipeline(self.domain)
         config = self._config(pipe)
@@ -126,9 +135,9 @@ class Personalize:
     def _many(self) -> Result:
         from e4t.batch import personalize_many, read_entries
 
-        if self.mask is not None:
-            raise ConfigError("--mask is of one picture: of many, say which mask belongs to which in a manifest")
-        entries = read_entries(self.image, self.output, domain=self.domain)
+        if self.mask not in (None, "auto", "none"):
+            raise ConfigError("a mask is of one picture: of many, say which mask belongs to which in a manifest")
+        entries = read_entries(self.image, self.output, domain=self.domain, mask=self.mask)
         quiet()
         outcomes = []
         with progress_bar("personalize") as progress:
@@ -194,16 +203,13 @@ class Replay:
     """A concept folder."""
     image: Annotated[Positional[Path], arg(metavar="IMAGE")]
     """The picture it was made from."""
-    mask: File = None
-    """The mask it was made with."""
+    mask: Mask = None
+    """The mask it was made with: auto, none or FILE."""
     model: OfConcept = field(default_factory=ConceptOptions)
     json: Json = False
 
     def run(self) -> Result:
-        from e4t.images import load_image, load_mask
-
-        image = load_image(self.image)
-        mask = load_mask(self.mask) if self.mask is not None else None
+        image, mask = _opened(self.image, self.mask)
         quiet()
         concept, pipe = self.model.open(self.concept)
         config = PersonalizeConfig.from_dict(concept.config).updated({"steps": concept.steps})

@@ -1,0 +1,1 @@
+"""The web page: `studio` holds models and concepts, `page` shows them."""

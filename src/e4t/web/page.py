@@ -1,0 +1,524 @@
+"""What the page looks like, and what happens when something on it is pressed. The only file that knows gradio."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from e4t.errors import ConfigError, ImageError
+from e4t.images import MAX_BYTES, load_image, load_mask
+from e4t.photos import Square, face_square, subject_mask
+from e4t.web import prompts
+from e4t.web.framing import Crop, grown, shown
+from e4t.web.studio import EXPORTS, MOST_PICTURES, MOST_STEPS, Moment, Request, Studio, Work, explanation, random_seed
+
+CSS = Path(__file__).with_name("page.css")
+_IDLE_SECONDS = 3600  # after which a tab's concept is forgotten
+_NO_MASK, _FOUND_MASK, _OWN_MASK = "none", "find the subject", "a file of mine"
+_OWN_SCHEDULER = "the model's own"
+_SCHEDULERS = (
+    _OWN_SCHEDULER,
+    "DDIMScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "UniPCMultistepScheduler",
+)
+_WELCOME = """# One picture becomes a word
+Give one picture of somebody the model has never seen. After a few tuning steps the word **S\\*** stands for them, and
+you can put them into any scene and style. Only with the consent of the people shown.
+"""
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Refusals as a notice on the page."""
+    try:
+        yield
+    except Exception as error:
+        sentence = explanation(error)
+        if sentence is None:
+            raise
+        raise gr.Error(sentence, duration=None) from error
+
+
+def theme() -> Any:
+    """Fonts of the system: the page fetches nothing from elsewhere."""
+    return gr.themes.Default(
+        primary_hue="orange",
+        neutral_hue="stone",
+        font=["ui-sans-serif", "system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    ).set(
+        button_primary_background_fill="#b3401a",
+        button_primary_background_fill_hover="#8f3010",
+        button_primary_text_color="white",
+        button_primary_background_fill_dark="#b3401a",
+        button_primary_text_color_dark="white",
+        slider_color="#b3401a",
+    )
+
+
+def launch(studio: Studio, *, host: str, port: int, block: bool = True) -> Any:
+    """Serve the page; what is returned has ``close()``, unless it blocks until interrupted."""
+    blocks = build(studio)
+    blocks.queue(default_concurrency_limit=8, max_size=32)
+    blocks.launch(
+        server_name=host,
+        server_port=port,
+        theme=theme(),
+        css_paths=[CSS],
+        max_file_size=MAX_BYTES,
+        allowed_paths=[str(studio.shelf.folder.resolve())],
+        prevent_thread_lock=not block,
+        show_error=False,
+        quiet=True,
+        ssr_mode=False,
+        footer_links=[],
+        share=False,
+    )
+    return blocks
+
+
+def build(studio: Studio) -> Any:
+    """The page on a studio, not served yet."""
+    with gr.Blocks(title="e4t", analytics_enabled=False, delete_cache=(_IDLE_SECONDS, _IDLE_SECONDS)) as blocks:
+        work = gr.State(None, time_to_live=_IDLE_SECONDS, delete_callback=_forget)
+        gr.Markdown(_WELCOME, elem_id="intro")
+        with gr.Row():
+            with gr.Column(min_width=320):
+                parts = _picture(studio) | _tuning()
+            with gr.Column(min_width=320):
+                parts |= _prompt(studio)
+                parts |= _shelf(studio)
+        parts["work"] = work
+        _Events(studio, parts).bind(blocks)
+    return blocks
+
+
+def _forget(work: Work | None) -> None:
+    if work is not None:
+        work.discard()
+
+
+# Layout: named parts
+
+
+def _picture(studio: Studio) -> dict[str, Any]:
+    with gr.Column(elem_classes="stage"):
+        gr.Markdown(f"## 1. Your picture\nUp to {MAX_BYTES // 2**20} MB. One face, clearly seen, works best.")
+        upload = gr.File(label="Drop a picture here", file_types=["image"], height=110, elem_id="upload")
+        frame = gr.Image(label="What counts is bright", interactive=False, height=220, elem_id="frame", buttons=[])
+        domain = gr.Radio(list(studio.domains), value=studio.domains[0], label="What it shows (domain)")
+        with gr.Accordion("Crop and mask", open=False, elem_id="framing"):
+            face = gr.Button("Crop to the largest face", size="sm", elem_id="face")
+            size = gr.Slider(10, 100, 100, step=1, label="Crop: size in %", elem_id="crop-size")
+            across = gr.Slider(0, 100, 50, step=1, label="Crop: from left to right")
+            down = gr.Slider(0, 100, 50, step=1, label="Crop: from top to bottom")
+            mask = gr.Radio([_NO_MASK, _FOUND_MASK, _OWN_MASK], value=_NO_MASK, label="Mask", elem_id="mask")
+            mask_file = gr.File(label="White where the subject is", file_types=["image"], height=90, visible=False)
+            grow = gr.Slider(-10, 10, 0, step=0.5, label="Mask: narrower or wider, in %")
+    return {
+        "upload": upload,
+        "frame": frame,
+        "domain": domain,
+        "face": face,
+        "size": size,
+        "across": across,
+        "down": down,
+        "mask": mask,
+        "mask_file": mask_file,
+        "grow": grow,
+    }
+
+
+def _tuning() -> dict[str, Any]:
+    with gr.Column(elem_classes="stage"):
+        gr.Markdown("## 2. Personalize")
+        start = gr.Button("Personalize", variant="primary", elem_id="personalize")
+        progress = gr.HTML("<p>No concept yet.</p>", elem_id="progress", elem_classes="progress")
+        with gr.Row():
+            glimpse = gr.Image(
+                label="A quick look at this step", interactive=False, height=220, elem_id="glimpse", buttons=[]
+            )
+        step = gr.Slider(
+            0,
+            MOST_STEPS,
+            0,
+            step=1,
+            label="Tuning steps",
+            info="Every step is kept: more steps are more like the picture, fewer follow prompts better.",
+            interactive=False,
+            elem_id="step",
+        )
+    return {"start": start, "progress": progress, "glimpse": glimpse, "step": step}
+
+
+def _prompt(studio: Studio) -> dict[str, Any]:
+    pipe = studio.pipe(studio.domains[0])
+    kind, guidance_scale = pipe.domain, pipe.generate_config.guidance_scale
+    with gr.Column(elem_classes="stage"):
+        gr.Markdown("## 3. Draw")
+        kinds = prompts.styles_of(kind.name)
+        style = gr.Radio(kinds, value=kinds[0], label="Style", elem_classes="chips", elem_id="style")
+        place = gr.Radio(list(prompts.PLACES), value=prompts.NOWHERE, label="Place", elem_classes="chips")
+        worn = gr.Radio(list(prompts.WORN), value=prompts.NOTHING, label="Wearing", elem_classes="chips")
+        text = gr.Textbox(
+            prompts.compose(kind.name, kind.placeholder, kinds[0], prompts.NOWHERE, prompts.NOTHING),
+            label=f"Prompt ({kind.placeholder} is the concept)",
+            max_length=500,
+            elem_id="prompt",
+        )
+        with gr.Row():
+            count = gr.Slider(1, MOST_PICTURES, 1, step=1, label="Pictures", elem_id="count")
+            strength = gr.Slider(0, 1.5, 1, step=0.05, label="Strength of the concept")
+        compare = gr.Checkbox(label="Beside it, the same without the concept", elem_id="compare")
+        with gr.Accordion("More settings", open=False):
+            negative = gr.Textbox(label="Negative prompt: what to keep out", max_length=500)
+            with gr.Row():
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31, elem_id="seed")
+                randomise = gr.Checkbox(label="A new seed every time")
+            guidance = gr.Slider(1, 15, guidance_scale, step=0.5, label="Guidance: how strictly to follow the prompt")
+            scheduler = gr.Dropdown(list(_SCHEDULERS), value=_OWN_SCHEDULER, label="Scheduler")
+        draw = gr.Button("Draw", variant="primary", elem_id="draw")
+        with gr.Row():
+            gallery = gr.Gallery(label="With the concept", columns=2, format="png", elem_id="gallery", height="auto")
+            without = gr.Gallery(
+                label="Without the concept", columns=2, format="png", elem_id="without", height="auto", visible=False
+            )
+    return {
+        "style": style,
+        "place": place,
+        "worn": worn,
+        "prompt": text,
+        "negative": negative,
+        "seed": seed,
+        "randomise": randomise,
+        "count": count,
+        "guidance": guidance,
+        "scheduler": scheduler,
+        "strength": strength,
+        "compare": compare,
+        "draw": draw,
+        "gallery": gallery,
+        "without": without,
+    }
+
+
+def _shelf(studio: Studio) -> dict[str, Any]:
+    with gr.Column(elem_classes="stage"):
+        gr.Markdown("## 4. My concepts")
+        with gr.Row():
+            name = gr.Textbox(label="Name", placeholder="anna", max_length=60, elem_id="name")
+            save = gr.Button("Save this step", elem_id="save")
+        saved = gr.Gallery(
+            studio.shelf.previews(),
+            label="Saved",
+            columns=4,
+            height="auto",
+            allow_preview=False,
+            elem_id="saved",
+            interactive=False,
+            buttons=[],
+        )
+        chosen = gr.Dropdown(studio.shelf.names(), value=None, label="A saved concept", elem_id="chosen")
+        with gr.Row():
+            reopen = gr.Button("Reopen", elem_id="reopen")
+            delete = gr.Button("Delete", variant="stop", elem_id="delete")
+        sure = gr.Checkbox(label="Yes, delete it for good", elem_id="sure")
+        with gr.Accordion("Export for other programs", open=False, elem_id="exporting"):
+            to = gr.Dropdown(["concept", *EXPORTS], value="concept", label="Format", elem_id="to")
+            give = gr.Button("Export the concept in work", elem_id="export")
+            files = gr.File(label="Files", file_count="multiple", interactive=False, elem_id="files")
+    return {
+        "name": name,
+        "save": save,
+        "saved": saved,
+        "chosen": chosen,
+        "reopen": reopen,
+        "delete": delete,
+        "sure": sure,
+        "to": to,
+        "export": give,
+        "files": files,
+    }
+
+
+class _Events:
+    """What is pressed, and what happens then. Handlers that use the model share one queue."""
+
+    def __init__(self, studio: Studio, parts: dict[str, Any]) -> None:
+        self.studio = studio
+        self.parts = parts
+
+    def bind(self, blocks: Any) -> None:
+        self._bind_picture()
+        self._bind_tuning()
+        self._bind_drawing()
+        self._bind_shelf()
+        blocks.load(self.listed, None, self._of("saved", "chosen"), show_progress="hidden")
+
+    def _of(self, *names: str) -> list[Any]:
+        return [self.parts[name] for name in names]
+
+    # The picture
+
+    _FRAMING = ("upload", "size", "across", "down", "mask", "mask_file", "grow")
+
+    def _bind_picture(self) -> None:
+        look = {"fn": self.look, "inputs": self._of(*self._FRAMING), "outputs": self._of("frame")}
+        for name in self._FRAMING:
+            self.parts[name].change(**look, show_progress="hidden", trigger_mode="always_last")
+        self.parts["mask"].change(
+            lambda kind: gr.update(visible=kind == _OWN_MASK), self._of("mask"), self._of("mask_file"), queue=False
+        )
+        self.parts["face"].click(self.to_face, self._of("upload"), self._of("size", "across", "down"))
+        self.parts["domain"].change(
+            self.in_domain,
+            self._of("domain"),
+            self._of("style", "prompt", "guidance"),
+            concurrency_id="model",
+            concurrency_limit=1,
+        )
+
+    def look(self, upload: str | None, *framing: Any) -> Any:
+        """The picture with crop and mask drawn in."""
+        if upload is None:
+            return None
+        with _explained():
+            image = load_image(upload)
+            _, mask, square = _framed(image, *framing)
+            return shown(image, square, mask)
+
+    def to_face(self, upload: str | None) -> tuple[float, float, float]:
+        with _explained():
+            image = load_image(_given(upload))
+            square, notes = face_square(image)
+            for note in notes:
+                gr.Warning(note)
+            crop = Crop.around(square, image.size)
+            return crop.size, crop.across, crop.down
+
+    def in_domain(self, domain: str) -> tuple[Any, ...]:
+        with _explained():
+            pipe = self.studio.pipe(domain)
+            kinds = prompts.styles_of(pipe.domain.name)
+            text = prompts.compose(
+                pipe.domain.name, pipe.domain.placeholder, kinds[0], prompts.NOWHERE, prompts.NOTHING
+            )
+            return gr.update(choices=kinds, value=kinds[0]), text, pipe.generate_config.guidance_scale
+
+    # Tuning
+
+    def _bind_tuning(self) -> None:
+        start = self.parts["start"].click(
+            self.personalize,
+            self._of("domain", "work", *self._FRAMING),
+            self._of("progress", "glimpse", "step", "start", "work"),
+            concurrency_id="model",
+            concurrency_limit=1,
+            show_progress="hidden",
+        )
+        start.failure(lambda: gr.update(interactive=True), None, self._of("start"), queue=False)
+        self.parts["step"].change(
+            self.at_step, self._of("work", "step"), self._of("glimpse"), show_progress="hidden", queue=False
+        )
+
+    def personalize(
+        self, domain: str, old: Work | None, upload: str | None, *framing: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        with _explained():
+            picture, mask, _ = _framed(load_image(_given(upload)), *framing)
+            yield "<p>Waiting for the model …</p>", gr.skip(), gr.skip(), gr.update(interactive=False), gr.skip()
+            for moment in self.studio.personalize(domain, picture, mask):
+                work = moment.work
+                if work is None:
+                    yield _bar(moment), str(moment.glimpse), gr.skip(), gr.skip(), gr.skip()
+                    continue
+                if old is not None:
+                    old.discard()
+                at = gr.update(value=work.best, interactive=True)
+                yield _bar(moment), str(work.glimpses[work.best]), at, gr.update(interactive=True), work
+
+    def at_step(self, work: Work | None, step: int) -> Any:
+        """At once: the picture of every step has been kept."""
+        if work is None or not work.glimpses:
+            return gr.skip()
+        return str(work.glimpses[work.nearest(step)])
+
+    # Drawing
+
+    def _bind_drawing(self) -> None:
+        for name in ("style", "place", "worn"):
+            self.parts[name].input(
+                self.composed,
+                self._of("domain", "style", "place", "worn"),
+                self._of("prompt"),
+                show_progress="hidden",
+            )
+        self.parts["compare"].change(
+            lambda on: gr.update(visible=on), self._of("compare"), self._of("without"), queue=False
+        )
+        names = ("prompt", "negative", "seed", "randomise", "count", "guidance", "scheduler", "strength", "compare")
+        arguments = {
+            "fn": self.draw,
+            "inputs": self._of("domain", "work", "step", *names),
+            "outputs": self._of("gallery", "without", "seed"),
+            "concurrency_id": "model",
+            "concurrency_limit": 1,
+        }
+        self.parts["draw"].click(**arguments)
+        self.parts["prompt"].submit(**arguments)
+
+    def composed(self, domain: str, style: str, place: str, worn: str) -> str:
+        with _explained():
+            kind = self.studio.pipe(domain).domain
+            return prompts.compose(kind.name, kind.placeholder, style, place, worn)
+
+    def draw(
+        self,
+        domain: str,
+        work: Work | None,
+        step: int,
+        prompt: str,
+        negative: str,
+        seed: float | None,
+        randomise: bool,
+        count: int,
+        guidance: float,
+        scheduler: str,
+        strength: float,
+        compare: bool,
+    ) -> tuple[Any, ...]:
+        with _explained():
+            work = _in_work(work)
+            chosen = random_seed() if randomise or seed is None else int(seed)
+            request = Request(
+                prompt,
+                negative,
+                seed=chosen,
+                num_images=int(count),
+                guidance_scale=float(guidance),
+                scheduler=None if scheduler == _OWN_SCHEDULER else scheduler,
+                strength=float(strength),
+            )
+            drawn = self.studio.draw(work.domain, work, int(step), request)
+            bare = self.studio.draw(work.domain, None, 0, request) if compare else []
+            return [str(path) for path in drawn], [str(path) for path in bare], chosen
+
+    # Saved concepts
+
+    def _bind_shelf(self) -> None:
+        listed = self._of("saved", "chosen")
+        self.parts["save"].click(self.save, self._of("work", "step", "name"), listed)
+        self.parts["saved"].select(self.pick, None, self._of("chosen"), show_progress="hidden")
+        self.parts["reopen"].click(
+            self.reopen,
+            self._of("chosen", "work"),
+            self._of("work", "step", "glimpse", "progress"),
+            concurrency_id="model",
+            concurrency_limit=1,
+        )
+        self.parts["delete"].click(self.delete, self._of("chosen", "sure"), [*listed, self.parts["sure"]])
+        self.parts["export"].click(
+            self.export,
+            self._of("work", "step", "to"),
+            self._of("files"),
+            concurrency_id="model",
+            concurrency_limit=1,
+        )
+
+    def listed(self, chosen: str | None = None) -> tuple[Any, Any]:
+        shelf = self.studio.shelf
+        return shelf.previews(), gr.update(choices=shelf.names(), value=chosen)
+
+    def save(self, work: Work | None, step: int, name: str) -> tuple[Any, Any]:
+        with _explained():
+            kept = self.studio.save(_in_work(work), int(step), name)
+            gr.Info(f"saved as {kept}")
+            return self.listed(kept)
+
+    def pick(self, event: gr.SelectData) -> str:
+        return self.studio.shelf.previews()[int(event.index)][1]
+
+    def reopen(self, name: str | None, old: Work | None) -> tuple[Any, ...]:
+        with _explained():
+            work = self.studio.reopen(_chosen(name))
+            if old is not None:
+                old.discard()
+            glimpse = str(next(iter(work.glimpses.values()))) if work.glimpses else None
+            said = f"<p>Reopened: {work.name}, after {work.best} steps.</p>"
+            return work, gr.update(value=work.best, interactive=False), glimpse, said
+
+    def delete(self, name: str | None, sure: bool) -> tuple[Any, ...]:
+        with _explained():
+            if not sure:
+                raise ConfigError(f"tick the box below to delete {_chosen(name)}")
+            self.studio.shelf.delete(_chosen(name))
+            return *self.listed(), False
+
+    def export(self, work: Work | None, step: int, to: str) -> list[str]:
+        with _explained():
+            files, notes = self.studio.export(_in_work(work), int(step), to)
+            for note in notes:
+                gr.Info(note)
+            return [str(path) for path in files]
+
+
+def _framed(
+    image: Image.Image,
+    size: float,
+    across: float,
+    down: float,
+    kind: str,
+    mask_file: str | None,
+    grow: float,
+) -> tuple[Image.Image, Image.Image | None, Square]:
+    """Crop, mask on it, and where the crop lies. Raises ImageError for a mask of another shape."""
+    square = Crop(across, down, size).square(image.size)
+    picture = image.crop(square.box)
+    mask = None
+    if kind == _FOUND_MASK:
+        mask = subject_mask(picture)
+        if mask is None:
+            gr.Warning("the subject does not stand out from its surroundings; the whole crop counts")
+    elif kind == _OWN_MASK and mask_file is not None:
+        whole = load_mask(mask_file)
+        if abs(whole.width * image.height - whole.height * image.width) > image.width + image.height:
+            raise ImageError(
+                f"the mask is {whole.width} x {whole.height} pixels and the picture {image.width} x {image.height}; "
+                "they need the same shape"
+            )
+        mask = whole.resize(image.size).crop(square.box)
+    return picture, grown(mask, grow) if mask is not None else None, square
+
+
+def _given(upload: str | None) -> str:
+    if upload is None:
+        raise ImageError("there is no picture yet; drop one into the first field")
+    return upload
+
+
+def _in_work(work: Work | None) -> Work:
+    if work is None:
+        raise ConfigError("there is no concept yet; press Personalize, or reopen a saved one")
+    return work
+
+
+def _chosen(name: str | None) -> str:
+    if not name:
+        raise ConfigError("choose a saved concept first")
+    return name
+
+
+def _bar(moment: Moment) -> str:
+    """Step, loss and time left, and a bar."""
+    loss = f" · loss {moment.loss:.3f}" if moment.loss is not None else ""
+    left = f" · {moment.seconds_left:.0f} s left" if moment.work is None else " · done"
+    text = f"Step {moment.number} of {moment.total}{loss}{left}"
+    return f'<p>{text}</p><progress max="{moment.total}" value="{moment.number}">{text}</progress>'

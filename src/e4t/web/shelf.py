@@ -1,0 +1,49 @@
+"""Saved concepts: a folder of concept folders."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from e4t.errors import CheckpointError
+
+_PREVIEW = "preview.jpg"
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """``remember`` notes in a new concept's folder where its domain lies, as the command line does."""
+
+    folder: Path
+    remember: Callable[[Path, str], None]
+
+    def names(self) -> list[str]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(path.name for path in self.folder.iterdir() if (path / "concept.safetensors").is_file())
+
+    def previews(self) -> list[tuple[str, str]]:
+        """File and name of every concept that has a preview."""
+        return [(str(path), name) for name in self.names() if (path := self.folder / name / _PREVIEW).is_file()]
+
+    def path(self, name: str) -> Path:
+        """The folder of a saved concept. Raises CheckpointError for a name that is not on the shelf."""
+        if name not in self.names():
+            raise CheckpointError(f"there is no saved concept called {name[:60]!r}; choose one of the list")
+        return self.folder / name
+
+    def place(self, name: str) -> Path:
+        """Where a new concept of this name goes. Raises CheckpointError for no name, and for one that is taken."""
+        plain = "-".join(re.findall(r"\w+", name.lower()))[:60]
+        if not plain:
+            raise CheckpointError("the concept needs a name of letters or digits")
+        if (self.folder / plain).exists():
+            raise CheckpointError(f"there is already a concept called '{plain}'; choose another name or delete it")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / plain
+
+    def delete(self, name: str) -> None:
+        shutil.rmtree(self.path(name))

@@ -1,0 +1,266 @@
+"""The warm models, and what is made with them. Every browser tab has a `Work` of its own; models take turns."""
+
+from __future__ import annotations
+
+import queue
+import re
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from e4t.checkpoint import Concept
+from e4t.config import GenerateConfig
+from e4t.errors import ConfigError, E4TError, MismatchError
+from e4t.export import export
+from e4t.provenance import drawing, picture_notes
+from e4t.web.shelf import Shelf
+
+if TYPE_CHECKING:
+    from e4t.pipeline import E4TPipeline
+
+MOST_STEPS = 15
+MOST_PICTURES = 8
+EXPORTS = ("textual-inversion", "diff", "lora-diffusers", "lora-kohya", "single-file")
+"""Formats that are one file; `e4t export` also writes a folder."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One concept in one browser tab: a concept folder for every kept step, in a folder of the tab's own."""
+
+    folder: Path
+    domain: str  # as the studio calls it
+    name: str  # what pictures are said to show
+    placeholder: str
+    steps: dict[int, Path]
+    best: int  # the number of steps measured for the domain
+    glimpses: dict[int, Path] = field(default_factory=dict)
+
+    def concept(self, step: int) -> Concept:
+        return Concept.load(self.steps[self.nearest(step)])
+
+    def nearest(self, step: int) -> int:
+        """The kept step next to the one asked for."""
+        return min(self.steps, key=lambda kept: (abs(kept - step), kept))
+
+    def discard(self) -> None:
+        """Remove the tab's folder; saved concepts lie elsewhere."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """After one step of tuning. ``work`` comes with the last one."""
+
+    number: int
+    total: int
+    glimpse: Path
+    loss: float | None
+    seconds_left: float
+    work: Work | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw."""
+
+    prompt: str
+    negative_prompt: str = ""
+    seed: int = 0
+    num_images: int = 1
+    guidance_scale: float | None = None
+    scheduler: str | None = None
+    strength: float = 1.0
+    num_inference_steps: int | None = None
+
+    def settings(self, config: GenerateConfig) -> GenerateConfig:
+        """On top of a domain's. Raises ConfigError for more pictures than the page draws at a time."""
+        if not 1 <= self.num_images <= MOST_PICTURES:
+            raise ConfigError(f"{self.num_images} pictures were asked for; the page draws 1 to {MOST_PICTURES}")
+        names = ("seed", "num_images", "guidance_scale", "scheduler", "strength", "num_inference_steps")
+        given = {name: getattr(self, name) for name in names}
+        return config.updated({name: value for name, value in given.items() if value is not None})
+
+
+class Studio:
+    """``load`` gives the pipeline of a domain's name; each is loaded once and stays."""
+
+    def __init__(self, domains: Sequence[str], shelf: Shelf, load: Callable[[str], E4TPipeline]) -> None:
+        if not domains:
+            raise ConfigError("the page needs at least one domain")
+        self.domains = tuple(domains)
+        self.shelf = shelf
+        self._load = load
+        self._pipes: dict[str, E4TPipeline] = {}
+        self._turn = threading.Lock()  # of whoever changes or uses the models' weights
+        self._loading = threading.Lock()
+        self._scratch = tempfile.TemporaryDirectory(prefix="e4t-web-")
+
+    def pipe(self, domain: str) -> E4TPipeline:
+        if domain not in self.domains:
+            raise ConfigError(f"the page has no domain {domain[:60]!r}; choose one of the list")
+        with self._loading:
+            if domain not in self._pipes:
+                self._pipes[domain] = self._load(domain)
+            return self._pipes[domain]
+
+    def close(self) -> None:
+        self._scratch.cleanup()
+
+    # Personalizing
+
+    def personalize(
+        self, domain: str, picture: Image.Image, mask: Image.Image | None = None, *, seed: int = 0
+    ) -> Iterator[Moment]:
+        """Tune `MOST_STEPS` steps and keep all of them; yields every one.
+
+        The work is done by a thread of its own: a tab that is closed half way leaves the models as they were.
+        """
+        return _by_a_thread(self._moments(domain, picture, mask, seed))
+
+    def _moments(self, domain: str, picture: Image.Image, mask: Image.Image | None, seed: int) -> Iterator[Moment]:
+        pipe = self.pipe(domain)
+        folder = self._folder()
+        steps: dict[int, Path] = {}
+        glimpses: dict[int, Path] = {}
+        prompt = pipe.domain.prompts[0]
+        best = min(pipe.personalize_config.steps, MOST_STEPS)
+        with self._turn:
+            began = time.perf_counter()
+            for step in pipe.personalize_steps(picture, mask=mask, steps=MOST_STEPS, seed=seed, keep_steps=True):
+                assert step.concept is not None
+                glimpse = pipe.glimpse(step.concept, prompt)
+                steps[step.number] = step.concept.with_preview(glimpse).save(folder / f"step-{step.number:02d}")
+                glimpses[step.number] = folder / f"glimpse-{step.number:02d}.png"
+                glimpse.save(glimpses[step.number])
+                last = step.number == step.total_steps
+                work = Work(folder, domain, "unsaved", pipe.domain.placeholder, steps, best, glimpses) if last else None
+                left = (time.perf_counter() - began) / (step.number + 1) * (step.total_steps - step.number)
+                loss = step.training.loss if step.training else None
+                yield Moment(step.number, step.total_steps, glimpses[step.number], loss, left, work)
+
+    def _folder(self) -> Path:
+        return Path(tempfile.mkdtemp(dir=self._scratch.name))
+
+    # Drawing
+
+    def draw(self, domain: str, work: Work | None, step: int, request: Request) -> list[Path]:
+        """PNG files that say how they were made. Without ``work``, what the domain draws for the bare class word."""
+        pipe = self.pipe(domain)
+        settings = request.settings(pipe.generate_config)
+        concept = work.concept(step) if work else None
+        negative = request.negative_prompt.strip() or None
+        with self._turn:
+            drawn = pipe(request.prompt, concept=concept, negative_prompt=negative, config=settings)
+            scheduler = settings.scheduler or type(pipe.stock.scheduler).__name__
+        folder = self._folder()
+        paths = []
+        for image, seed in zip(drawn.images, drawn.seeds, strict=True):
+            made = drawing(
+                request.prompt,
+                negative_prompt=negative,
+                settings=settings.to_dict(),
+                seed=seed,
+                size=image.size,
+                scheduler=scheduler,
+                base=pipe.model.base.name,
+                concept=work.name if work else None,
+                domain=pipe.model.domain_id,
+                steps=concept.steps if concept else 0,
+            )
+            stem = "-".join(re.findall(r"\w+", request.prompt.lower()))[:60] or "picture"
+            paths.append(folder / f"{stem}-{seed}{'' if work else '-without'}.png")
+            image.save(paths[-1], pnginfo=picture_notes(made))
+        return paths
+
+    # Keeping
+
+    def save(self, work: Work, step: int, name: str) -> str:
+        """Put the concept of a step on the shelf; the name it has there."""
+        place = self.shelf.place(name)
+        work.concept(step).save(place)
+        if self.pipe(work.domain).trained is not None:
+            self.shelf.remember(place, work.domain)
+        return place.name
+
+    def reopen(self, name: str) -> Work:
+        """A saved concept, copied, so that deleting it elsewhere takes nothing away from this tab."""
+        concept = Concept.load(self.shelf.path(name))
+        domain = self._domain_of(concept)
+        folder = self._folder()
+        step = concept.save(folder / f"step-{concept.steps:02d}")
+        placeholder = concept.domain.placeholder
+        return Work(folder, domain, name, placeholder, {concept.steps: step}, concept.steps, _preview(step, concept))
+
+    def _domain_of(self, concept: Concept) -> str:
+        """Loads domains in turn until one is the concept's."""
+        for domain in sorted(self.domains, key=lambda name: name not in self._pipes):
+            try:
+                self.pipe(domain).model.check(concept)
+            except MismatchError:
+                continue
+            return domain
+        raise MismatchError(
+            f"the concept belongs to the domain '{concept.domain.name}' ({concept.domain_id}), which this page does "
+            "not have; start it with e4t web --domain FOLDER"
+        )
+
+    def export(self, work: Work, step: int, to: str) -> tuple[list[Path], list[str]]:
+        """Files for other programs, or ("concept") the folder as a zip; and what there is to say about them."""
+        concept = work.concept(step)
+        place = self._folder()
+        if to == "concept":
+            folder = work.steps[work.nearest(step)]
+            return [Path(shutil.make_archive(str(place / work.name), "zip", folder))], []
+        if to not in EXPORTS:
+            raise ConfigError(f"the page does not export to {to[:40]!r}; it can {', '.join(('concept', *EXPORTS))}")
+        pipe = self.pipe(work.domain)
+        with self._turn:
+            report = export(pipe, concept, place / f"{work.name}.safetensors", to=to)
+        notes = [f"keeps {report.kept:.0%} of the concept"] if report.kept is not None else []
+        return sorted(path for path in place.rglob("*") if path.is_file()), [*notes, *report.notes]
+
+
+def _preview(step: Path, concept: Concept) -> dict[int, Path]:
+    return {concept.steps: step / "preview.jpg"} if concept.preview else {}
+
+
+def _by_a_thread(moments: Iterator[Moment]) -> Iterator[Moment]:
+    """The same, worked off to its end by a thread, whether or not anybody goes on listening."""
+    said: queue.SimpleQueue[Moment | BaseException | None] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            for moment in moments:
+                said.put(moment)
+            said.put(None)
+        except BaseException as error:  # handed over to whoever listens
+            said.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    while (moment := said.get()) is not None:
+        if isinstance(moment, BaseException):
+            raise moment
+        yield moment
+
+
+def explanation(error: Exception) -> str | None:
+    """What to tell the user, if they can put it right; None for a fault of ours."""
+    if isinstance(error, E4TError):
+        return str(error)
+    if type(error).__name__ == "OutOfMemoryError":
+        return "the device ran out of memory; draw fewer pictures at a time"
+    return None
+
+
+def random_seed() -> int:
+    import secrets
+
+    return secrets.randbelow(2**31)

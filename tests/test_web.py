@@ -1,0 +1,237 @@
+"""The page without a browser: framing, prompts, saved concepts, and the studio on a random model."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from conftest import build_backbone
+from e4t.checkpoint import Concept
+from e4t.config import PersonalizeConfig
+from e4t.domain import Domain
+from e4t.errors import CheckpointError, ConfigError, ImageError, MismatchError
+from e4t.photos import Square
+from e4t.pipeline import E4TPipeline
+from e4t.provenance import read_notes
+from e4t.web import prompts
+from e4t.web.framing import Crop, grown, shown
+from e4t.web.shelf import Shelf
+from e4t.web.studio import MOST_STEPS, Request, Studio, Work
+
+QUICK = {"num_inference_steps": 2, "num_images": 1}
+
+
+class QuickPipeline(E4TPipeline):
+    """As without a domain, in small batches."""
+
+    personalize_config = PersonalizeConfig.without_domain().updated({"batch_size": 2, "frozen_timesteps": 2})
+
+
+def face_pipeline() -> E4TPipeline:
+    return QuickPipeline(build_backbone(), domain=Domain.named("face"))
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    pipe = face_pipeline()
+    shelf = Shelf(tmp_path_factory.mktemp("shelf") / "concepts", lambda folder, domain: None)
+    studio = Studio(["face"], shelf, lambda name: pipe)
+    yield studio
+    studio.close()
+
+
+def noise(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (20, 16, 3), dtype=np.uint8))
+
+
+def made(studio: Studio, seed: int = 0) -> Work:
+    *_, last = studio.personalize("face", noise(seed))
+    assert last.work is not None
+    return last.work
+
+
+@pytest.fixture(scope="module")
+def work(studio: Studio) -> Work:
+    return made(studio)
+
+
+# Framing and prompts
+
+
+@pytest.mark.parametrize(("across", "down", "size"), [(50, 50, 100), (0, 100, 40), (100, 0, 10), (-5, 200, 500)])
+def test_a_crop_lies_inside(across: float, down: float, size: float) -> None:
+    left, top, right, bottom = Crop(across, down, size).square((300, 200)).box
+    assert 0 <= left < right <= 300
+    assert 0 <= top < bottom <= 200
+    assert right - left == bottom - top
+
+
+def test_a_crop_around_a_square_is_that_square() -> None:
+    for square in (Square(10, 20, 100), Square(200, 0, 100), Square(0, 0, 200)):
+        assert Crop.around(square, (300, 200)).square((300, 200)) == square
+
+
+def test_a_crop_of_hardly_any_pixels_is_refused() -> None:
+    with pytest.raises(ImageError, match="5 pixels wide"):
+        Crop(size=10).square((50, 60))
+
+
+def test_a_mask_grows_and_shrinks() -> None:
+    mask = Image.new("L", (100, 100))
+    ImageDraw.Draw(mask).rectangle((30, 30, 69, 69), fill=255)
+    areas = [float(np.asarray(grown(mask, percent)).mean()) for percent in (-5, 0, 5)]
+    assert areas[0] < areas[1] < areas[2]
+
+
+def test_what_does_not_count_is_dimmed() -> None:
+    image = Image.new("RGB", (100, 100), "white")
+    seen = np.asarray(shown(image, Square(20, 20, 60), None))
+    assert seen[50, 50].tolist() == [255, 255, 255]
+    assert seen[5, 5].max() < 200
+
+
+def test_every_combination_of_chips_names_the_concept_once() -> None:
+    for domain in ("face", "cat", "art"):
+        for chips in itertools.product(prompts.styles_of(domain), prompts.PLACES, prompts.WORN):
+            text = prompts.compose(domain, "S*", *chips)
+            assert text.count("S*") == 1
+            assert "{" not in text
+    assert prompts.compose("face", "S*", "watercolour", "snow", "nothing") == "a watercolour of S* in the snow"
+
+
+# Saved concepts
+
+
+@pytest.mark.parametrize("name", ["", "  ", "../..", "/"])
+def test_names_without_letters_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="letters or digits"):
+        Shelf(tmp_path, lambda folder, domain: None).place(name)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc", ".", ""])
+def test_nothing_outside_the_shelf_is_opened_or_deleted(name: str, tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    shelf = Shelf(tmp_path / "shelf", lambda folder, domain: None)
+    for verb in (shelf.path, shelf.delete):
+        with pytest.raises(CheckpointError, match="no saved concept"):
+            verb(name)
+    assert (tmp_path / "secret").is_dir()
+    assert shelf.place("../secret").parent == tmp_path / "shelf"
+
+
+def test_save_reopen_and_delete(studio: Studio, work: Work) -> None:
+    assert studio.save(work, 3, "Anna 1") == "anna-1"
+    with pytest.raises(CheckpointError, match="already a concept called 'anna-1'"):
+        studio.save(work, 4, "anna 1")
+    again = studio.reopen("anna-1")
+    assert again.concept(99).differences(work.concept(3)) == {}
+    assert (again.name, again.best) == ("anna-1", 3)
+    request = Request("a photo of S*", **QUICK)  # type: ignore[arg-type]
+    pictures = [Image.open(studio.draw("face", one, 3, request)[0]).tobytes() for one in (work, again)]
+    assert pictures[0] == pictures[1]
+    assert [name for _, name in studio.shelf.previews()] == ["anna-1"]
+    studio.shelf.delete("anna-1")
+    assert studio.shelf.names() == []
+    assert again.concept(3)  # a tab that has it open keeps it
+
+
+def test_a_concept_of_another_domain_is_refused(studio: Studio, work: Work) -> None:
+    backbone = build_backbone()
+    backbone.unet.conv_in.weight.data.add_(1)
+    other = Studio(["cat"], studio.shelf, lambda name: E4TPipeline(backbone, domain=Domain.named("cat")))
+    studio.save(work, 1, "stray")
+    try:
+        with pytest.raises(MismatchError, match="belongs to the domain 'face'"):
+            other.reopen("stray")
+    finally:
+        studio.shelf.delete("stray")
+        other.close()
+
+
+# Personalizing and drawing
+
+
+def test_every_step_is_kept_and_seen(studio: Studio) -> None:
+    moments = list(studio.personalize("face", noise(1)))
+    assert [moment.number for moment in moments] == list(range(MOST_STEPS + 1))
+    assert moments[0].loss is None
+    assert all(moment.loss is not None for moment in moments[1:])
+    assert moments[-1].seconds_left == 0
+    work = moments[-1].work
+    assert work is not None
+    assert [work.concept(step).steps for step in (0, 7, 15)] == [0, 7, 15]
+    assert len({path.read_bytes() for path in work.glimpses.values()}) > MOST_STEPS // 2
+    folder = work.folder
+    work.discard()
+    assert not folder.exists()
+
+
+def test_looking_at_steps_changes_nothing(studio: Studio, work: Work) -> None:
+    """The glimpses between two steps leave no trace in what is tuned."""
+    alone = face_pipeline().personalize(noise(0), steps=MOST_STEPS, seed=0)
+    assert alone.differences(work.concept(MOST_STEPS)) == {}
+
+
+def test_a_tab_that_leaves_half_way_leaves_the_model_usable(studio: Studio, work: Work) -> None:
+    request = Request("a photo of S*", **QUICK)  # type: ignore[arg-type]
+    before = Image.open(studio.draw("face", work, 5, request)[0]).tobytes()
+    leaving = studio.personalize("face", noise(2))
+    next(leaving)
+    leaving.close()
+    assert Image.open(studio.draw("face", work, 5, request)[0]).tobytes() == before
+
+
+def test_two_tabs_at_once_get_what_they_would_get_alone(studio: Studio, work: Work) -> None:
+    alone = [work.concept(MOST_STEPS), made(studio, 3).concept(MOST_STEPS)]
+    both = [studio.personalize("face", noise(seed)) for seed in (0, 3)]
+    for moments in both:
+        next(moments)  # both are at work, or wait for their turn
+    together: list[Concept] = []
+    for moments in both:
+        *_, last = moments
+        assert last.work is not None
+        together.append(last.work.concept(MOST_STEPS))
+    assert [one.differences(two) for one, two in zip(alone, together, strict=True)] == [{}, {}]
+    assert alone[0].differences(alone[1])
+
+
+def test_pictures_say_how_they_were_made(studio: Studio, work: Work) -> None:
+    request = Request("a photo of S*", "the beach", seed=7, guidance_scale=3.0, **QUICK | {"num_images": 2})  # type: ignore[arg-type]
+    first, second = (read_notes(path) for path in studio.draw("face", work, 5, request))
+    assert (first["prompt"], first["negative_prompt"], first["steps"]) == ("a photo of S*", "the beach", 5)
+    assert (first["seed"], second["seed"], first["guidance_scale"]) == (7, 8, 3.0)
+    bare = read_notes(studio.draw("face", None, 0, request)[0])
+    assert (bare["concept"], bare["steps"]) == (None, 0)
+
+
+@pytest.mark.parametrize("count", [0, 9])
+def test_too_many_pictures_are_refused(studio: Studio, work: Work, count: int) -> None:
+    with pytest.raises(ConfigError, match="draws 1 to 8"):
+        studio.draw("face", work, 5, Request("a photo of S*", num_images=count))
+
+
+def test_an_unknown_domain_is_refused(studio: Studio) -> None:
+    with pytest.raises(ConfigError, match="no domain 'dog'"):
+        next(studio.personalize("dog", noise(0)))
+
+
+def test_exports(studio: Studio, work: Work) -> None:
+    files, _ = studio.export(work, 5, "textual-inversion")
+    assert [path.suffix for path in files] == [".safetensors"]
+    assert [path.suffix for path in studio.export(work, 5, "concept")[0]] == [".zip"]
+    with pytest.raises(ConfigError, match="does not export to 'pickle'"):
+        studio.export(work, 5, "pickle")
+
+
+def test_the_page_can_be_built(studio: Studio) -> None:
+    pytest.importorskip("gradio")
+    from e4t.web import page
+
+    assert page.CSS.is_file()
+    labels = {block.label for block in page.build(studio).blocks.values() if getattr(block, "label", None)}
+    assert {"Drop a picture here", "Tuning steps", "Style", "Seed", "Saved"} <= labels
