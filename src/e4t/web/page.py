@@ -176,7 +176,7 @@ def _prompt(studio: Studio) -> dict[str, Any]:
         )
         with gr.Row():
             count = gr.Slider(1, MOST_PICTURES, 1, step=1, label="Pictures", elem_id="count")
-            strength = gr.Slider(0, 1.5, 1, step=0.05, label="Strength of the concept")
+            strength = gr.Slider(0, 1.5, 1, step=0.05, label="Strength")
         compare = gr.Checkbox(label="Beside it, the same without the concept", elem_id="compare")
         with gr.Accordion("More settings", open=False):
             negative = gr.Textbox(label="Negative prompt: what to keep out", max_length=500)
@@ -220,6 +220,7 @@ def _shelf(studio: Studio) -> dict[str, Any]:
             studio.shelf.previews(),
             label="Saved",
             columns=4,
+            fit_columns=False,
             height="auto",
             allow_preview=False,
             elem_id="saved",
