@@ -176,10 +176,10 @@ def _prompt(studio: Studio) -> dict[str, Any]:
         )
         with gr.Row():
             count = gr.Slider(1, MOST_PICTURES, 1, step=1, label="Pictures", elem_id="count")
-            strength = gr.Slider(0, 1.5, 1, step=0.05, label="Strength of the concept")
+            strength = gr.Slider(0, 1.5, 1, step=0.05, label="Strength")
         compare = gr.Checkbox(label="Beside it, the same without the concept", elem_id="compare")
         with gr.Accordion("More settings", open=False):
-            negative = gr.Textbox(label="Negative prompt: what to keep out", max_length=500)
+            negative = gr.Textbox("", label="Negative prompt: what to keep out", max_length=500)
             with gr.Row():
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31, elem_id="seed")
                 randomise = gr.Checkbox(label="A new seed every time")
@@ -214,12 +214,13 @@ def _shelf(studio: Studio) -> dict[str, Any]:
     with gr.Column(elem_classes="stage"):
         gr.Markdown("## 4. My concepts")
         with gr.Row():
-            name = gr.Textbox(label="Name", placeholder="anna", max_length=60, elem_id="name")
+            name = gr.Textbox("", label="Name", placeholder="anna", max_length=60, elem_id="name")
             save = gr.Button("Save this step", elem_id="save")
         saved = gr.Gallery(
             studio.shelf.previews(),
             label="Saved",
             columns=4,
+            fit_columns=False,
             height="auto",
             allow_preview=False,
             elem_id="saved",
@@ -399,8 +400,8 @@ class _Events:
             work = _in_work(work)
             chosen = random_seed() if randomise or seed is None else int(seed)
             request = Request(
-                prompt,
-                negative,
+                prompt or "",  # a field that was never typed into can be None
+                negative or "",
                 seed=chosen,
                 num_images=int(count),
                 guidance_scale=float(guidance),
@@ -439,7 +440,7 @@ class _Events:
 
     def save(self, work: Work | None, step: int, name: str) -> tuple[Any, Any]:
         with _explained():
-            kept = self.studio.save(_in_work(work), int(step), name)
+            kept = self.studio.save(_in_work(work), int(step), name or "")
             gr.Info(f"saved as {kept}")
             return self.listed(kept)
 
