@@ -93,7 +93,7 @@ MORE_PROMPTS: dict[str, tuple[Attributes, ...]] = {
 DRAWINGS, CLASS_WORD = "drawings", "class word"
 SCORES = ("identity", "rank_1_of_50", "rank_1_of_20_twins", "prompt_accuracy", "joint_success")
 CROWD, TWINS = 50, 20
-_SHEET = (12, 6)  # individuals, prompts
+SHEET = (12, 6)  # individuals, prompts
 
 Progress = Callable[[str], None]
 
@@ -228,9 +228,9 @@ def make_pictures(
         for count, concept in concepts.items():
             began = time.perf_counter()
             pictures.add(method_of(count), drawer.generate(texts, concept, seed), time.perf_counter() - began)
-        if number < _SHEET[0]:
+        if number < SHEET[0]:
             shown = concepts[sheet_steps(drawer.pipe, steps)]
-            row = drawer.generate(texts[: _SHEET[1]], shown, drawer.seed)
+            row = drawer.generate(texts[: SHEET[1]], shown, drawer.seed)
             pictures.sheet.append([np.asarray(photo), *row])
         progress(f"{number + 1} of {len(subjects)} individuals")
     return pictures
