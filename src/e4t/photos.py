@@ -18,6 +18,7 @@ from e4t.images import load_image, load_mask
 _DETECTOR_SIDE = 1000  # pixels of the longer side that faces are looked for in
 _MASK_SIDE = 320  # pixels of the side that the mask is cut out at
 _MARGIN = 2.0  # side of the crop, in sides of the face: hair and shoulders belong to a portrait
+_LEAST_CONTRAST = 4.0  # standard deviation of 8-bit values: below it, colours tell nothing apart
 _SHARES = (0.04, 0.96)  # of the picture: a smaller or larger subject is none
 
 
@@ -112,6 +113,8 @@ def subject_mask(image: Image.Image) -> Image.Image | None:
     small = image.convert("RGB")
     small.thumbnail((_MASK_SIDE, _MASK_SIDE))
     pixels = np.asarray(small)[..., ::-1].copy()
+    if pixels.std(axis=(0, 1)).max() < _LEAST_CONTRAST:
+        return None
     labels = _guess(small.size)
     cv2.setRNGSeed(0)  # its clusters start at random, and the same picture is to have the same mask
     try:
