@@ -374,3 +374,23 @@ def test_personalizing_with_a_prior_changes_the_concept(pipe, picture):
     assert plain.differences(kept)
     with pytest.raises(ConfigError, match="set prior_weight to 0"):
         pipe.personalize(picture, prior_weight=1.0, keep="replay")
+
+
+@pytest.mark.parametrize("embedding", ["live", "frozen"])
+def test_the_text_encoder_reads_each_prompt_once(pipe, concept, embedding):
+    """Pictures of one prompt share what is read of it, unless each has a word of its own; nothing is read in vain."""
+    rows = []
+    handle = pipe.backbone.text_encoder.register_forward_hook(lambda _m, args, _o: rows.append(len(args[0])))
+    try:
+        pipe("a photo of S*", concept=concept, num_images=3, embedding=embedding, num_inference_steps=2)
+    finally:
+        handle.remove()
+    assert rows == [1, 1] + ([3, 3] if embedding == "live" else [])  # negative, placed; each step's words
+
+
+def test_pictures_of_a_frozen_word_are_the_same_alone_and_together(pipe, concept):
+    options = {"concept": concept, "embedding": "frozen", "num_inference_steps": 2}
+    together = pipe("a photo of S*", num_images=2, seed=5, **options)
+    alone = [pipe("a photo of S*", seed=seed, **options) for seed in (5, 6)]
+    for one, other in zip(together.images, alone, strict=True):
+        assert np.abs(np.asarray(one, float) - np.asarray(other.images[0], float)).max() <= 1

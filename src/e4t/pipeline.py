@@ -306,17 +306,19 @@ class E4TPipeline:
         GenerateConfig(embedding=embedding, unconditional=unconditional, dual_path=dual_path)  # refuses odd ones
         self.backbone.require_in_place()
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        tokens = self.model.tokens(prompts, expected=concept is not None).repeat(num_images)
+        distinct = self.model.tokens(prompts, expected=concept is not None)
+        tokens = distinct.repeat(num_images)
         with ExitStack() as stack:
             negative = self._negative_embeds(negative_prompt, len(prompts)).repeat_interleave(num_images, 0)
             if concept is None:
-                yield Applied(self.stock, self._embeds(tokens, None), negative)
+                yield Applied(self.stock, self._embeds(distinct, None).repeat_interleave(num_images, 0), negative)
                 return
             concept = self.ready(concept)
-            untuned = self._embeds(tokens, None)
+            untuned = self._embeds(tokens, None) if dual_path else None
             stack.enter_context(self.model.wearing(concept, strength=strength))
             frozen = self.model.word(concept.tensors["frozen_offset"].to(self.backbone.device), strength=strength)
-            result = Applied(self.stock, self._embeds(tokens, frozen), negative)
+            embeds = self._embeds(distinct, frozen).repeat_interleave(num_images, 0)  # one word in all of them
+            result = Applied(self.stock, embeds, negative)
             if unconditional == "base":
                 stack.enter_context(_base_for_negatives(self.model, len(tokens)))
             if embedding == "live":
@@ -324,7 +326,7 @@ class E4TPipeline:
                 for module in (self.backbone.unet, *also):
                     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
                     stack.callback(handle.remove)
-            if dual_path:
+            if untuned is not None:
                 stack.enter_context(dual.dual_path(self.backbone.unet, self.model.base_weights, untuned, dual_path))
             yield result
 
