@@ -1,16 +1,20 @@
 #!/usr/bin/env bash
 # The shipped domains, by the public command, each on a folder of drawn pictures and on the shipped base.
 #
-#   WORK=work/tiny bash runs/tiny-domains.sh            # faces: runs/tiny-face.json
-#   WORK=work/tiny bash runs/tiny-domains.sh KIND       # any kind of the drawn world that has a runs/tiny-KIND.json
+#   WORK=work/tiny bash runs/tiny-domains.sh            # faces, cats and art: runs/tiny-KIND.json
+#   WORK=work/tiny bash runs/tiny-domains.sh KIND       # one of them
+#
+# Faces had 8,000 pictures, cats and art 10,000. Both were made on one core of a server without bfloat16, in 43 minutes
+# each beside other work; a step of 16 pictures took 0.9 s while nothing else ran. Drawing 10,000 pictures took 7 minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 WORK=${WORK:-work/tiny}
 BIN=${BIN:-.venv/bin}
-[ $# -gt 0 ] || set -- face
+[ $# -gt 0 ] || set -- face cat art
 
 for kind; do
-  "$BIN/python" -m e4t.tiny.album "$WORK/$kind" train 8000 --kind "$kind"
+  if [ "$kind" = face ]; then pictures=8000; else pictures=10000; fi
+  "$BIN/python" -m e4t.tiny.album "$WORK/$kind" train "$pictures" --kind "$kind"
   "$BIN/e4t" pretrain "$WORK/$kind" --domain "$kind" --base tiny --config "runs/tiny-$kind.json" \
     --output "$WORK/tiny-$kind"
   rm -rf "src/e4t/tiny/weights/tiny-$kind"
