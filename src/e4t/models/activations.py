@@ -115,7 +115,7 @@ class _FusedKernels(TorchFunctionMode):
     ) -> Any:
         if function is F.scaled_dot_product_attention:
             given = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
-            return _Fused.apply(given["query"], given["key"], given["value"])
+            return _Fused.apply(given["query"], given["key"], given["value"])  # type: ignore[no-untyped-call]
         return function(*args, **(kwargs or {}))
 
 
