@@ -161,3 +161,27 @@ def test_a_picture_and_a_prompt_pass_through(version, backbone):
     assert prompt.shape == (1, 77, backbone.unet.config.cross_attention_dim)
     noisy = torch.empty(1, 4, side, side, device="meta")
     assert backbone.unet(noisy, torch.empty(1, device="meta"), prompt).sample.shape == noisy.shape
+
+
+@pytest.mark.parametrize(("side", "most"), [(64, 1.2), (16, 1.4)])
+def test_a_live_word_costs_few_operations_when_guided(side, most):
+    """Encoder half and text encoder for one row beside a U-Net call of two, for Stable Diffusion 1.5."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    backbone, device = published(1), {"device": "meta"}
+    noisy, prompt, step = (
+        torch.empty(2, 4, side, side, **device),
+        torch.empty(2, 77, 768, **device),
+        torch.empty(2, **device),
+    )
+
+    def operations(work):
+        with FlopCounterMode(display=False) as counter:
+            work()
+        return counter.get_total_flops()
+
+    stock = operations(lambda: backbone.unet(noisy, step, prompt))
+    features = operations(lambda: pooled_features(backbone.unet, noisy[:1], step[:1], prompt[:1], blocks="all"))
+    words = operations(lambda: backbone.text_encoder(torch.zeros(1, 77, dtype=torch.long, **device)))
+    print(f"{8 * side} pixels: {1 + (features + words) / stock:.3f}, of that features {features / stock:.3f}")
+    assert 1.05 < 1 + (features + words) / stock < most
