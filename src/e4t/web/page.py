@@ -416,7 +416,9 @@ class _Events:
 
     def _bind_shelf(self) -> None:
         listed = self._of("saved", "chosen")
-        self.parts["save"].click(self.save, self._of("work", "step", "name"), listed)
+        # hidden, because gradio lays a refusal over the fields, where it is in the way of what is to be put right
+        hidden = {"show_progress": "hidden"}
+        self.parts["save"].click(self.save, self._of("work", "step", "name"), listed, **hidden)
         self.parts["saved"].select(self.pick, None, self._of("chosen"), show_progress="hidden")
         self.parts["reopen"].click(
             self.reopen,
@@ -424,8 +426,9 @@ class _Events:
             self._of("work", "step", "glimpse", "progress"),
             concurrency_id="model",
             concurrency_limit=1,
+            **hidden,
         )
-        self.parts["delete"].click(self.delete, self._of("chosen", "sure"), [*listed, self.parts["sure"]])
+        self.parts["delete"].click(self.delete, self._of("chosen", "sure"), [*listed, self.parts["sure"]], **hidden)
         self.parts["export"].click(
             self.export,
             self._of("work", "step", "to"),
@@ -458,9 +461,11 @@ class _Events:
 
     def delete(self, name: str | None, sure: bool) -> tuple[Any, ...]:
         with _explained():
+            chosen = _chosen(name)
             if not sure:
-                raise ConfigError(f"tick the box below to delete {_chosen(name)}")
-            self.studio.shelf.delete(_chosen(name))
+                gr.Warning(f"tick the box below to delete {chosen}")
+                return gr.skip(), gr.skip(), gr.skip()
+            self.studio.shelf.delete(chosen)
             return *self.listed(), False
 
     def export(self, work: Work | None, step: int, to: str) -> list[str]:
