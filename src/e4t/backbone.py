@@ -310,7 +310,7 @@ class Backbone:
         return all(next(part.parameters()).device.type != "meta" for part in (self.vae, self.image_encoder))
 
     def _require(self, part: Any, what: str) -> None:
-        if next(part.parameters()).device.type == "meta":
+        if next(part.parameters()).device.type == "meta" != self.device.type:
             raise ConfigError(f"the base was opened without its {what}, to train from a cache; open all of it for this")
 
     @torch.no_grad()
