@@ -221,7 +221,8 @@ def test_without_the_recogniser_the_extra_is_named(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_recogniser_sees_no_face_where_none_is() -> None:
-    pytest.importorskip("dlib", reason="the extra faces is not installed")
+    for module in ("dlib", "face_recognition_models"):
+        pytest.importorskip(module, reason="the extra faces is not installed")
     assert np.isnan(Faces.load().images([Image.new("RGB", (128, 128), "white")])).all()
 
 

@@ -64,8 +64,8 @@ def test_the_domain_is_what_its_arguments_make(pipe: E4TPipeline, tmp_path: Path
     folder.mkdir()
     for index in range(record["training"]["pictures"]):
         (folder / f"face-{index:05d}.png").touch()  # only those that two batches take are drawn
-    taken = pictures_of(folder, pipe.backbone, config).order(0)[: 2 * config.batch_size]
-    for index in map(int, taken):
+    taken = pictures_of(folder, pipe.backbone, config).picks(range(2 * config.batch_size))
+    for index in taken:
         Image.fromarray(draw(snapshot("train", index)).rgb).save(folder / f"face-{index:05d}.png")
     steps = pretrain(pipe.domain, folder, backbone=pipe.backbone, config=config, output=tmp_path / "again")
     assert [step.loss for step in steps] == pytest.approx(record["training"]["first_losses"][:2], rel=0.02)
