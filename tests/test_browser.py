@@ -41,7 +41,7 @@ def address(shelf: Shelf) -> Iterator[str]:
 
     pipe = QuickPipeline(build_backbone(), domain=Domain.named("face"))
     studio = Studio(["face"], shelf, lambda name: pipe)
-    blocks = launch(studio, host="127.0.0.1", port=7899, block=False)
+    blocks = launch(studio, host="127.0.0.1", port=7899)
     yield blocks.local_url
     blocks.close()
     studio.close()

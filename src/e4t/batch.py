@@ -8,6 +8,7 @@ a ``domain``, ``overrides``, and any field of `PersonalizeConfig`. Paths of pict
 from __future__ import annotations
 
 import csv
+import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,12 +16,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from e4t.checkpoint import Concept
 from e4t.config import PersonalizeConfig
-from e4t.errors import CheckpointError, ConfigError, E4TError
+from e4t.errors import CheckpointError, ConfigError, E4TError, out_of_memory
+from e4t.memory import fitted
 from e4t.photos import opened
 from e4t.pipeline import E4TPipeline
 from e4t.provenance import image_digest
@@ -52,6 +53,7 @@ class Outcome:
     error: str | None = None
     likeness: float | None = None  # `E4TPipeline.likeness` of the preview
     concept: Concept | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()  # what was decided about a photo, as to which of two faces was taken
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,12 @@ def _rows(manifest: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _jsonl(text: str, manifest: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # other line breaks may stand in a string
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"'{manifest}' line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise ConfigError(f"'{manifest}' line {number} is no JSON object of names and values")
@@ -126,8 +128,11 @@ def _jsonl(text: str, manifest: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _csv(text: str, manifest: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(text.splitlines(), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
+        names = [name.strip() for name in reader.fieldnames or ()]
+        if "" in names or len(set(names)) < len(names):
+            raise ConfigError(f"'{manifest}' needs a header in which every column has a name of its own")
         for row in reader:
             if None in row or None in row.values():
                 raise ConfigError(f"'{manifest}' line {reader.line_num} does not have as many values as the header")
@@ -191,9 +196,10 @@ def personalize_many(
     E4TError where there is no other.
     """
     domains = list(dict.fromkeys(entry.domain for entry in entries))
-    ended = 0
+    ended, pipe = 0, None
     for domain in domains:
         own = [entry for entry in entries if entry.domain == domain]
+        pipe = None  # lets go of the one before, so that there are never two
         try:
             pipe = open_pipeline(domain)
         except (E4TError, OSError) as error:
@@ -203,12 +209,15 @@ def personalize_many(
                 ended += 1
                 yield BatchStep(entry, ended, len(entries), Outcome(entry, "failed", 0.0, str(error)))
             continue
+        config = settings(pipe)
         for entry in own:
             began = time.perf_counter()
             try:
-                for share, outcome in _made(pipe, entry, settings(pipe), preview, began):
+                for share, outcome in _made(pipe, entry, config, preview, began):
                     yield BatchStep(entry, ended + share, len(entries), outcome)
-            except (E4TError, OSError, torch.cuda.OutOfMemoryError) as error:
+            except (E4TError, OSError, ValueError, MemoryError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and not out_of_memory(error):
+                    raise
                 failed = Outcome(entry, "failed", time.perf_counter() - began, " ".join(str(error).split()))
                 yield BatchStep(entry, ended + 1, len(entries), failed)
             ended += 1
@@ -218,12 +227,12 @@ def _made(
     pipe: E4TPipeline, entry: Entry, config: PersonalizeConfig, preview: bool, began: float
 ) -> Iterator[tuple[float, Outcome | None]]:
     """The share of an entry that is done, and with the last its outcome."""
-    config = config.updated(entry.overrides)
+    config = fitted(pipe.model, config.updated(entry.overrides))  # what was fitted is what a concept records
     photo = opened(entry.image, entry.mask)
     image, mask = photo.picture, photo.mask
     present = _present(entry.output)
     if present is not None and _matches(present, pipe, config, image, mask) and (present.preview or not preview):
-        yield 1.0, Outcome(entry, "kept", time.perf_counter() - began, concept=present)
+        yield 1.0, Outcome(entry, "kept", time.perf_counter() - began, concept=present, notes=photo.notes)
         return
     concept, likeness = None, None
     for step in pipe.personalize_steps(image, mask=mask, config=config):
@@ -235,7 +244,8 @@ def _made(
         drawn, likeness = portrait(pipe, concept, image)
         concept = concept.with_preview(drawn)
     concept.save(entry.output)
-    yield 1.0, Outcome(entry, "made", time.perf_counter() - began, likeness=likeness, concept=concept)
+    seconds = time.perf_counter() - began
+    yield 1.0, Outcome(entry, "made", seconds, likeness=likeness, concept=concept, notes=photo.notes)
 
 
 def _present(folder: Path) -> Concept | None:

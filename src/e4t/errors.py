@@ -41,3 +41,9 @@ class DataError(E4TError):
 
 class TrainingError(E4TError):
     """A training cannot go on: its loss is no longer a number."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an error says: on GPUs torch has a class for it, on CPUs words."""
+    words = "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or words

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from e4t.errors import ConfigError
+from e4t.errors import ConfigError, ImageError
 from e4t.images import load_image, load_mask
 
 _DETECTOR_SIDE = 1000  # pixels of the longer side that faces are looked for in
@@ -52,7 +52,18 @@ def opened(path: str | Path, mask: str | Path | None) -> Framed:
     picture = load_image(path)
     if mask == "auto":
         return framed(picture)
-    return Framed(picture, load_mask(mask) if mask not in (None, "none") else None, ())
+    return Framed(picture, fitting_mask(mask, picture) if mask not in (None, "none") else None, ())
+
+
+def fitting_mask(path: str | Path, picture: Image.Image) -> Image.Image:
+    """A mask file, of the picture's size. Raises ImageError for one of another shape."""
+    mask = load_mask(path)
+    if abs(mask.width * picture.height - mask.height * picture.width) > picture.width + picture.height:
+        raise ImageError(
+            f"the mask is {mask.width} x {mask.height} pixels and the picture {picture.width} x {picture.height}; "
+            "they need the same shape"
+        )
+    return mask if mask.size == picture.size else mask.resize(picture.size)
 
 
 def framed(image: Image.Image) -> Framed:

@@ -350,9 +350,13 @@ class E4TPipeline:
         import diffusers
 
         own = self.stock.scheduler
-        if not hasattr(diffusers, name):
+        kind = getattr(diffusers, name, None)
+        if not isinstance(kind, type) or not name.endswith("Scheduler"):
             raise ConfigError(f"diffusers has no scheduler {name!r}")
-        self.stock.scheduler = getattr(diffusers, name).from_config(own.config)
+        try:
+            self.stock.scheduler = kind.from_config(own.config)  # type: ignore[attr-defined]
+        except (ImportError, TypeError, ValueError) as error:
+            raise ConfigError(f"the scheduler {name!r} cannot be used here: {' '.join(str(error).split())}") from error
         try:
             yield
         finally:

@@ -93,12 +93,12 @@ def read_notes(path: Path) -> dict[str, Any]:
     try:
         with Image.open(path) as image:
             text = getattr(image, "text", {}).get(_CHUNK)
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"'{path}' cannot be read as a picture: {error}") from error
     if text is None:
         raise ImageError(f"'{path}' does not say how it was made: it was not drawn by this package, or without notes")
     try:
         made = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ImageError(f"the notes in '{path}' cannot be read: {error}") from error
     return made if isinstance(made, dict) else {"notes": made}

