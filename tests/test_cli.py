@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from bases import save_single_file
 from conftest import build_backbone
@@ -294,6 +295,37 @@ def test_replay_makes_the_same_concept_or_says_what_differs(
     assert "image_half differs by" in told
 
 
+def test_settings_say_how_many_pictures_and_from_which_seed(concept: Path, tmp_path: Path) -> None:
+    command = ["generate", str(concept), "S*", "--num-inference-steps", "1", "--output", str(tmp_path)]
+    assert cli.main([*command, "--set", "num_images=2", "--set", "seed=5"]) == 0
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["s-5.png", "s-6.png"]
+    assert cli.main([*command, "--set", "seed=5", "--seed", "0"]) == 0
+    assert (tmp_path / "s-0.png").exists()
+
+
+@pytest.mark.parametrize("name", ["DDIMPipeline", "__version__", "UNet2DModel", "NoScheduler"])
+def test_what_is_no_scheduler_is_refused(
+    name: str, concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["generate", str(concept), "S*", "--scheduler", name, "--output", str(tmp_path / "out")]) == 2
+    assert f"diffusers has no scheduler '{name}'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_info_of_odd_files_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    deep = "[" * 100_000
+    for name, text in (("odd", '{"kind": "concept", "domain": 5}'), ("deep", deep)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
+    assert cli.main(["info", str(tmp_path / "odd")]) == 0
+    assert cli.main(["info", str(tmp_path / "deep")]) == 2
+    notes = PngInfo()
+    notes.add_itxt("e4t", deep)
+    Image.new("RGB", (4, 4)).save(tmp_path / "deep.png", pnginfo=notes)
+    assert cli.main(["info", str(tmp_path / "deep.png")]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_generate_is_repeatable_and_the_seed_counts(concept: Path, tmp_path: Path) -> None:
     def drawn(seed: int, folder: str) -> bytes:
         command = ["generate", str(concept), "S*", "--num-inference-steps", "1", "--seed", str(seed)]
@@ -510,6 +542,8 @@ def test_a_failure_among_many_is_one_sentence_for_people(
         ("m.csv", "image,steps\na.png,many", "steps is 'many'"),
         ("m.csv", "image,name\na.png", "as many values"),
         ("m.csv", "image\n", "no pictures"),
+        ("m.csv", "image,image\na.png,b.png", "a name of its own"),
+        ("m.jsonl", "[" * 100_000, "line 1 is not JSON"),
         ("m.csv", None, "no manifest"),
     ],
 )

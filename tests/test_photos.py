@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from e4t import photos
-from e4t.photos import Square, face_square, faces, framed, subject_mask
+from e4t.errors import ImageError
+from e4t.photos import Square, face_square, faces, framed, opened, subject_mask
 
 pytest.importorskip("dlib")
 
@@ -53,6 +56,17 @@ def test_a_crop_at_the_edge_stays_inside(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(photos, "faces", lambda image: [Square(280, -10, 60)])
     left, top, right, bottom = face_square(Image.new("RGB", (300, 240)))[0].box
     assert (left, top, right, bottom) == (180, 0, 300, 120)
+
+
+def test_a_mask_has_the_picture_s_shape(tmp_path: Path) -> None:
+    for name, size in (("picture", (60, 30)), ("same", (120, 60)), ("other", (30, 60))):
+        Image.new("RGB", size, "white").save(tmp_path / f"{name}.png")
+    found = opened(tmp_path / "picture.png", tmp_path / "same.png")
+    assert found.mask is not None
+    assert found.mask.size == found.picture.size == (60, 30)
+    assert opened(tmp_path / "picture.png", "none").mask is None
+    with pytest.raises(ImageError, match="30 x 60 pixels and the picture 60 x 30"):
+        opened(tmp_path / "picture.png", tmp_path / "other.png")
 
 
 def test_noise_has_no_face() -> None:
