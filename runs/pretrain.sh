@@ -7,6 +7,10 @@ BASE=${BASE:-stable-diffusion-v1-5/stable-diffusion-v1-5}
 OUTPUT=${OUTPUT:-domains/$DOMAIN}
 GPUS=${GPUS:-1}
 ACCUMULATION=${ACCUMULATION:-1}
+if [ $((16 % (GPUS * ACCUMULATION))) -ne 0 ]; then
+  echo "16 pictures cannot be shared out among $GPUS GPUs and $ACCUMULATION batches" >&2
+  exit 2
+fi
 E4T=(e4t)
 if [ "$GPUS" -gt 1 ]; then E4T=(torchrun --nproc-per-node "$GPUS" -m e4t.cli); fi
 LOOK=()

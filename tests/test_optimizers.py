@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from e4t.checkpoint import load_optimizer_tensors, optimizer_tensors
 from e4t.errors import ConfigError
 from e4t.optimizers import MovingAverage, new_optimizer
 from e4t.training import rate_at
@@ -22,6 +24,35 @@ def test_eight_bits_step_or_are_refused():
         refused = str(error)
     moved = torch.allclose(parameter, torch.full_like(parameter, 0.99), atol=1e-3)
     assert moved != ("has no 8-bit AdamW for the device 'cpu' here" in refused)
+
+
+def test_the_state_in_8_bits_is_saved_and_goes_on(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    parameters = [torch.nn.Parameter(torch.ones(8192)) for _ in range(2)]
+
+    def stepped(optimizer):
+        for parameter in parameters:
+            parameter.grad = torch.linspace(-1, 1, 8192)
+        optimizer.step()
+        return [parameter.detach().clone() for parameter in parameters]
+
+    def new():
+        try:
+            return new_optimizer(
+                "adamw8bit", [{"params": parameters, "lr": 1e-2}], weight_decay=0.0, device=torch.device("cpu")
+            )
+        except ConfigError as error:
+            pytest.skip(str(error))
+
+    optimizer = new()
+    start = stepped(optimizer)
+    save_file(optimizer_tensors(optimizer), tmp_path / "state.safetensors")
+    whole = stepped(optimizer)
+    for parameter, value in zip(parameters, start, strict=True):
+        parameter.data.copy_(value)
+    resumed = new()
+    load_optimizer_tensors(resumed, load_file(tmp_path / "state.safetensors"))
+    assert all(torch.equal(one, other) for one, other in zip(stepped(resumed), whole, strict=True))
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch):

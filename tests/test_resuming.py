@@ -14,7 +14,7 @@ from e4t import cli
 from e4t.checkpoint import TrainedDomain, TrainingState
 from e4t.config import PretrainConfig
 from e4t.domain import Domain
-from e4t.errors import CheckpointError, TrainingError
+from e4t.errors import CheckpointError, ConfigError, TrainingError
 from e4t.pretrain import Pretraining
 from e4t.states import States
 from packed import write_shards
@@ -87,6 +87,25 @@ def test_the_last_states_are_kept_and_one_can_be_chosen(make_backbone, image_fol
     assert [step.loss for step in other.steps()] == straight[3:]
     one, two = tensors(tmp_path / "face"), tensors(tmp_path / "other")
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_going_on_from_further_back_leaves_what_came_after_behind(make_backbone, image_folder, tmp_path):
+    list(training(make_backbone(), image_folder, tmp_path / "face").steps())
+    states = States(tmp_path / "face.training", keep=1)
+    early = TrainingState.load(states.found()[3])
+    states.save(early)
+    assert sorted(states.found()) == [3]
+
+
+def test_another_base_or_fewer_steps_are_refused(make_backbone, image_folder, tmp_path):
+    list(training(make_backbone(), image_folder, tmp_path / "face", schedule="constant").steps())
+    with pytest.raises(ConfigError, match="is of step 4, and only 2 are asked for"):
+        training(make_backbone(), image_folder, tmp_path / "face", schedule="constant", steps=2)
+    other = make_backbone()
+    with torch.no_grad():
+        other.unet.conv_in.weight += 1
+    with pytest.raises(CheckpointError, match="begun with other base weights"):
+        training(other, image_folder, tmp_path / "face", schedule="constant")
 
 
 def test_a_state_cut_in_half_is_one_sentence(make_backbone, image_folder, tmp_path):

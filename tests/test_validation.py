@@ -14,9 +14,10 @@ from conftest import build_backbone
 from e4t import cli
 from e4t.config import PretrainConfig
 from e4t.domain import Domain
-from e4t.errors import DataError
+from e4t.errors import ConfigError, DataError
 from e4t.pretrain import Pretraining
 from e4t.validation import Validation, ValidationConfig
+from packed import write_shards
 
 QUICK = {"steps": 4, "batch_size": 2, "learning_rate": 1e-2, "ema_decay": 0.5, "checkpoint_every": 2}
 LOOKS = ValidationConfig(every=2, batches=2, pictures=2, prompts=("a photo of {}", "{} at the beach"), steps=2)
@@ -47,6 +48,25 @@ def test_looking_changes_nothing(make_backbone, image_folder, tmp_path, predicti
     assert scores[0]["validation_loss"] != scores[1]["validation_loss"]
     with Image.open(tmp_path / "two.seen" / "step-000000004.png") as sheet:
         assert sheet.size == (3 * 16, 2 * 16)
+
+
+def test_shards_are_looked_at_again_and_again(make_backbone, image_folder, tmp_path):
+    pytest.importorskip("webdataset")
+    write_shards(tmp_path / "shards", (3, 3))
+    training = Pretraining(
+        Domain.named("face"),
+        image_folder,
+        backbone=make_backbone(),
+        config=PretrainConfig().updated(QUICK),
+        output=tmp_path / "face",
+    )
+    validation = Validation(training, tmp_path / "shards", tmp_path / "seen", LOOKS)
+    assert validation.look(2) == validation.look(4)  # nothing was trained in between
+
+
+def test_looks_are_some_steps_apart():
+    with pytest.raises(ConfigError, match="every is 0"):
+        ValidationConfig(every=0)
 
 
 def test_a_cache_is_looked_at_with_a_cache(make_backbone, image_folder, tmp_path):

@@ -292,8 +292,12 @@ def prefixed(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """An optimiser's state as named tensors: ``<parameter index>.<what>``."""
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{key}": torch.as_tensor(value) for index, entry in state.items() for key, value in entry.items()}
+    found: dict[str, Tensor] = {}
+    for index, entry in optimizer.state_dict()["state"].items():
+        for key, value in entry.items():
+            inner = value if isinstance(value, dict) else {key: value}  # bitsandbytes nests its own, and shares some
+            found |= {f"{index}.{name}": torch.as_tensor(one).clone() for name, one in inner.items()}
+    return found
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

@@ -167,6 +167,10 @@ class PretrainConfig(_Section):
         _check("regularisation_reduction", self.regularisation_reduction, ("sum", "mean"))
         _check("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
         _check("save_dtype", self.save_dtype, ("float32", "float16"))
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ConfigError(
+                f"crop_scale is {self.crop_scale}; it must be two shares of the area, 0 < from <= to <= 1"
+            )
         if self.cache and (self.crop_scale != (1.0, 1.0) or self.flip or self.color_jitter or self.sample_latents):
             raise ConfigError(
                 "cache needs crop_scale [1.0, 1.0], flip false, color_jitter 0 and sample_latents false: "

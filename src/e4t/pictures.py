@@ -6,9 +6,11 @@ ImageError then. Captions are text files beside the pictures (``anna.txt`` of ``
 
 from __future__ import annotations
 
+import lzma
 import os
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -185,7 +187,16 @@ class _Zip:
         _check_size(f"{self.path}:{name}", self.sizes[name])
         try:
             return self.file.read(name)
-        except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, NotImplementedError, ValueError) as error:
+        except (
+            zipfile.BadZipFile,
+            OSError,
+            RuntimeError,
+            EOFError,
+            NotImplementedError,
+            ValueError,
+            zlib.error,
+            lzma.LZMAError,
+        ) as error:
             raise ImageError(f"'{self.path}:{name}' cannot be unpacked ({error}); pack it anew") from error
 
 
@@ -207,7 +218,10 @@ class _Tar:
     def read(self, name: str) -> bytes:
         offset, size = self.places[name]
         _check_size(f"{self.path}:{name}", size)
-        data = os.pread(self.descriptor, size, offset)
+        try:
+            data = os.pread(self.descriptor, size, offset)
+        except OSError as error:
+            raise ImageError(f"'{self.path}' cannot be read at '{name}': {error}") from error
         if len(data) < size:
             raise ImageError(f"'{self.path}' ends in the middle of '{name}'; pack or download it anew")
         return data

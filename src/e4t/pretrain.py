@@ -98,8 +98,17 @@ class Pretraining:
             "data": Path(data).name,
             "config": self.config.to_dict(),
             "processes": self.processes.count,
+            "base": backbone.fingerprint,
+            "image_encoder": backbone.image_encoder_fingerprint if backbone.sees else None,
+            "pictures": len(self.data),
         }
         self.start, self.losses = self._resumed(resume)
+        if self.start > config.steps:
+            raise ConfigError(f"the last saved state is of step {self.start}, and only {config.steps} are asked for")
+        if len(set(self.processes.gathered([self.start]))) > 1:
+            raise CheckpointError(
+                "the processes found different states: the output has to be on a disk that all of them share"
+            )
 
     @property
     def effective_batch(self) -> int:
@@ -210,9 +219,11 @@ class Pretraining:
         if state is None:
             return 0, []
         begun = {"processes": 1, **state.arguments}
-        if _comparable(begun) != _comparable(self.arguments):
+        other = [name for name in _SAME if begun.get(name, self.arguments[name]) != self.arguments[name]]
+        if other or _comparable(begun) != _comparable(self.arguments):
+            what = " and ".join(_SAME[name] for name in other) or "settings"
             raise CheckpointError(
-                f"'{self.states.folder}' was begun with other settings; delete it or choose another output"
+                f"'{self.states.folder}' was begun with other {what}; delete it or choose another output"
             )
         targets = self.model.encoder.heads() | dict(self.model.offsets.named_parameters())
         for name, tensor in (state.group("encoder") | state.group("offsets")).items():
@@ -290,6 +301,8 @@ def _parameter_groups(model: E4TModel, config: PretrainConfig) -> list[dict[str,
     return [{"params": parameters, "lr": rate} for parameters, rate in groups if parameters]
 
 
+_SAME = {"base": "base weights", "image_encoder": "image encoder weights", "pictures": "numbers of pictures"}
+"""What else makes a training the one it is, and how to say that it is another."""
 _SCALER = ("scale", "_growth_tracker")
 
 

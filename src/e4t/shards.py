@@ -30,14 +30,15 @@ def shard_urls(source: str | Path) -> list[str]:
     several of these, one after another with ``::`` between them.
     """
     text, path = str(source), Path(source)
-    if path.is_dir():
-        return [str(file) for file in sorted(path.glob("*.tar"))]
-    if not any(mark in text for mark in ("://", "{", "*", "::")) and not text.startswith("pipe:"):
+    inside = [str(file) for file in sorted(path.glob("*.tar"))] if path.is_dir() else []
+    if not inside and not any(mark in text for mark in ("://", "{", "*", "::")) and not text.startswith("pipe:"):
         return []
     try:
         from webdataset.shardlists import expand_urls
     except ImportError as error:
         raise ConfigError("this needs webdataset: install the extra with pip install 'e4t[data]'") from error
+    if inside:
+        return inside
     found: list[str] = []
     for part in text.split("::"):
         for url in expand_urls(part):
@@ -73,16 +74,15 @@ class ShardStream:
     _lock: Any = field(default_factory=Lock, repr=False)
 
     def at(self, position: int) -> Packed:
-        """Raises DataError where the shards hold no sample, or a position was released."""
+        """Raises DataError where the shards hold no sample. A position that was released is read anew."""
         with self._lock:
-            if self._samples is None:
+            if self._samples is None or (position < self._next and position not in self._kept):  # from the start again
+                self._kept.clear()
                 self._samples = self._from(position)
                 self._next = position
             while self._next <= position:
                 self._kept[self._next] = next(self._samples)
                 self._next += 1
-            if position not in self._kept:
-                raise DataError(f"sample {position} of the shards has passed; open them again to go back")
             return self._kept[position]
 
     def release(self, before: int) -> None:

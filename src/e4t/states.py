@@ -57,7 +57,9 @@ class States:
         """Write a state, and only then delete those that are too old."""
         folder = state.save(self.folder / _NAME.format(state.step))
         found = self.found()
-        for step in sorted(found)[: -self.keep]:
+        mine = sorted(step for step in found if step <= state.step)
+        abandoned = [step for step in found if step > state.step]  # of a training that went on from further back
+        for step in [*mine[: -self.keep], *abandoned]:
             shutil.rmtree(found[step], ignore_errors=True)
         for leftover in (
             *self.folder.glob(".step-*"),

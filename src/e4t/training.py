@@ -15,6 +15,7 @@ from e4t.objective import Batch, E4TObjective
 from e4t.precision import has_fast_bfloat16
 from e4t.processes import Processes
 
+_MAY_HELP = "a lower learning rate, warmup_steps or max_grad_norm may help"
 _AUTOCAST_OF = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 """What autocast has to be, by the type of the frozen weights; with float32 it may be any."""
 
@@ -77,13 +78,13 @@ def train(
         total, diffusion, regularizer, ratio = together.mean(torch.stack(losses).mean(dim=0)).tolist()
         if not math.isfinite(total):
             optimizer.zero_grad(set_to_none=True)
-            raise TrainingError(
-                f"the loss of step {step + 1} is {total}, so training stopped; a lower learning rate, warmup_steps or "
-                "max_grad_norm may help"
-            )
+            raise TrainingError(f"the loss of step {step + 1} is {total}, so training stopped; {_MAY_HELP}")
         scaler.unscale_(optimizer)
-        if max_grad_norm is not None:
-            nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], max_grad_norm)
+        parameters = [p for g in optimizer.param_groups for p in g["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf)  # infinity shortens nothing
+        if not scaler.is_enabled() and not math.isfinite(norm):  # a scaler leaves such a step out
+            optimizer.zero_grad(set_to_none=True)
+            raise TrainingError(f"the gradients of step {step + 1} are no numbers, so training stopped; {_MAY_HELP}")
         share = rate_at(step, steps, schedule, warmup_steps=warmup_steps, cooldown_steps=cooldown_steps)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * share

@@ -17,7 +17,7 @@ from torch.nn import functional
 from e4t.backbone import draw_noise
 from e4t.batches import batches
 from e4t.cache import CachedData
-from e4t.config import PretrainConfig
+from e4t.config import PretrainConfig, at_least
 from e4t.data import ImageData, square_pixels
 from e4t.errors import DataError
 from e4t.objective import E4TObjective
@@ -37,6 +37,10 @@ class ValidationConfig:
     prompts: tuple[str, ...] = ("a photo of {}", "a pencil sketch of {}", "{} at the beach")
     steps: int = 20  # of sampling
     guidance_scale: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("every", "batches", "steps"):
+            at_least(name, getattr(self, name), 1)
 
 
 @dataclass
