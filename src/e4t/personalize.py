@@ -281,13 +281,13 @@ class _Tuning:
         self.config = config
         self.constants = constants
         self.provenance = provenance
-        self._unloaded = ExitStack()
+        self._during = ExitStack()
 
     def start(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser, one for each tuned part."""
         model, config = self.model, self.config
         if config.unload:
-            self._unloaded.enter_context(model.backbone.unloaded())
+            self._during.enter_context(model.backbone.unloaded())
         model.requires_grad_(False)
         parts: dict[str, list[nn.Parameter]] = {}
         for part in dict.fromkeys(config.tune):
@@ -308,18 +308,14 @@ class _Tuning:
             for parameter in parameters:
                 parameter.requires_grad_(True)
         if config.gradient_checkpointing:
-            model.backbone.unet.enable_gradient_checkpointing()
-            model.backbone.unet.train()
+            self._during.enter_context(model.backbone.gradient_checkpointing())
         return [{"params": p, "lr": config.rate(part)} for part, p in parts.items() if p]
 
     def stop(self) -> None:
         """Base, domain and encoder exactly as before."""
         self.model.take_off()
         self.model.requires_grad_(False)
-        if self.config.gradient_checkpointing:
-            self.model.backbone.unet.disable_gradient_checkpointing()
-            self.model.backbone.unet.eval()
-        self._unloaded.close()
+        self._during.close()
 
     @torch.no_grad()
     def concept(self, steps: int) -> Concept:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from e4t.cli.folders import is_domain, remember_domain, shipped
+from e4t.cli.folders import is_domain, kind_of, remember_domain, shipped
 from e4t.cli.options import Device, Dtype, Json, Result
 from e4t.cli.terminal import device_of, dtype_of, emit, get_console, quiet, require_extra, status
 from e4t.errors import ConfigError
@@ -69,8 +69,6 @@ class Web:
         return Result([])
 
     def _domains(self) -> tuple[str, ...]:
-        from e4t.cli.folders import kind_of
-
         domains = self.domain or tuple(name for name, folder in shipped().items() if kind_of(folder) == "domain")
         for name in domains:
             if not is_domain(name):

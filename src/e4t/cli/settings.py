@@ -5,14 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from e4t.config import GenerateConfig, PersonalizeConfig, PretrainConfig
 from e4t.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
-
 
 Config = TypeVar("Config", PretrainConfig, PersonalizeConfig, GenerateConfig)
 
