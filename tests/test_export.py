@@ -18,8 +18,8 @@ from conftest import build_backbone, build_model
 from e4t.checkpoint import TrainedDomain
 from e4t.config import OffsetsConfig
 from e4t.domain import Domain
-from e4t.errors import CheckpointError, ConfigError, MismatchError
-from e4t.export import FORMATS, LORA_KEEPS, PROBE_STEPS, export, labels, lora_table, places, source
+from e4t.errors import CheckpointError, ConfigError, MismatchError, UnfaithfulError
+from e4t.export import FORMATS, LORA_ERROR, LORA_KEEPS, PROBE_STEPS, LoraRow, export, labels, lora_table, places, source
 from e4t.export.differences import diff_tensors, kohya_lora
 from e4t.export.merged import Merged
 from e4t.export.original_keys import autoencoder_keys, text_keys, unet_keys
@@ -487,19 +487,35 @@ def test_lora_that_would_lose_too_much_is_refused_unless_asked_for(pipe, concept
     assert [row.rank for row in table] == [8, 16]  # a quarter of 64: more is never given
     assert table[0].energy < table[1].energy < 1
     assert table[0].megabytes < table[1].megabytes
-    best = max(row.kept for row in table)
-    assert best < LORA_KEEPS
-    with pytest.raises(ConfigError, match=rf"keeps {best:.0%} of what .* use 'diff' or 'pipeline'"):
+    best = min(table, key=lambda row: row.error)
+    assert best.error > LORA_ERROR
+    with pytest.raises(UnfaithfulError, match=rf"off by {best.error:.1%}; .* use 'diff' or 'pipeline'") as refusal:
         export(pipe, concept, tmp_path / "anna.safetensors", to="lora-kohya")
+    assert refusal.value.table == table
     assert list(tmp_path.iterdir()) == []
 
     report = export(pipe, concept, tmp_path / "anna.safetensors", to="lora-kohya", rank=8)
     assert report.table == (table[0],)
-    assert any(f"rank 8 keeps {table[0].kept:.0%}" in note for note in report.notes)
+    assert any(f"rank 8 keeps {table[0].identity:.0%}" in note for note in report.notes)
     stock = load_lora(base, report.path, report.embedding)
     expected = native(pipe, concept)
     off = np.abs(draw(stock) - expected).mean()
     assert 0 < off < np.abs(draw(load_folder(base), "a photo of face at the beach") - expected).mean() / 2
+
+
+def test_identity_is_of_the_picture_that_is_drawn(pipe, bare, low_rank, concept):
+    """A LoRA that holds everything draws the merged weights' picture; one that holds little draws something else."""
+    assert lora_table(bare, low_rank, ranks=(8,), dtype="float32")[0].identity == pytest.approx(1, abs=0.01)
+    rows = lora_table(pipe, concept, ranks=(1, 16))
+    assert rows[0].identity < rows[1].identity < 1
+    assert not rows[0].faithful
+
+
+def test_faithful_is_of_picture_and_prediction():
+    row = LoraRow(rank=8, energy=1.0, error=LORA_ERROR, kept=0.99, identity=LORA_KEEPS, megabytes=1.0)
+    assert row.faithful
+    assert not replace(row, identity=0.9).faithful
+    assert not replace(row, error=0.03).faithful
 
 
 def test_table_is_true_to_the_file(bare, low_rank, tmp_path):

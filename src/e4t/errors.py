@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class E4TError(Exception):
     """Base of all errors of this package."""
@@ -9,6 +12,14 @@ class E4TError(Exception):
 
 class ConfigError(E4TError):
     """A setting has a value that cannot work."""
+
+
+class UnfaithfulError(ConfigError):
+    """An export would lose too much of a concept; ``table`` has a row of what is kept for each choice there is."""
+
+    def __init__(self, message: str, table: Sequence[Any]) -> None:
+        super().__init__(message)
+        self.table = tuple(table)
 
 
 class ImageError(E4TError):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -13,6 +14,9 @@ from e4t.cli.folders import ConceptOptions, OfConcept, describe, description, ki
 from e4t.cli.options import Integer, Json, Result, Text
 from e4t.cli.terminal import get_console, quiet, status
 from e4t.config import at_least
+
+if TYPE_CHECKING:
+    from e4t.export import LoraRow
 
 
 @dataclass(frozen=True)
@@ -33,27 +37,39 @@ class Export:
     )
     """Of the written numbers. Default: float16, and the base's own for pipeline."""
     rank: Integer = None
-    """Of a LoRA. Default: the smallest that keeps 95 %."""
+    """Of a LoRA. Default: the smallest with 95 % of the identity and an error of at most 2 %."""
     model: OfConcept = field(default_factory=ConceptOptions)
     json: Json = False
 
     def run(self) -> Result:
+        from e4t.errors import UnfaithfulError
         from e4t.export import export
 
         at_least("rank", self.rank, 1)
         quiet()
         concept, pipe = self.model.open(self.concept)
-        with status(f"exporting to {self.to}"):
-            report = export(pipe, concept, self.output, to=self.to, token=self.token, dtype=self.dtype, rank=self.rank)
+        options: dict[str, Any] = {"to": self.to, "token": self.token, "dtype": self.dtype, "rank": self.rank}
+        try:
+            with status(f"exporting to {self.to}"):
+                report = export(pipe, concept, self.output, **options)
+        except UnfaithfulError as error:
+            self._show(error.table)
+            raise
+        self._show(report.table)
         console = get_console()
-        for row in report.table:
-            console.print(f"rank {row.rank:>3}: keeps {row.kept:.1%}, energy {row.energy:.1%}, {row.megabytes:.2f} MB")
         if report.kept is not None:
             console.print(f"keeps {report.kept:.1%} of what the concept does to the noise prediction")
         console.print(f"frozen word: cosine {report.similarity.cosine:.3f} with the live one")
         for note in report.notes:
             console.print(note)
         return Result([report.path], asdict(report))
+
+    def _show(self, table: Sequence[LoraRow]) -> None:
+        for row in table:
+            get_console().print(
+                f"rank {row.rank:>3}: noise prediction {row.kept:.1%} (error {row.error:.4f}), identity "
+                f"{row.identity:.1%}, energy {row.energy:.1%}, {row.megabytes:.2f} MB"
+            )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from e4t.checkpoint import Concept
 from e4t.errors import ConfigError
 from e4t.export.differences import export_diff, export_lora
 from e4t.export.embedding import export_embedding
-from e4t.export.lora import LORA_KEEPS, RANKS, Lora, LoraRow
+from e4t.export.lora import LORA_ERROR, LORA_KEEPS, RANKS, Lora, LoraRow
 from e4t.export.merged import CARRIED, Merged
 from e4t.export.places import FORMATS, Places
 from e4t.export.probe import PROBE_STEPS, Probe, Similarity
@@ -28,6 +28,7 @@ from e4t.pipeline import E4TPipeline
 
 __all__ = [
     "FORMATS",
+    "LORA_ERROR",
     "LORA_KEEPS",
     "PROBE_STEPS",
     "RANKS",
@@ -54,7 +55,7 @@ def export(
     ``output`` is a folder for "pipeline" and otherwise a file ending in .safetensors; "textual-inversion" and
     "lora-diffusers" also take a folder, and use diffusers' own file names in it. ``token`` is what prompts say, by
     default the placeholder. ``dtype`` is "float16" or "float32". ``rank`` is of a LoRA: without it the smallest of
-    `RANKS` that keeps `LORA_KEEPS`.
+    `RANKS` that is `LoraRow.faithful`.
 
     Raises ConfigError where the format cannot carry the concept or an option is wrong, MismatchError for a concept of
     another domain, CheckpointError where ``output`` cannot be written or is not a former export.

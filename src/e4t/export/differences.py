@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from e4t.errors import ConfigError
+from e4t.errors import UnfaithfulError
 from e4t.export.embedding import write_with_embedding
 from e4t.export.labels import kohya_metadata
-from e4t.export.lora import LORA_KEEPS, RANKS, Factors, Lora, LoraRow
+from e4t.export.lora import LORA_ERROR, LORA_KEEPS, RANKS, Factors, Lora, LoraRow
 from e4t.export.merged import Weights, cast
 from e4t.export.source import Report, Source, report
 
@@ -47,7 +47,7 @@ def export_lora(source: Source, rank: int | None) -> Report:
         metadata["sshs_model_hash"] = data_hash(tensors)
     else:
         tensors, metadata = diffusers_lora(factors), {"lora_adapter_metadata": peft_metadata(factors)}
-    notes = [] if row.kept >= LORA_KEEPS else [_loss(row)]
+    notes = [] if row.faithful else [_loss(row)]
     if rank is not None and row.rank < rank:
         notes.append(f"rank {rank} is more than a quarter of any changed matrix's side; {row.rank} was used")
     paths = write_with_embedding(source, tensors, metadata | {"e4t.kept": f"{row.kept:.4f}"})
@@ -56,17 +56,19 @@ def export_lora(source: Source, rank: int | None) -> Report:
 
 def _smallest_true(table: Sequence[LoraRow], to: str) -> LoraRow:
     for row in table:
-        if row.kept >= LORA_KEEPS:
+        if row.faithful:
             return row
-    best = max(table, key=lambda row: row.kept)
-    raise ConfigError(
-        f"a '{to}' file would lose too much: {_loss(best)}, and {LORA_KEEPS:.0%} is the least; use 'diff' or "
-        f"'pipeline', which keep everything, or give a rank to accept the loss"
+    best = min(table, key=lambda row: row.error)
+    raise UnfaithfulError(
+        f"a '{to}' file would lose too much: {_loss(best)}; {LORA_KEEPS:.0%} at the least, and no more than "
+        f"{LORA_ERROR:.0%} off, is asked for; use 'diff' or 'pipeline', which keep everything, or give a rank "
+        f"to accept the loss",
+        table,
     )
 
 
 def _loss(row: LoraRow) -> str:
-    return f"rank {row.rank} keeps {row.kept:.0%} of what the concept's weights do to the noise prediction"
+    return f"rank {row.rank} keeps {row.identity:.0%} of the identity, with a noise prediction off by {row.error:.1%}"
 
 
 def kohya_lora(factors: Factors, rank: int) -> dict[str, Tensor]:

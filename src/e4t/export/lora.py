@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from e4t.export.merged import Merged, cast
@@ -14,9 +15,12 @@ from e4t.pipeline import E4TPipeline
 
 RANKS = (8, 16, 32, 64, 128)
 
-
 LORA_KEEPS = 0.95
-"""Share of the concept's effect on the noise prediction that a LoRA must keep, unless its rank is asked for."""
+"""Share of the concept's identity that a LoRA must keep, unless its rank is asked for."""
+
+LORA_ERROR = 0.02
+"""Relative error of the noise prediction up to which a LoRA is faithful. No more than a bound is to be found: for the
+eye, identity comes back at lower ranks already."""
 
 
 @dataclass(frozen=True)
@@ -24,25 +28,42 @@ class LoraRow:
     """What a LoRA of one rank keeps. Matrices too small for the rank have a quarter of their smaller side.
 
     ``energy`` is the share of the changes' squared norm; ``error`` the noise prediction's relative error; ``kept`` is
-    1 - ‖LoRA - merged‖ / ‖base - merged‖ of noise predictions, all of them with the concept's word.
+    1 - ‖LoRA - merged‖ / ‖base - merged‖ of noise predictions, all of them with the concept's word. ``identity`` is of
+    one picture, as the image encoder sees it (`E4TPipeline.likeness`): 1 is what the merged weights draw, 0 anybody of
+    the class.
     """
 
     rank: int
     energy: float
     error: float
     kept: float
+    identity: float
     megabytes: float
+
+    @property
+    def faithful(self) -> bool:
+        return self.error <= LORA_ERROR and self.identity >= LORA_KEEPS
 
 
 Factors = dict[tuple[str, str], tuple[Tensor, Tensor]]
 """Down [r, in] and up [out, r] by part and parameter name; up @ down approximates the change."""
 
 
+@dataclass(frozen=True)
+class _Reference:
+    """What rows are measured against: predictions and picture of the merged weights, and both without the concept."""
+
+    native: Tensor
+    without: Tensor
+    picture: Image.Image
+    stranger: Image.Image
+
+
 class Lora:
     """Truncated singular value decompositions of a concept's changes."""
 
     def __init__(self, pipe: E4TPipeline, merged: Merged, probe: Probe, dtype: str) -> None:
-        self.model, self.merged, self.probe, self.dtype = pipe.model, merged, probe, dtype
+        self.pipe, self.merged, self.probe, self.dtype = pipe, merged, probe, dtype
         self._full = {
             (part, name): _decomposed(change)
             for part, tensors in merged.changes.items()
@@ -59,28 +80,35 @@ class Lora:
     def table(self, ranks: Sequence[int]) -> tuple[LoraRow, ...]:
         """One row for each rank that makes a difference."""
         largest = max(len(down) for down, _ in self._full.values())
-        native = self.probe.predict(self.model, self.merged.word, self.merged.changes)
-        without = self.probe.predict(self.model, self.merged.word, {})
+        merged, probe = self.merged, self.probe
+        reference = _Reference(
+            native=probe.predict(self.pipe.model, merged.word, merged.changes),
+            without=probe.predict(self.pipe.model, merged.word, {}),
+            picture=probe.picture(self.pipe, merged.word, merged.changes),
+            stranger=probe.picture(self.pipe, None, {}),
+        )
         wanted = sorted({min(rank, largest) for rank in ranks})
-        return tuple(self._row(rank, native, without) for rank in wanted)
+        return tuple(self._row(rank, reference) for rank in wanted)
 
-    def _row(self, rank: int, native: Tensor, without: Tensor) -> LoraRow:
+    def _row(self, rank: int, reference: _Reference) -> LoraRow:
         factors = self.factors(rank)
         stored = {part: self._products(part, factors) for part in self.merged.changes}
         changes = [(stored[part][name], self.merged.changes[part][name]) for part, name in factors]
         lost = sum(float((product - change).square().sum()) for product, change in changes)
         whole = sum(float(change.square().sum()) for _, change in changes)
-        prediction = self.probe.predict(self.model, self.merged.word, stored)
+        prediction = self.probe.predict(self.pipe.model, self.merged.word, stored)
+        picture = self.probe.picture(self.pipe, self.merged.word, stored)
         return LoraRow(
             rank=rank,
             energy=1 - lost / whole,
-            error=float((prediction - native).norm() / native.norm()),
-            kept=share_covered(prediction, native, without),
+            error=float((prediction - reference.native).norm() / reference.native.norm()),
+            kept=share_covered(prediction, reference.native, reference.without),
+            identity=self.pipe.likeness(reference.picture, picture, reference.stranger),
             megabytes=sum(tensor.nbytes for pair in factors.values() for tensor in pair) / 1e6,
         )
 
     def _products(self, part: str, factors: Factors) -> dict[str, Tensor]:
-        device = self.model.backbone.device
+        device = self.pipe.backbone.device
         return {
             name: up.to(device).float() @ down.to(device).float()
             for (of, name), (down, up) in factors.items()

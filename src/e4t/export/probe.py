@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from e4t.backbone import Backbone
 from e4t.checkpoint import Concept
 from e4t.export.merged import Weights
 from e4t.model import E4TModel
@@ -52,19 +54,11 @@ class Probe:
             samples.append(call["sample"][-1:].float())
             timesteps.append(torch.as_tensor(call["timestep"], device=pipe.backbone.device).reshape(-1)[-1:])
 
-        prompt, settings = pipe.domain.prompts[0], pipe.generate_config
+        prompt = pipe.domain.prompts[0]
         with pipe.applied(concept, prompt) as applied:
             handle = pipe.backbone.unet.register_forward_pre_hook(keep, with_kwargs=True)
             try:
-                applied.stock(
-                    prompt_embeds=applied.prompt_embeds,
-                    negative_prompt_embeds=applied.negative_prompt_embeds,
-                    num_inference_steps=PROBE_STEPS,
-                    guidance_scale=settings.guidance_scale,
-                    guidance_rescale=settings.guidance_rescale,
-                    generator=torch.Generator().manual_seed(0),
-                    output_type="latent",
-                )
+                _draw(pipe, applied.prompt_embeds, applied.negative_prompt_embeds, "latent")
             finally:
                 handle.remove()
         return cls(prompt, torch.cat(samples), torch.cat(timesteps), torch.cat(applied.words))
@@ -78,24 +72,45 @@ class Probe:
     @torch.no_grad()
     def predict(self, model: E4TModel, word: Tensor | None, changes: Weights) -> Tensor:
         """Noise predictions of the changed base at every other call, [n / 2, C, h, w]; no word is the class word."""
-        backbone = model.backbone
-        with (
-            changed(backbone.unet, changes.get("unet", {})),
-            changed(backbone.text_encoder, changes.get("text_encoder", {})),
-        ):
+        with changed(model.backbone, changes):
             embeds = model.prompt_embeds(model.tokens([self.prompt]), word)
             rows = [slice(index, index + 1) for index in range(0, len(self.samples), 2)]
             return torch.cat([model.denoise(self.samples[row], self.timesteps[row], embeds) for row in rows])
 
+    @torch.no_grad()
+    def picture(self, pipe: E4TPipeline, word: Tensor | None, changes: Weights) -> Image.Image:
+        """What the changed base draws where `of` drew; no word is the class word."""
+        model = pipe.model
+        negative = model.prompt_embeds(model.tokens([""], expected=False))
+        with changed(pipe.backbone, changes):
+            embeds = model.prompt_embeds(model.tokens([self.prompt]), word)
+            return _draw(pipe, embeds, negative, "pil").images[0]  # type: ignore[no-any-return]
+
+
+def _draw(pipe: E4TPipeline, embeds: Tensor, negative: Tensor, output_type: str) -> Any:
+    settings = pipe.generate_config
+    return pipe.stock(
+        prompt_embeds=embeds,
+        negative_prompt_embeds=negative,
+        num_inference_steps=PROBE_STEPS,
+        guidance_scale=settings.guidance_scale,
+        guidance_rescale=settings.guidance_rescale,
+        generator=torch.Generator().manual_seed(0),
+        output_type=output_type,
+    )
+
 
 @contextmanager
-def changed(module: nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
-    tuned = TunedWeights(module)
-    tuned.apply(changes)
+def changed(backbone: Backbone, changes: Weights) -> Iterator[None]:
+    """U-Net and text encoder with ``changes`` added."""
+    parts = {part: TunedWeights(getattr(backbone, part)) for part in changes}
     try:
+        for part, weights in parts.items():
+            weights.apply(changes[part])
         yield
     finally:
-        tuned.restore()
+        for weights in parts.values():
+            weights.restore()
 
 
 def share_covered(export: Tensor, native: Tensor, without: Tensor) -> float:
