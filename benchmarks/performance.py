@@ -5,6 +5,8 @@
     python benchmarks/performance.py --model sd15 --side 512 --device cuda --output out/performance-gpu.json
 
 A ratio is the median of single pairs, with the quartiles beside it, so that what else the machine does falls on both.
+Each part runs in a process of its own and goes into the file at once. What is there is not measured again, unless
+``--again`` says so: a file may be filled part by part (``--parts tuning sampling``).
 "sd15" has Stable Diffusion 1.5's U-Net, autoencoder and text encoder with random weights, and a small image encoder:
 that one does not run in what is timed here. Peaks are of processes of their own, without what they held before loading.
 """
@@ -12,14 +14,15 @@ that one does not run in what is timed here. Peaks are of processes of their own
 from __future__ import annotations
 
 import json
+import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,14 +34,15 @@ import tyro
 from peak import peak
 from PIL import Image
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from e4t import loading, personalize
 from e4t.backbone import Backbone
-from e4t.checkpoint import TrainedDomain
+from e4t.checkpoint import Concept, TrainedDomain
 from e4t.config import EncoderConfig, OffsetsConfig, PersonalizeConfig, PretrainConfig
+from e4t.counting import counting, numbers
 from e4t.domain import Domain
 from e4t.evaluation.memory import Peak
+from e4t.forecast import forecast
 from e4t.memory import needed
 from e4t.model import E4TModel
 from e4t.pipeline import E4TPipeline
@@ -58,18 +62,28 @@ AIMS = {
 
 @dataclass(frozen=True)
 class PerformanceConfig:
-    """What to measure on which model, and how often."""
+    """What to measure on which model, and how often. Without a number, one that takes minutes."""
 
     output: Path
     model: Literal["tiny", "sd15"] = "tiny"
     side: int = 128  # pixels, of sd15
     device: str = "cpu"
-    parts: tuple[str, ...] = ("tuning", "sampling", "training", "costs", "memory", "start")
-    pairs: int = 7
-    batch_size: int = 4
-    sampling_steps: int = 12
-    rungs: tuple[str, ...] = ("as it is", "1 at a time", "checkpointed", "checkpointed, 1 at a time")
+    parts: tuple[str, ...] = ()  # of PARTS; none: all
+    again: bool = False  # also what the output has already
+    pairs: int | None = None  # tiny: 7, sd15: 3
+    batch_size: int | None = None  # tiny: 4, sd15: 1
+    sampling_steps: int | None = None  # tiny: 12, sd15: 4
     optimizer: Literal["adamw", "sgd"] = "adamw"  # of both sides; sgd has no state, where memory is short
+
+    def filled(self) -> PerformanceConfig:
+        pairs, batch_size, steps = (7, 4, 12) if self.model == "tiny" else (3, 1, 4)
+        return replace(
+            self,
+            parts=self.parts or tuple(PARTS),
+            pairs=self.pairs or pairs,
+            batch_size=self.batch_size or batch_size,
+            sampling_steps=self.sampling_steps or steps,
+        )
 
 
 def pipeline(config: PerformanceConfig) -> E4TPipeline:
@@ -127,21 +141,26 @@ def _filled(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
 # Ratios
 
 
-def compared(jobs: Mapping[str, Callable[[], float]], pairs: int) -> dict[str, Any]:
-    """Seconds of all jobs, and the ratios of all others to the first; in turn, forwards and backwards."""
-    for job in jobs.values():
-        job()  # what is slow the first time
+def compared(
+    jobs: Mapping[str, Callable[[], float]], pairs: int, *, warm: bool = False, also: tuple[tuple[str, str], ...] = ()
+) -> dict[str, Any]:
+    """Seconds of all jobs, and the ratios of all others to the first, and ``also`` of some; in turn, to and fro.
+
+    ``warm``: jobs whose first run counts like any other.
+    """
     rows: list[dict[str, float]] = []
-    for number in range(pairs):
+    for number in range(0 if warm else -1, pairs):
         order = list(jobs) if number % 2 else list(jobs)[::-1]
         timed = {name: jobs[name]() for name in order}
-        rows.append(timed)
+        said = ", ".join(f"{name} {timed[name]:.3g}" for name in jobs)
+        print(f"  {f'{number + 1} of {pairs}' if number >= 0 else 'to warm up'}: {said}", file=sys.stderr, flush=True)
+        rows += [timed] if number >= 0 else []  # what is slow the first time
     first, *others = jobs
     report: dict[str, Any] = {"seconds": {name: _short(statistics.median(row[name] for row in rows)) for name in jobs}}
-    for name in others:
-        ratios = [row[name] / row[first] for row in rows]
+    for name, reference in (*((name, first) for name in others), *also):
+        ratios = [row[name] / row[reference] for row in rows]
         low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-        report[f"{name} / {first}"] = {"median": _short(middle), "quartiles": [_short(low), _short(high)]}
+        report[f"{name} / {reference}"] = {"median": _short(middle), "quartiles": [_short(low), _short(high)]}
     return report
 
 
@@ -177,7 +196,11 @@ def optimizer_of(config: PerformanceConfig, parameters: Any) -> torch.optim.Opti
 
 
 class DreamBooth:
-    """A plain U-Net step, as diffusers' example script takes it (arXiv 2208.12242, without prior preservation)."""
+    """A plain U-Net step, as diffusers' example scripts take it.
+
+    Of DreamBooth (arXiv 2208.12242, without prior preservation); ``looking`` encodes pictures first, as the script for
+    text-to-image training does.
+    """
 
     def __init__(self, pipe: E4TPipeline, config: PerformanceConfig) -> None:
         self.backbone, self.config = pipe.backbone, config
@@ -185,9 +208,10 @@ class DreamBooth:
         self.latents = torch.randn(
             config.batch_size, pipe.backbone.unet.config.in_channels, side, side, device=config.device
         )
+        self.pixels = torch.rand(config.batch_size, 3, *(2 * [self.backbone.resolution])) * 2 - 1
         self.tokens = pipe.model.tokens([PROMPT.format("face")] * config.batch_size, expected=False)
 
-    def run(self, steps: int) -> list[float]:
+    def run(self, steps: int, *, looking: bool = False) -> list[float]:
         """Seconds of each step; weights and their values stay as they were."""
         unet, backbone, seconds = self.backbone.unet, self.backbone, []
         unet.requires_grad_(True)
@@ -195,9 +219,10 @@ class DreamBooth:
         for _ in range(steps):
             synchronize(self.config.device)
             began = time.perf_counter()
-            noise = torch.randn_like(self.latents)
+            latents = backbone.encode(self.pixels, torch.Generator().manual_seed(0)) if looking else self.latents
+            noise = torch.randn_like(latents)
             timesteps = torch.randint(backbone.num_timesteps, (len(noise),), device=noise.device)
-            noisy = backbone.scheduler.add_noise(self.latents, noise, timesteps)
+            noisy = backbone.scheduler.add_noise(latents, noise, timesteps)
             with torch.no_grad():
                 words = backbone.text_encoder(self.tokens.ids)[0]
             prediction = unet(noisy, timesteps, words, return_dict=False)[0]
@@ -210,42 +235,47 @@ class DreamBooth:
         return seconds
 
 
-def tuning_steps(pipe: E4TPipeline, config: PerformanceConfig, steps: int, **changes: Any) -> list[float]:
+def prepared(pipe: E4TPipeline) -> personalize.Constants:
+    return personalize.prepare(pipe.model, Image.open(PICTURE).convert("RGB"), None)
+
+
+def tuning_steps(
+    pipe: E4TPipeline, config: PerformanceConfig, constants: personalize.Constants, steps: int, **changes: Any
+) -> list[float]:
     """Seconds of each step of `e4t.personalize`."""
     settings = PersonalizeConfig().updated({"steps": steps, "batch_size": config.batch_size, **changes})
-    constants = personalize.prepare(pipe.model, Image.open(PICTURE).convert("RGB"), None)
-    with mock.patch.object(personalize, "_optimizer", lambda groups, *_: optimizer_of(config, groups)):
+    with mock.patch.object(personalize, "new_optimizer", lambda _, groups, **__: optimizer_of(config, groups)):
         done = personalize.tune(pipe.model, constants, config=settings, provenance={})
         return [step.training.seconds for step in done if step.training]
 
 
 def tuning(config: PerformanceConfig) -> dict[str, Any]:
-    """A step of the whole U-Net and of small deltas against DreamBooth's: time, and memory."""
-    report, state = _tuning_times(config)
-    peaks = {name: alone(_tuning_peak, config, name) for name in ("dreambooth", "small", "whole")}
-    if config.optimizer == "sgd":
-        peaks["dreambooth, AdamW's state added"] = peaks["dreambooth"] + state
-    reference = list(peaks)[-1] if config.optimizer == "sgd" else "dreambooth"
-    report["peak_bytes"] = peaks
-    report[f"memory: small / {reference}"] = _short(peaks["small"] / peaks[reference])
-    return report
-
-
-def _tuning_times(config: PerformanceConfig) -> tuple[dict[str, Any], int]:
-    """Ratios of steps, and the bytes of AdamW's state for the whole U-Net."""
+    """A step of the whole U-Net and of small deltas against DreamBooth's."""
     pipe = pipeline(config)
-    plain = DreamBooth(pipe, config)
+    plain, constants = DreamBooth(pipe, config), prepared(pipe)
     jobs: dict[str, Callable[[], float]] = {
         "dreambooth": lambda: min(plain.run(3)[1:]),
-        "small": lambda: min(tuning_steps(pipe, config, 3, tune=SMALL)[1:]),
-        "whole": lambda: min(tuning_steps(pipe, config, 3, tune=WHOLE)[1:]),
+        "small": lambda: min(tuning_steps(pipe, config, constants, 3, tune=SMALL)[1:]),
+        "whole": lambda: min(tuning_steps(pipe, config, constants, 3, tune=WHOLE)[1:]),
     }
-    report = compared(jobs, config.pairs)
-    state = 8 * sum(parameter.numel() for parameter in pipe.backbone.unet.parameters())
-    return report, state
+    return compared(jobs, config.pairs, warm=True)
 
 
-def _tuning_peak(config: PerformanceConfig, kind: str) -> int:
+def tuning_memory(config: PerformanceConfig) -> dict[str, Any]:
+    """Peaks of the same."""
+    peaks = {}
+    for name in ("dreambooth", "small", "whole"):
+        peaks[name], state = alone(_tuning_peak, config, name)
+        print(f"  {name}: {peaks[name] / 2**30:.2f} GB", file=sys.stderr, flush=True)
+    reference = "dreambooth"
+    if config.optimizer == "sgd":
+        reference = "dreambooth, AdamW's state added"
+        peaks[reference] = peaks["dreambooth"] + state
+    return {"peak_bytes": peaks, f"small / {reference}": _short(peaks["small"] / peaks[reference])}
+
+
+def _tuning_peak(config: PerformanceConfig, kind: str) -> tuple[int, int]:
+    """What it takes, and the bytes of AdamW's state for the whole U-Net."""
     before = resident(config)
     pipe = pipeline(config)
     with Peak(torch.device(config.device)) as peak_of:
@@ -253,8 +283,8 @@ def _tuning_peak(config: PerformanceConfig, kind: str) -> int:
             DreamBooth(pipe, config).run(2)
         else:  # AdamW's state of the small deltas is there, whatever the other side has
             adamw = replace(config, optimizer="adamw" if kind == "small" else config.optimizer)
-            tuning_steps(pipe, adamw, 2, tune=SMALL if kind == "small" else WHOLE)
-    return peak_of.bytes - before
+            tuning_steps(pipe, adamw, prepared(pipe), 2, tune=SMALL if kind == "small" else WHOLE)
+    return peak_of.bytes - before, 8 * numbers(pipe.backbone.unet)
 
 
 def resident(config: PerformanceConfig) -> int:
@@ -279,10 +309,9 @@ def alone(job: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def sampling(config: PerformanceConfig) -> dict[str, Any]:
-    """The stock pipeline against the same with a concept in place; and whole calls, which put it on and take it off."""
+    """The stock pipeline against the same with a concept in place."""
     pipe = pipeline(config)
-    concept = pipe.personalize(PICTURE, steps=1, batch_size=1, tune=SMALL, prior_weight=0.0)
-    prompt = PROMPT.format("S*")
+    concept, prompt = _concept(pipe), PROMPT.format("S*")
     options = {"num_inference_steps": config.sampling_steps, "guidance_scale": 7.5, "output_type": "latent"}
 
     def stock() -> None:
@@ -303,118 +332,165 @@ def sampling(config: PerformanceConfig) -> dict[str, Any]:
         "live": lambda: placed("live"),
         "frozen": lambda: placed("frozen"),
     }
-    report = compared(jobs, config.pairs)
+    return {"steps": config.sampling_steps, **compared(jobs, config.pairs)}
+
+
+def calls(config: PerformanceConfig) -> dict[str, Any]:
+    """Whole calls, which put a concept on and take it off, against one without a concept."""
+    pipe = pipeline(config)
+    concept, prompt = _concept(pipe), PROMPT.format("S*")
     steps = {"num_inference_steps": config.sampling_steps}
-    calls = {
+    jobs = {
         "stock": timed(lambda: pipe(PROMPT.format("face"), **steps), config.device),
         "live": timed(lambda: pipe(prompt, concept=concept, **steps), config.device),
         "frozen": timed(lambda: pipe(prompt, concept=concept, embedding="frozen", **steps), config.device),
     }
-    return {"steps": config.sampling_steps, "drawing": report, "whole_call": compared(calls, max(3, config.pairs // 2))}
+    return {"steps": config.sampling_steps, **compared(jobs, _few(config))}
+
+
+def _concept(pipe: E4TPipeline) -> Concept:
+    return pipe.personalize(PICTURE, steps=1, batch_size=1, tune=SMALL, prior_weight=0.0, frozen_timesteps=1)
+
+
+def _few(config: PerformanceConfig) -> int:
+    return max(1, config.pairs // 2)
 
 
 # Pre-training
 
 
 def training(config: PerformanceConfig) -> dict[str, Any]:
-    """Operations a second of pre-training against those of one large product, and of plain text-to-image training."""
+    """Operations a second of pre-training against those of one large product, and of plain text-to-image training.
+
+    Seconds are those of a billion operations, so that work is equal; both encode their pictures at every step.
+    """
     pipe = pipeline(config)
-    own = pipe.trained.pretrain if pipe.trained and pipe.trained.pretrain else {}
-    settings = PretrainConfig.from_dict(own).updated(
-        {"warmup_steps": 0, "cooldown_steps": 0, "mixed_precision": "no", "checkpoint_every": 1000}
-    )
-    if config.model != "tiny":
-        settings = settings.updated({"batch_size": config.batch_size, "offsets": {"form": "lowrank"}})
-    plain = DreamBooth(pipe, replace(config, batch_size=settings.batch_size, optimizer="sgd"))
-
-    def ours() -> list[float]:
-        with tempfile.TemporaryDirectory() as folder:
-            steps = pretrain(
-                pipe.domain,
-                PICTURES,
-                backbone=pipe.backbone,
-                config=settings.updated({"steps": 3}),
-                output=Path(folder) / "domain",
-            )
-            return [step.seconds for step in steps]
-
-    work = {"text-to-image": counted(lambda: plain.run(1)), "pre-training": counted(ours) / 3}
-    jobs: dict[str, Callable[[], float]] = {
-        "text-to-image": lambda: min(plain.run(3)[1:]) / work["text-to-image"],
-        "pre-training": lambda: min(ours()[1:]) / work["pre-training"],
+    settings = _pretraining(config, pipe)
+    plain = DreamBooth(pipe, config)
+    work = {
+        "text-to-image": counted(lambda: plain.run(1, looking=True)) / 1e9,
+        "pre-training": counted(lambda: _pretrained(pipe, settings, 2)) / 2e9,
     }
-    report = compared(jobs, config.pairs)
-    report["seconds_per_gflop"] = {name: _short(value * 1e9) for name, value in report.pop("seconds").items()}
-    rate = peak(torch.float32)
-    report["share_of_peak"] = {n: _short(1e9 / (rate * value)) for n, value in report["seconds_per_gflop"].items()}
-    report["peak_gflops"], report["batch_size"] = _short(rate / 1e9), settings.batch_size
-    return report
+    jobs: dict[str, Callable[[], float]] = {
+        "matrix product": lambda: 1e9 / peak(torch.float32, device=config.device, seconds=0.5),
+        "text-to-image": lambda: min(plain.run(3, looking=True)[1:]) / work["text-to-image"],
+        "pre-training": lambda: min(_pretrained(pipe, settings, 3)[1:]) / work["pre-training"],
+    }
+    report = compared(jobs, config.pairs, warm=True, also=(("pre-training", "text-to-image"),))
+    seconds = report.pop("seconds")
+    ratios = {name: report[f"{name} / matrix product"]["median"] for name in work}
+    return {
+        **report,
+        "share_of_peak": {name: _short(1 / ratio) for name, ratio in ratios.items()},
+        "peak_gflops": _short(1 / seconds["matrix product"]),
+        "gflop_a_step": {name: _short(value) for name, value in work.items()},
+        "seconds_a_step": {name: _short(seconds[name] * value) for name, value in work.items()},
+    }
+
+
+def _pretraining(config: PerformanceConfig, pipe: E4TPipeline) -> PretrainConfig:
+    own = dict(pipe.trained.pretrain) if pipe.trained else {}
+    changes = {"warmup_steps": 0, "cooldown_steps": 0, "mixed_precision": "no", "checkpoint_every": 1000}
+    settings = PretrainConfig.from_dict(own).updated({**changes, "cache": False, "batch_size": config.batch_size})
+    return settings if own else settings.updated({"offsets": {"form": "lowrank"}})
+
+
+def _pretrained(pipe: E4TPipeline, settings: PretrainConfig, steps: int) -> list[float]:
+    """Seconds of each step of `e4t.pretrain`."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = pretrain(
+            pipe.domain,
+            PICTURES,
+            backbone=pipe.backbone,
+            config=settings.updated({"steps": steps}),
+            output=Path(folder) / "domain",
+        )
+        return [step.seconds for step in done]
 
 
 def counted(job: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter:
+    """Operations; torch's own counter lacks a processor's fused attention."""
+    with counting() as counter:
         job()
-    return int(counter.get_total_flops())
+    return counter.operations
 
 
-# Costs
+# Costs: seconds of tuning, as ratios to the smallest of each
 
 
-def costs(config: PerformanceConfig) -> dict[str, Any]:
-    """Seconds of tuning against steps, batch, resolution and processes, as ratios to the smallest of each."""
+def steps(config: PerformanceConfig) -> dict[str, Any]:
+    """One step against five, with all that is done once."""
     pipe = pipeline(config)
-    side = pipe.backbone.unet.config.sample_size
-    batches = {f"batch {n}": _step(pipe, config, batch_size=n) for n in (1, 2, 4, 8, 16)}
-    parts = {f"{n} of 16 at a time": _step(pipe, config, batch_size=16, micro_batch_size=n) for n in (16, 4, 1)}
-    checkpointed = {str(on): _step(pipe, config, batch_size=8, gradient_checkpointing=on) for on in (False, True)}
-    sides = {f"{share * side * 8:.0f} pixels": _resolution(pipe, config, share) for share in (0.5, 1, 2)}
-    steps = {f"{n} steps": timed(lambda n=n: tuning_steps(pipe, config, n, tune=SMALL), config.device) for n in (1, 5)}
-    pairs = max(3, config.pairs // 2)
-    report = {
-        "steps": compared(steps, pairs),
-        "batch": compared(batches, pairs),
-        "micro_batches": compared(parts, pairs),
-        "gradient_checkpointing": compared(checkpointed, pairs),
-        "resolution": compared(sides, pairs),
+    constants = prepared(pipe)
+    jobs = {
+        f"{n} steps": timed(lambda n=n: tuning_steps(pipe, config, constants, n, tune=SMALL), config.device)
+        for n in (1, 5)
     }
-    if config.model == "tiny":
-        report["processes"] = _processes(config)
-    return report
+    return compared(jobs, _few(config))
 
 
-def _step(pipe: E4TPipeline, config: PerformanceConfig, **changes: Any) -> Callable[[], float]:
-    return lambda: min(tuning_steps(pipe, config, 2, tune=SMALL, **changes)[1:])
+def batch(config: PerformanceConfig) -> dict[str, Any]:
+    return _tuned(config, {f"batch {n}": {"batch_size": n} for n in _sizes(config)})
 
 
-def _resolution(pipe: E4TPipeline, config: PerformanceConfig, share: float) -> Callable[[], float]:
-    real = personalize.prepare
-
-    def resized(*arguments: Any) -> Any:
-        constants = real(*arguments)
-        return replace(constants, latents=F.interpolate(constants.latents, scale_factor=share))
-
-    def run() -> float:
-        with mock.patch.object(personalize, "prepare", resized):
-            return min(tuning_steps(pipe, config, 2, tune=SMALL)[1:])
-
-    return run
+def micro_batches(config: PerformanceConfig) -> dict[str, Any]:
+    *_, most = _sizes(config)
+    sizes = (most, most // 4, 1) if most > 4 else (most, 1)
+    whole = {"batch_size": most}
+    return _tuned(config, {f"{n} of {most} at a time": {**whole, "micro_batch_size": n} for n in sizes})
 
 
-def _processes(config: PerformanceConfig) -> dict[str, float]:
-    """Concepts a second of several processes of one thread each, as ratios to one."""
+def checkpointing(config: PerformanceConfig) -> dict[str, Any]:
+    return _tuned(config, {word: {"gradient_checkpointing": word == "on"} for word in ("off", "on")})
+
+
+def _sizes(config: PerformanceConfig) -> tuple[int, ...]:
+    return (1, 2, 4, 8, 16) if config.model == "tiny" else (1, 2, 4)
+
+
+def _tuned(config: PerformanceConfig, settings: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    pipe = pipeline(config)
+    constants = prepared(pipe)
+    jobs = {
+        name: lambda changes=changes: min(tuning_steps(pipe, config, constants, 2, tune=SMALL, **changes)[1:])
+        for name, changes in settings.items()
+    }
+    return compared(jobs, _few(config), warm=True)
+
+
+def resolution(config: PerformanceConfig) -> dict[str, Any]:
+    """Half, once and twice the side."""
+    pipe = pipeline(config)
+    constants = prepared(pipe)
+
+    def job(share: float) -> Callable[[], float]:
+        other = replace(constants, latents=F.interpolate(constants.latents, scale_factor=share))
+        return lambda: min(tuning_steps(pipe, config, other, 2, tune=SMALL)[1:])
+
+    side = pipe.backbone.resolution
+    return compared({f"{share * side:.0f} pixels": job(share) for share in (0.5, 1, 2)}, _few(config), warm=True)
+
+
+def processes(config: PerformanceConfig) -> dict[str, Any]:
+    """Concepts a second of two processes of one thread each, as a ratio to one; of tiny, whatever else is measured."""
+    tiny = replace(config, model="tiny", batch_size=4)
     rates = {}
     for count in (1, 2):
         with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-            rates[count] = sum(pool.map(_concepts_a_second, [config] * count))
-    return {f"{count} / 1": _short(rate / rates[1]) for count, rate in rates.items()}
+            rates[count] = sum(pool.map(_concepts_a_second, [tiny] * count))
+    return {
+        "concepts_a_second": {count: _short(rate) for count, rate in rates.items()},
+        "2 / 1": _short(rates[2] / rates[1]),
+    }
 
 
 def _concepts_a_second(config: PerformanceConfig) -> float:
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
     pipe = pipeline(config)
-    tuning_steps(pipe, config, 1, tune=SMALL)
-    seconds = statistics.median(sum(tuning_steps(pipe, config, 3, tune=SMALL)) for _ in range(5))
-    return 1 / seconds
+    constants = prepared(pipe)
+    tuning_steps(pipe, config, constants, 1, tune=SMALL)
+    return 1 / statistics.median(sum(tuning_steps(pipe, config, constants, 2, tune=SMALL)) for _ in range(_few(config)))
 
 
 # Memory
@@ -428,27 +504,31 @@ RUNGS: dict[str, dict[str, Any]] = {
 
 
 def memory(config: PerformanceConfig) -> dict[str, Any]:
-    """The estimated peak of tuning against the measured one, of a few rungs of the ladder."""
+    """Estimated peaks against measured ones, without the program itself: rungs of tuning's ladder, and pre-training."""
     rows = {}
-    for name in config.rungs:
-        changes = RUNGS[name]
-        estimated, measured = alone(_memory_row, config, {"tune": SMALL, **changes})
-        rows[name] = {
-            "estimated": estimated,
-            "measured": measured,
-            "estimated / measured": _short(estimated / measured),
-        }
+    rungs = {name: changes for name, changes in RUNGS.items() if config.batch_size > 1 or "1 at" not in name}
+    for name in (*rungs, "pre-training"):
+        estimated, measured = alone(_memory_row, config, rungs.get(name))
+        share = _short(estimated / measured)
+        print(f"  {name}: {measured / 2**30:.2f} GB, estimated / measured {share}", file=sys.stderr, flush=True)
+        rows[name] = {"estimated": estimated, "measured": measured, "estimated / measured": share}
     return rows
 
 
-def _memory_row(config: PerformanceConfig, changes: dict[str, Any]) -> tuple[int, int]:
+def _memory_row(config: PerformanceConfig, changes: dict[str, Any] | None) -> tuple[int, int]:
+    """Of tuning with changes, or without any of pre-training."""
     before = resident(config)
     pipe = pipeline(config)
-    settings = PersonalizeConfig().updated({"steps": 2, "batch_size": config.batch_size, **changes})
-    estimated = needed(pipe.model, settings).peak
+    if changes is None:
+        settings = _pretraining(config, pipe)
+        with Peak(torch.device(config.device)) as measured:
+            _pretrained(pipe, settings, 2)
+        predicted = forecast(pipe.backbone, pipe.domain, settings, device=torch.device(config.device))
+        return predicted.peak - predicted.runtime, measured.bytes - before
     with Peak(torch.device(config.device)) as measured:
-        tuning_steps(pipe, config, 2, **changes)
-    return estimated, measured.bytes - before
+        tuning_steps(pipe, config, prepared(pipe), 2, tune=SMALL, **changes)
+    tuned = PersonalizeConfig().updated({"steps": 2, "batch_size": config.batch_size, "tune": SMALL, **changes})
+    return needed(pipe.model, tuned).peak, measured.bytes - before
 
 
 # Start-up
@@ -469,53 +549,77 @@ FIRST = {
 
 
 def start(config: PerformanceConfig) -> dict[str, Any]:
-    """Of the tiny model, whatever else is measured: processes that do one thing."""
+    """Help and imports, as processes that do one thing."""
+    return compared({name: _running(command) for name, command in STARTS.items()}, config.pairs)
+
+
+def first_picture(config: PerformanceConfig) -> dict[str, Any]:
+    """From nothing to a picture of the tiny model, whatever else is measured."""
     folder = PICTURES.parent / "weights" / "tiny"
     commands = {name: [sys.executable, "-c", code.format(folder=folder)] for name, code in FIRST.items()}
+    return compared({name: _running(command) for name, command in commands.items()}, _few(config))
 
-    def running(command: list[str]) -> Callable[[], float]:
-        return timed(lambda: subprocess.run(command, check=True, capture_output=True), "cpu")
 
-    return {
-        "processes": compared({name: running(command) for name, command in STARTS.items()}, config.pairs),
-        "first_picture": compared({name: running(command) for name, command in commands.items()}, 3),
-    }
+def _running(command: list[str]) -> Callable[[], float]:
+    return timed(lambda: subprocess.run(command, check=True, capture_output=True), "cpu")
 
 
 PARTS: dict[str, Callable[[PerformanceConfig], dict[str, Any]]] = {
     "tuning": tuning,
+    "tuning-memory": tuning_memory,
     "sampling": sampling,
+    "calls": calls,
     "training": training,
-    "costs": costs,
+    "steps": steps,
+    "batch": batch,
+    "micro-batches": micro_batches,
+    "checkpointing": checkpointing,
+    "resolution": resolution,
+    "processes": processes,
     "memory": memory,
     "start": start,
+    "first-picture": first_picture,
 }
+SAME = ("model", "side", "device", "torch", "batch_size", "optimizer")
+"""What has to be the same of all parts in a file."""
 
 
-@contextmanager
-def stopwatch(name: str) -> Iterator[None]:
-    began = time.perf_counter()
-    yield
-    print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+def measured(name: str, config: PerformanceConfig) -> dict[str, Any]:
+    """A part, with how long it took and how busy the machine was."""
+    torch.set_flush_denormal(True)
+    began, load = time.perf_counter(), os.getloadavg()[0]
+    found = PARTS[name](config)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = time.process_time() + children.ru_utime + children.ru_stime
+    taken = {"wall": _short(time.perf_counter() - began), "cpu": _short(cpu), "load_before": _short(load)}
+    return {**found, "taken": {**taken, "threads": torch.get_num_threads()}}
 
 
 def main(config: PerformanceConfig) -> None:
-    """Measure the parts and write the file as it grows."""
-    torch.set_flush_denormal(True)
+    """Measure parts, each in a process of its own, and write the file as it grows."""
+    config = config.filled()
+    if odd := sorted(set(config.parts) - PARTS.keys()):
+        sys.exit(f"there is no part '{odd[0]}'; there are {', '.join(PARTS)}")
     report: dict[str, Any] = {
         "model": config.model,
         "side": config.side if config.model == "sd15" else None,
         "device": config.device,
-        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "batch_size": config.batch_size,
         "optimizer": config.optimizer,
         "aims": AIMS,
     }
+    if config.output.is_file():
+        there = json.loads(config.output.read_text())
+        if other := [name for name in SAME if there.get(name) != report[name]]:
+            sys.exit(f"'{config.output}' is of another {other[0]}: {there.get(other[0])}; choose another file")
+        report = there
     config.output.parent.mkdir(parents=True, exist_ok=True)
     for name in config.parts:
-        with stopwatch(name):
-            report[name] = PARTS[name](config)
+        if name in report and not config.again:
+            continue
+        print(f"{name}:", file=sys.stderr, flush=True)
+        report[name] = alone(measured, name, config)
         config.output.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report))
 

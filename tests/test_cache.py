@@ -53,7 +53,7 @@ def test_from_the_command_line_without_the_networks_that_looked(image_folder, tm
     (image_folder / "5.png").write_bytes(b"no picture")
     cache = ["cache", str(image_folder), "--base", str(base), "--output", str(tmp_path / "cache"), "--device", "cpu"]
     assert cli.main([*cache, "--views", "2", "--crop-scale", "0.8", "1", "--shard-size", "3"]) == 0
-    assert "1 pictures could not be read and were left out" in capsys.readouterr().err
+    assert "1 pictures or shards could not be read to their end" in capsys.readouterr().err
     index = json.loads((tmp_path / "cache" / "index.json").read_text())
     assert [(shard["rows"], shard["skipped"]) for shard in index["shards"]] == [(6, 0), (4, 1)]
 
@@ -124,6 +124,9 @@ def test_what_does_not_fit_is_one_sentence(make_backbone, image_folder, tmp_path
     run = Pretraining(Domain.named("face"), tmp_path / "cache", backbone=backbone, config=odd, output=tmp_path / "x")
     with pytest.raises(ConfigError, match="keeps every 2th layer of CLIP, from which every 1th"):
         next(run.steps())
+    smaller = QUICK.updated({"resolution": 8})
+    with pytest.raises(ConfigError, match=r"resolution is 8, but the cache '.*' was made with 16; leave it out"):
+        Pretraining(Domain.named("face"), tmp_path / "cache", backbone=backbone, config=smaller, output=tmp_path / "x")
     shard = tmp_path / "cache" / "00001.safetensors"
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     with pytest.raises(DataError, match="is missing, cut or damaged"):

@@ -74,6 +74,10 @@ def test_concept_round_trip_and_overwriting(concept, tmp_path):
 def test_mismatches_name_both(concept, trained):
     with pytest.raises(MismatchError, match=r"'face'.*'cat'"):
         concept.check(Domain.named("cat"), "other")
+    alone = dataclasses.replace(concept, domain_id=None)
+    alone.check(Domain.named("face"), None)
+    with pytest.raises(MismatchError, match=r"'face' \(not pre-trained\), but 'cat' \(not pre-trained\)"):
+        alone.check(Domain.named("cat"), None)
     with pytest.raises(MismatchError, match=r"'tiny'.*'big'"):
         trained.base.check(BaseModel("big", "def"), owner="the domain 'face'")
     trained.base.check(BaseModel("a copy", "abc"), owner="the domain 'face'")

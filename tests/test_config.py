@@ -22,6 +22,12 @@ def test_paper_values():
     assert (generate.num_inference_steps, generate.guidance_scale) == (50, 7.5)
 
 
+@pytest.mark.parametrize(("name", "value"), [("frozen_timesteps", 10_000), ("min_timestep", -1), ("max_timestep", 0)])
+def test_timesteps_have_bounds(name, value):
+    with pytest.raises(ConfigError, match=name):
+        PersonalizeConfig().updated({name: value})
+
+
 def test_defaults_of_personalizing():
     config = PersonalizeConfig()
     assert (config.steps, config.batch_size) == (5, 16)

@@ -12,12 +12,13 @@ import torch
 
 from bases import save_folder
 from conftest import build_backbone
-from e4t import cli
+from e4t import cli, training
 from e4t.backbone import Backbone
 from e4t.batches import batches
 from e4t.config import PretrainConfig
+from e4t.counting import counting
 from e4t.domain import Domain
-from e4t.forecast import _Memory, forecast
+from e4t.forecast import forecast
 from e4t.objective import E4TObjective
 from e4t.pretrain import new_model, pictures_of
 
@@ -45,10 +46,9 @@ def test_a_step_is_predicted_to_hold_what_it_holds(base, image_folder, changes):
         if config.gradient_checkpointing:
             backbone.unet.enable_gradient_checkpointing()
             backbone.unet.train()
-        known = [p for part in (*backbone.modules(), model) for p in (*part.parameters(), *part.buffers())]
-        with _Memory(known) as memory:
+        with counting() as real:
             objective(batch).total.backward()
-    assert predicted.passing == pytest.approx(memory.peak, rel=TOLERANCE)
+    assert predicted.passing == pytest.approx(real.peak, rel=TOLERANCE)
 
 
 def test_more_takes_more(base):
@@ -62,6 +62,27 @@ def test_more_takes_more(base):
     assert bytes_of(batch_size=8, gradient_checkpointing=True).passing < twice.passing
     assert bytes_of(ema_decay=0.9).states == plain.states * 16 // 12
     assert bytes_of(optimizer="adamw8bit").states == plain.states // 2
+
+
+@pytest.mark.parametrize(
+    ("fast", "weights", "share"),
+    [(False, torch.float32, 1.0), (True, torch.float32, 0.5), (False, torch.bfloat16, 0.5)],
+)
+def test_bf16_is_reckoned_as_it_would_run(base, monkeypatch, fast, weights, share):
+    """In float32 where it would only be emulated, unless the weights themselves are bfloat16."""
+    monkeypatch.setattr(training, "has_fast_bfloat16", lambda device: fast)
+    config = PretrainConfig(steps=1, batch_size=16, resolution=32)
+    shapes = Backbone.shapes(base, dtype=weights)
+
+    def passing(mixed_precision):
+        changed = config.updated({"mixed_precision": mixed_precision})
+        predicted = forecast(shapes, FACE, changed, device=torch.device("cpu"))
+        return predicted.passing - 4 * predicted.trained, predicted.frozen
+
+    plain, _ = passing("no")
+    half, frozen = passing("bf16")
+    copies = 2 * frozen if weights == torch.float32 and fast else 0
+    assert share * plain <= half <= share * plain + copies
 
 
 def test_a_dry_run_loads_and_writes_nothing(base, image_folder, tmp_path, capsys):

@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from e4t.checkpoint import TrainedDomain
+from e4t.checkpoint import TrainedDomain, require_place
 from e4t.config import EncoderConfig, OffsetsConfig, PretrainConfig
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError
 from e4t.model import E4TModel
 from e4t.objective import E4TObjective
-from e4t.pretrain import batches, new_model, pictures_of, pretrain
+from e4t.pretrain import Pretraining, batches, new_model, pictures_of, pretrain
 
 FACE = Domain.named("face")
 
@@ -61,6 +61,40 @@ def test_other_settings_are_refused(tiny_backbone, image_folder, quick_pretrain,
     other = dataclasses.replace(quick_pretrain, learning_rate=1.0)
     with pytest.raises(CheckpointError, match="other settings"):
         run(tiny_backbone, image_folder, other, tmp_path / "face")
+
+
+def test_more_steps_are_refused_where_the_rate_of_each_depends_on_them(
+    tiny_backbone, image_folder, quick_pretrain, tmp_path
+):
+    cooled = dataclasses.replace(quick_pretrain, cooldown_steps=2)
+    run(tiny_backbone, image_folder, cooled, tmp_path / "face", stop=3)
+    longer = dataclasses.replace(cooled, steps=6)
+    with pytest.raises(CheckpointError, match=r"was begun with other settings \(steps\)"):
+        run(tiny_backbone, image_folder, longer, tmp_path / "face")
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("mine")
+    for output, why in (("file/face", "'.*file' is a file"), ("file", "choose another"), ("other", "choose another")):
+        with pytest.raises(CheckpointError, match=why):
+            Pretraining(FACE, tmp_path / "nothing", backbone=None, config=None, output=tmp_path / output)
+    require_place(tmp_path / "new" / "face")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"min_timestep": 500, "max_timestep": 500}, "min_timestep is 500; it must be below 500"),
+        ({"max_timestep": 5000}, "max_timestep is 5000, but the base model has 1000 timesteps"),
+    ],
+)
+def test_timesteps_that_the_base_has_not_are_refused(tiny_backbone, image_folder, quick_pretrain, changes, why):
+    config = quick_pretrain.updated(changes)
+    with pytest.raises(ConfigError, match=why):
+        batches(new_model(tiny_backbone, FACE, config), pictures_of(image_folder, tiny_backbone, config), config)
 
 
 @pytest.mark.parametrize(

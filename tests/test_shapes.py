@@ -31,7 +31,7 @@ VIT_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24
 
 def published(version: int, vision: dict[str, int] = VIT_H) -> Backbone:
     """From the configs in the package, on torch's meta device."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
     folder = loading._BASES / f"stable-diffusion-{version}"
@@ -41,7 +41,7 @@ def published(version: int, vision: dict[str, int] = VIT_H) -> Backbone:
             vae=AutoencoderKL.from_config(AutoencoderKL.load_config(folder, subfolder="vae")),
             text_encoder=CLIPTextModel(CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder")),
             tokenizer=loading._tokenizer(version, None),
-            scheduler=None,
+            scheduler=DDIMScheduler.from_config(DDIMScheduler.load_config(folder, subfolder="scheduler")),
             image_encoder=CLIPVisionModel(CLIPVisionConfig(image_size=224, patch_size=14, **vision)),
         )
 

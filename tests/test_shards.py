@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from e4t.data import Ahead, ImageData
-from e4t.errors import DataError
+from e4t.errors import DataError, ImageError
 from e4t.shards import ShardStream, shard_urls
 from packed import png, write_shards, write_tar
 
@@ -93,8 +93,61 @@ def test_broken_samples_and_shards_are_left_out_and_counted(tmp_path, shards):
     shards[2].write_bytes(shards[2].read_bytes()[:700])  # in the middle of its first picture
     data = ImageData(tmp_path / "shards", **PLAIN)
     data.views(0, 12)
-    assert {name.rpartition("/")[2] for name in data.broken} == {"001.tar:a", "001.tar:b"}
-    assert list(data.stream.broken) == [str(shards[2])]
+    assert {name.rpartition("/")[2] for name in data.broken} == {"001.tar:a", "001.tar:b", "002.tar"}
+    assert data.broken[str(shards[2])].startswith(f"'{shards[2]}' ends early, after 0 samples: ")
+
+
+def test_what_is_broken_does_not_depend_on_how_far_is_read_ahead(shards):
+    write_tar(shards[1], {f"{n}.png": b"broken" if n % 2 else png(n) for n in range(6)})
+    shards[2].write_bytes(shards[2].read_bytes()[:700])
+
+    def broken_after(batches, depth):
+        data = ImageData(shards[0].parent, **PLAIN)
+        views = [data.views_at(range(2 * n, 2 * n + 2)) for n in range(batches + depth)]
+        for number in range(batches):
+            data.use(views[number], 2 * number + 2)
+        return data.broken
+
+    for batches in range(1, 6):
+        assert broken_after(batches, 0) == broken_after(batches, 3)
+
+
+def test_too_large_files_are_not_read(shards, monkeypatch):
+    monkeypatch.setattr("e4t.pictures.MAX_BYTES", 2000)
+    text = b"a face " * 5000
+    write_tar(
+        shards[0], {"a.png": bytes(3000), "a.txt": b"large", "b.png": png(1), "b.txt": text, "b.bin": bytes(9999)}
+    )
+    large, small = ShardStream([], 0, 1).samples(str(shards[0]))
+    with pytest.raises(ImageError, match=r"000.tar:a' has 0 MB, and the limit is"):
+        large.image()
+    assert (large.picture, small.picture) == (None, png(1))
+    assert small.text == text[:10_000]
+    assert small.caption().startswith("a face a face")
+
+
+def test_a_shard_that_breaks_off_on_its_way_is_fetched_again(shards, monkeypatch):
+    whole, server_fails = shards[0].read_bytes(), [True, True]
+
+    class Flaky(_Silent):
+        def do_GET(self):
+            broken = server_fails.pop() if server_fails else False
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(whole)))
+            self.end_headers()
+            self.wfile.write(whole[:4000] if broken else whole)
+
+    monkeypatch.setattr("e4t.shards._PAUSES", (0.0, 0.0))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Flaky) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/000.tar"
+        stream = ShardStream([url], 0, 1)
+        assert [s.picture for s in stream.samples(url)] == [png(n) for n in range(3)]
+        assert (stream.broken, stream.sizes) == ({}, {url: 3})
+        server_fails[:] = [True] * 3
+        assert len(list(stream.samples(url))) < 3
+        assert "ends early, after" in stream.broken[url]
+        server.shutdown()
 
 
 def test_workers_show_the_same(shards):

@@ -6,16 +6,17 @@ Tensors: pixels [B, 3, H, W] in [-1, 1]; latents [B, C, h, w] scaled as the U-Ne
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
 from e4t.config import BaseConfig
@@ -159,6 +160,22 @@ class Backbone:
         )
         return backbone.to(place)
 
+    def blank(self) -> Self:
+        """The same in float32 without values, on the meta device: to count with."""
+        with torch.device("meta"):
+            unet, vae = (type(part).from_config(part.config) for part in (self.unet, self.vae))
+            text_encoder, image_encoder = (type(part)(part.config) for part in (self.text_encoder, self.image_encoder))
+        blank = replace(
+            self,
+            unet=unet,
+            vae=vae,
+            text_encoder=text_encoder.float(),
+            image_encoder=image_encoder.float(),
+            known_image_encoder="none",
+        )
+        blank.fingerprint = "none"
+        return blank
+
     def modules(self) -> Iterator[nn.Module]:
         yield from (self.unet, self.vae, self.text_encoder, self.image_encoder)
 
@@ -222,9 +239,13 @@ class Backbone:
             self.unet.set_attn_processor(processors)
 
     @contextmanager
-    def gradient_checkpointing(self) -> Iterator[None]:
-        """The U-Net's activations are computed a second time instead of kept, inside the ``with``."""
-        self.unet.enable_gradient_checkpointing()
+    def gradient_checkpointing(self, again: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Iterator[None]:
+        """The U-Net's activations are computed a second time instead of kept, inside the ``with``.
+
+        The second time is ``again()``, where modes of torch do not reach by themselves.
+        """
+        twice = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
+        self.unet.enable_gradient_checkpointing(twice)
         self.unet.train()  # diffusers checkpoints in training mode only; Stable Diffusion's U-Net has no dropout
         try:
             yield

@@ -16,7 +16,7 @@ from e4t.model import E4TModel
 from e4t.models.text import Tokens
 from e4t.objective import Batch
 from e4t.processes import Processes
-from e4t.training import draw_timesteps, generator_at
+from e4t.training import draw_timesteps, generator_at, timestep_range
 
 Look = Callable[[int], Seen]
 
@@ -31,7 +31,7 @@ def batches(
     backbone, together = model.backbone, processes or Processes()
     look = _look(model, data, config, together)
     prompts = model.tokens(model.domain.prompts)
-    low, high = config.min_timestep, config.max_timestep or backbone.num_timesteps
+    low, high = timestep_range(config, backbone.num_timesteps)
     size, rows = config.batch_size * together.count, together.rows(config.batch_size)
 
     def batch_at(index: int) -> Batch:
@@ -101,6 +101,7 @@ class _Fresh:
 
     def __call__(self, index: int) -> Seen:
         views = self.ahead(index)
+        self.data.use(views, self.rows.first(index + 1))
         mean, std = self.model.backbone.posterior(views.target)
         return Seen(mean, std, self.model.image_features(views.reference), views.captions)
 
@@ -118,7 +119,10 @@ class _Remembered:
     known: dict[int, Seen] = field(default_factory=dict)
 
     def __call__(self, index: int) -> Seen:
-        return Seen.joined([self.data.first_readable(place, self._see) for place in self.rows.of(index)])
+        return Seen.joined([self._first_readable(place) for place in self.rows.of(index)])
+
+    def _first_readable(self, place: int) -> Seen:
+        return self.data.first_readable(place, self._see, self.data.broken)
 
     def _see(self, place: int) -> Seen:
         (number,) = self.data.picks([place])

@@ -194,6 +194,8 @@ def _write_shard(
             if len(waiting) == _AT_ONCE:
                 look()
     look()
+    if data.stream is not None:
+        data.broken |= data.stream.broken
     tensors: dict[str, Tensor] = {}
     captions: Sequence[str | None] = []
     if seen:

@@ -185,7 +185,8 @@ class Concept:
 
     def check(self, domain: Domain, domain_id: str | None) -> None:
         """Raise MismatchError, with both names, if this concept is of another domain."""
-        if self.domain_id != domain_id:
+        other_word = domain_id is None and self.domain.class_word != domain.class_word  # all there is to compare
+        if self.domain_id != domain_id or other_word:
             mine, other = (f"'{d.name}' ({i or 'not pre-trained'})" for d, i in self._pair(domain, domain_id))
             raise MismatchError(f"the concept was made in the domain {mine}, but {other} is loaded")
 
@@ -341,6 +342,23 @@ def _numbers(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
+def require_place(folder: str | Path) -> None:
+    """Raise CheckpointError where no folder of this package can be written, before hours are spent on what it holds."""
+    folder = Path(folder)
+    above = next(path for path in folder.absolute().parents if path.exists())
+    if not above.is_dir():
+        raise CheckpointError(f"'{folder}' cannot be written: '{above}' is a file")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise CheckpointError(f"'{folder}' cannot be written: there is no permission to write in '{above}'")
+    if folder.exists():
+        _require_own(folder)
+
+
+def _require_own(folder: Path) -> None:
+    if not folder.is_dir() or (not (folder / _CONFIG).is_file() and any(folder.iterdir())):
+        raise CheckpointError(f"'{folder}' exists and is not a folder of this package; choose another place")
+
+
 def _write(
     folder: Path,
     config: Mapping[str, Any],
@@ -371,9 +389,11 @@ def _write(
 def _replace(new: Path, folder: Path) -> None:
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if folder.exists():
-        if not (folder / _CONFIG).is_file() and any(folder.iterdir()):
+        try:
+            _require_own(folder)
+        except CheckpointError:
             shutil.rmtree(new)
-            raise CheckpointError(f"'{folder}' exists and is not a folder of this package; choose another place")
+            raise
         folder.rename(old)
     new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)

@@ -18,6 +18,7 @@ from typing_extensions import Self
 from e4t.errors import ConfigError
 
 DEFAULT_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # [R], in transformers' format
+_MOST_FROZEN = 1_000  # timesteps whose mean is the frozen embedding: they are looked at together
 _MOST_STEPS = 15  # [P] the most that the authors take for a concept
 TUNABLE = ("residual", "bias", "encoder", "deltas", "unet", "text_encoder")
 
@@ -157,8 +158,9 @@ class PretrainConfig(_Section):
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "checkpoint_every", "keep_states", "shuffle_buffer"):
             at_least(name, getattr(self, name), 1)
-        for name in ("warmup_steps", "cooldown_steps", "workers"):
+        for name in ("warmup_steps", "cooldown_steps", "workers", "min_timestep"):
             at_least(name, getattr(self, name), 0)
+        at_least("max_timestep", self.max_timestep, 1)
         for name, most in (("ema_decay", 0.99999), ("caption_share", 1)):
             if not 0 <= getattr(self, name) <= most:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be between 0 and {most}")
@@ -233,8 +235,11 @@ class PersonalizeConfig(_Section):
     frozen_timesteps: int = 8  # the frozen embedding is the mean prediction over so many timesteps
 
     def __post_init__(self) -> None:
-        for name in ("steps", "delta_rank"):
+        for name in ("steps", "delta_rank", "min_timestep"):
             at_least(name, getattr(self, name), 0)
+        at_least("max_timestep", self.max_timestep, 1)
+        if self.frozen_timesteps > _MOST_FROZEN:
+            raise ConfigError(f"frozen_timesteps is {self.frozen_timesteps}; it must be {_MOST_FROZEN} or less")
         for name in ("batch_size", "accumulation", "frozen_timesteps", "prior_pictures"):
             at_least(name, getattr(self, name), 1)
         at_least("micro_batch_size", self.micro_batch_size, 1)

@@ -5,11 +5,10 @@ A picture that cannot be decoded is left out: the one that comes next stands in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -30,12 +29,14 @@ _T = TypeVar("_T")
 class Views:
     """Two views of the same pictures, [B, 3, R, R] in [-1, 1]: what is to be drawn, and what the encoder sees.
 
-    ``captions`` are what is written about them, None where nothing is.
+    ``captions`` are what is written about them, None where nothing is. ``broken`` are pictures they stand in for, which
+    could not be decoded, and why.
     """
 
     target: Tensor
     reference: Tensor
     captions: Sequence[str | None] = ()
+    broken: Mapping[str, str] = field(default_factory=dict)
 
 
 class Ordered(Protocol):
@@ -83,7 +84,7 @@ class ImageData:
 
     ``crop_scale`` is the share of the area a random square crop keeps, (1, 1) for the centre square; ``flip`` mirrors
     half of the pictures; ``color_jitter`` changes brightness, contrast and saturation of the reference by up to
-    that factor. ``broken`` are the pictures that could not be decoded, and why.
+    that factor. ``broken`` are the pictures and shards that could not be read, and why, of those used so far (`use`).
     """
 
     def __init__(
@@ -109,14 +110,15 @@ class ImageData:
         self.entries: Sequence[Entry] = () if urls else open_pictures(source)
         self._shuffle = Shuffle(len(self.entries), seed)
         self._ordered: Ordered = self.stream or _Numbered(self.entries, self._shuffle)
-        self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def views(self, batch: int, size: int) -> Views:
         """Batch number ``batch`` of ``size`` pictures."""
-        return self.views_at(range(batch * size, (batch + 1) * size))
+        views = self.views_at(range(batch * size, (batch + 1) * size))
+        self.use(views, (batch + 1) * size)
+        return views
 
     def views_at(self, positions: Sequence[int], run: Callable[..., Iterable[Any]] = map) -> Views:
         """The pictures at some rising positions; ``run`` is `map`, or that of an executor."""
@@ -127,7 +129,14 @@ class ImageData:
             target=torch.stack([one.target for one in seen]),
             reference=torch.stack([one.reference for one in seen]),
             captions=[one.caption for one in seen],
+            broken={name: reason for one in seen for name, reason in one.broken.items()},
         )
+
+    def use(self, views: Views, end: int) -> None:
+        """Count what was broken of views, and before the position ``end``; what is prepared ahead may never be used."""
+        self.broken |= {name: reason for name, reason in views.broken.items() if name not in self.broken}
+        if self.stream is not None:
+            self.broken |= self.stream.broken_before(end)
 
     def picks(self, positions: Iterable[int]) -> list[int]:
         """Which pictures `views_at` shows, by number; those that cannot be decoded included."""
@@ -139,8 +148,9 @@ class ImageData:
 
     def _see(self, position: int) -> _Seen:
         rng = np.random.default_rng([self.seed, 1, position])
-        image, caption = self.first_readable(position, self._decoded)
-        return _Seen(*self.views_of(image, rng), caption)
+        broken: dict[str, str] = {}
+        image, caption = self.first_readable(position, self._decoded, broken)
+        return _Seen(*self.views_of(image, rng), caption, broken)
 
     def _decoded(self, position: int) -> tuple[Image.Image, str | None]:
         entry = self._ordered.at(position)
@@ -153,16 +163,18 @@ class ImageData:
         target, reference = (self._crop(image, rng) for _ in range(2))
         return target, _jitter(reference, self.color_jitter, rng)
 
-    def first_readable(self, position: int, attempt: Callable[[int], _T]) -> _T:
-        """``attempt`` at a position, or at the next where no ImageError comes: the same in every process and run."""
+    def first_readable(self, position: int, attempt: Callable[[int], _T], broken: dict[str, str]) -> _T:
+        """``attempt`` at a position, or at the next where no ImageError comes: the same in every process and run.
+
+        What comes is written to ``broken``.
+        """
         tries = min(2 * len(self) or _MOST_IN_A_ROW, _MOST_IN_A_ROW)  # twice: the next epoch has another order
         for place in range(position, position + tries):
             try:
                 return attempt(place)
             except ImageError as error:
-                with self._lock:
-                    self.broken.setdefault(self._ordered.at(place).name, str(error))
-        reason = next(iter(self.broken.values()))
+                broken.setdefault(self._ordered.at(place).name, str(error))
+        reason = next(iter(broken.values()))
         raise DataError(f"'{self.source}' holds no picture that can be read, in {tries} tries; the first: {reason}")
 
     def _crop(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
@@ -178,6 +190,7 @@ class _Seen:
     target: Tensor
     reference: Tensor
     caption: str | None
+    broken: Mapping[str, str]
 
 
 class Ahead(Generic[_T]):

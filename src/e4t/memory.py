@@ -10,24 +10,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any
 
 import torch
-from torch import nn
 
 from e4t.config import PersonalizeConfig
+from e4t.counting import RUNTIME, Count, bytes_of, count_looking, count_step, held
 from e4t.model import E4TModel
-from e4t.models import activations
-from e4t.models.activations import Kept
-from e4t.training import emulated
 
 GIB = 2**30
 _WHOLE = ("unet", "text_encoder")
 _SPARE = 0.92  # of what there is: allocators lose some between their blocks
-_CONTEXT = int(0.5 * GIB)  # what CUDA itself takes
-_COMING_AND_GOING = 4  # tensors of the largest size, in a backward pass
-_AUTOENCODER_TENSORS = 5  # of the first resolution, while it encodes
 
 
 @dataclass(frozen=True)
@@ -35,78 +29,71 @@ class Need:
     """Estimated bytes on the device."""
 
     weights: int  # of the networks that stay
-    trained: int  # what is trained: its own copy, gradients and the optimiser's state
-    activations: int  # of one micro-batch, with the composed weights
+    states: int  # of what is trained: its own copy and the optimiser's state
+    passing: int  # that come and go in one micro-batch, gradients included
     preparing: int  # all networks, while latents and image features are computed
-    updating: int  # beside weights and what is trained, while the optimiser steps
+    updating: int  # gradients and what comes and goes while the optimiser steps
 
     @property
     def peak(self) -> int:
-        return max(self.preparing, self.weights + self.trained + max(self.activations, self.updating))
+        return max(self.preparing, self.weights + self.states + max(self.passing, self.updating))
 
 
 def needed(model: E4TModel, config: PersonalizeConfig, *, device: torch.device | None = None) -> Need:
     """What tuning by ``config`` needs on the model's device, or would need on another."""
     backbone, device = model.backbone, device or model.backbone.device
     staying = [backbone.unet, backbone.text_encoder, model]
-    all_networks = sum(map(_bytes, [*staying, backbone.vae, backbone.image_encoder]))
-    weights = sum(map(_bytes, staying)) if config.unload and device.type != "cpu" else all_networks
-    numbers = _trained_numbers(model, config)
+    all_networks = sum(map(bytes_of, [*staying, backbone.vae, backbone.image_encoder]))
+    looking = count_looking(model.blank, rows=1, resolution=backbone.resolution).bytes * backbone.dtype.itemsize // 4
+    weights = sum(map(bytes_of, staying)) if config.unload and device.type != "cpu" else all_networks
+    if not config.steps:
+        return Need(weights, 0, 0, all_networks + looking, 0)
+    numbers, step = _counted(
+        model.blank,
+        tuple(config.tune),
+        config.delta_rank,
+        min(config.batch_size, config.micro_batch_size or config.batch_size),
+        passes=min(2, config.accumulation * config.parts),
+        prior=bool(config.prior_weight),
+        checkpointing=config.gradient_checkpointing,
+    )
     state = 2 if config.optimizer == "adamw8bit" else 8
-    encoded = backbone.vae.config.block_out_channels[0] * backbone.resolution**2 * backbone.vae.dtype.itemsize
+    at_once = 2 if device.type == "cuda" and state == 8 else 1  # gradients, and as much again: steps on all of it
     return Need(
         weights=weights,
-        trained=numbers * (4 + 4 + state) if config.steps else 0,
-        activations=_activation_bytes(model, config, device) if config.steps else 0,
-        preparing=all_networks + _AUTOENCODER_TENSORS * encoded,
-        updating=4 * numbers if device.type == "cuda" and state == 8 else 0,  # steps on all of it at once
+        states=numbers * (4 + state),
+        passing=held(
+            step,
+            backbone,
+            device,
+            mixed_precision=config.mixed_precision,
+            gradients=4 * numbers,
+            checkpointing=config.gradient_checkpointing,
+        ),
+        preparing=all_networks + looking,
+        updating=4 * numbers * at_once,
     )
 
 
-def _activation_bytes(model: E4TModel, config: PersonalizeConfig, device: torch.device) -> int:
-    backbone = model.backbone
-    rows = min(config.batch_size, config.micro_batch_size or config.batch_size)
-    rows *= 2 if config.prior_weight else 1  # pictures of the class are as many again
-    half = config.mixed_precision != "no" and not emulated(config.mixed_precision, device, backbone.dtype)
-    size = 4.0 if not half else 2.0 if device.type == "cpu" else 3.0  # norms stay float32 on GPUs
-    unet, text = _kept(model, config)
-    of_unet = unet.checkpointed if config.gradient_checkpointing else unet.whole
-    numbers = rows * (of_unet + _COMING_AND_GOING * unet.largest + text.whole)
-    if config.gradient_checkpointing:
-        return int(size * numbers)
-    composed = sum(linear.weight.numel() for linear, _ in model.offsets.items())
-    if half and backbone.dtype == torch.float32:  # autograd keeps the weights as they were cast
-        composed += _numbers(backbone.unet) + _numbers(backbone.text_encoder)
-    return int(size * numbers + (2 if half else 4) * composed)
-
-
-def _kept(model: E4TModel, config: PersonalizeConfig) -> tuple[Kept, Kept]:
-    """Of U-Net and text encoder; counted once for a model."""
-    whole = tuple(part for part in _WHOLE if part in config.tune)
-    deltas = bool(model.offsets.paths) and "deltas" in config.tune
-    key = (*whole, "deltas") if deltas else whole
-    if key not in model.kept:
-        backbone = model.backbone
-        names = {f"{path}.weight" for path in model.offsets.paths} if deltas else set()
-        if "unet" in whole:
-            names |= {name for name, _ in backbone.unet.named_parameters()}
-        words = {name for name, _ in backbone.text_encoder.named_parameters()} if "text_encoder" in whole else set()
-        counted = activations.of_unet(backbone.unet, names), activations.of_text_encoder(backbone.text_encoder, words)
-        model.kept[key] = counted
-    return model.kept[key]
-
-
-def _trained_numbers(model: E4TModel, config: PersonalizeConfig) -> int:
-    backbone, shapes = model.backbone, [offset.shape for _, offset in model.offsets.items()]
-    dense = sum(rows * columns for rows, columns in shapes)
-    low_rank = sum(config.delta_rank * (rows + columns) for rows, columns in shapes)
-    numbers = {
-        "encoder": _numbers(model.encoder),
-        "deltas": low_rank if config.delta_rank else dense,
-        "unet": _numbers(backbone.unet) - dense,
-        "text_encoder": _numbers(backbone.text_encoder),
-    }
-    return sum(numbers.get(part, backbone.embedding_dim) for part in config.tune)
+@lru_cache(maxsize=32)
+def _counted(
+    blank: E4TModel, tune: tuple[str, ...], delta_rank: int, rows: int, *, passes: int, prior: bool, checkpointing: bool
+) -> tuple[int, Count]:
+    """How many numbers are trained, and what a step of so many rows holds."""
+    with torch.device("meta"):
+        parameters = [p for part in blank.start_tuning(tune, delta_rank=delta_rank, seed=0).values() for p in part]
+    try:
+        step = count_step(
+            blank,
+            rows=rows,
+            resolution=blank.backbone.resolution,
+            passes=passes,
+            prior=prior,
+            checkpointing=checkpointing,
+        )
+    finally:
+        blank.take_off()
+    return sum(parameter.numel() for parameter in parameters), step
 
 
 def fitted(model: E4TModel, config: PersonalizeConfig, *, device: torch.device | None = None) -> PersonalizeConfig:
@@ -119,7 +106,7 @@ def fitted(model: E4TModel, config: PersonalizeConfig, *, device: torch.device |
         return config
     device = device or model.backbone.device
     room = free_memory(device, model) if config.memory == "auto" else int(float(config.memory) * GIB)
-    room = int(_SPARE * room) - (_CONTEXT if device.type == "cuda" and config.memory != "auto" else 0)
+    room = int(_SPARE * room) - (0 if config.memory == "auto" else RUNTIME.get(device.type, RUNTIME["cuda"]))
     asked = replace(config, memory=None)
     chosen = asked
     for chosen in _ladder(asked, device):
@@ -179,7 +166,7 @@ def free_memory(device: torch.device, model: E4TModel | None = None) -> int:
     """Bytes that could be used on ``device``, counting as free what ``model`` already takes there."""
     taken = 0
     if model is not None:
-        taken = sum(map(_bytes, (model, *model.backbone.modules())))
+        taken = sum(map(bytes_of, (model, *model.backbone.modules())))
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -203,11 +190,3 @@ def described(config: PersonalizeConfig, need: Need) -> str:
     if config.unload:
         ways.append("networks unloaded")
     return f"about {need.peak / GIB:.1f} GB (an estimate) with {', '.join(ways) or 'nothing done to save memory'}"
-
-
-def _numbers(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _bytes(module: Any) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,13 @@ from e4t.checkpoint import BaseModel, Concept, TrainedDomain, group, prefixed
 from e4t.config import EncoderConfig, OffsetsConfig
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError, MismatchError
-from e4t.models.activations import Kept
 from e4t.models.encoder import ConceptEncoder
 from e4t.models.features import feature_widths, pooled_features
 from e4t.models.offsets import TunedWeights, WeightOffsets
 from e4t.models.text import Tokens, class_token, encode, tokenize
+
+_WHOLE = ("encoder", "unet", "text_encoder")
+"""What can be tuned as a whole module."""
 
 
 class E4TModel(nn.Module):
@@ -55,7 +58,6 @@ class E4TModel(nn.Module):
         self.encoder = _build_encoder(backbone, encoder)
         self.offsets = WeightOffsets(backbone.unet, offsets)
         self.tuned: dict[str, TunedWeights] = {}
-        self.kept: dict[tuple[str, ...], tuple[Kept, Kept]] = {}  # by `memory`, by what is trained
         with torch.no_grad():
             word = backbone.text_encoder.get_input_embeddings().weight[self.class_id].detach().float().clone()
             empty = encode(backbone.text_encoder, self.tokens([""], expected=False)).float()
@@ -98,6 +100,19 @@ class E4TModel(nn.Module):
             offsets=OffsetsConfig(form="none"),
             embedding_scale=embedding_scale,
         )
+        return model.requires_grad_(False)
+
+    @cached_property
+    def blank(self) -> E4TModel:
+        """The same in float32 without values, on the meta device: to count with. Nothing in it is trained."""
+        with torch.device("meta"):
+            model = E4TModel(
+                self.backbone.blank(),
+                self.domain,
+                encoder=self.encoder.config,
+                offsets=self.offsets.config,
+                embedding_scale=self.embedding_scale,
+            )
         return model.requires_grad_(False)
 
     def domain_tensors(self) -> dict[str, Tensor]:
@@ -164,6 +179,30 @@ class E4TModel(nn.Module):
         if part == "unet":
             return TunedWeights(self.backbone.unet, skip=[linear.weight for linear, _ in self.offsets.items()])
         return TunedWeights(self.backbone.text_encoder)
+
+    def start_tuning(self, parts: Sequence[str], *, delta_rank: int, seed: int) -> dict[str, list[nn.Parameter]]:
+        """Make parts (`config.TUNABLE`) trainable, and nothing else, with offsets injected; `take_off` undoes it."""
+        self.requires_grad_(False)
+        parts = list(dict.fromkeys(parts))
+        for part in parts:
+            if part in _WHOLE:
+                self.tuned[part] = self.tunable(part)
+        found: dict[str, list[nn.Parameter]] = {}
+        for part in parts:
+            if part in _WHOLE:
+                found[part] = self.tuned[part].start()
+            elif part == "deltas":
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed)
+                    self.offsets.add_concept(delta_rank)
+                found[part] = self.offsets.concept_parameters()
+            else:
+                found[part] = [getattr(self.encoder, part)]
+        self.offsets.inject()
+        for parameters in found.values():
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+        return found
 
     def put_on(self, concept: Concept, *, strength: float = 1.0) -> None:
         """Put a concept's vectors and weights in place, fused; all of them or, after an error, none.

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from e4t.backbone import draw_noise
@@ -23,9 +23,8 @@ from e4t.model import E4TModel
 from e4t.objective import Batch, E4TObjective, Prior
 from e4t.optimizers import new_optimizer
 from e4t.provenance import image_digest, versions
-from e4t.training import Step, autocast, draw_timesteps, generator_at, train
+from e4t.training import Step, autocast, draw_timesteps, generator_at, timestep_range, train
 
-_WHOLE = ("encoder", "unet", "text_encoder")
 _PROBE = -2  # a batch that no step trains on
 _MOST_PASSES = 1_000_000
 """Pictures in all steps of a repetition: a file from a stranger may not keep a machine busy for ever."""
@@ -233,13 +232,13 @@ def batches(model: E4TModel, constants: Constants, config: PersonalizeConfig) ->
     size, device = config.batch_size, model.backbone.device
     prompts = model.tokens(model.domain.prompts)
     rows = torch.arange(size, device=device)
-    high = config.max_timestep or model.backbone.num_timesteps
+    low, high = timestep_range(config, model.backbone.num_timesteps)
     prior_at = _priors(model, constants.prior, config) if constants.prior and config.prior_weight else None
 
     def batch_at(index: int) -> Batch:
         generator = generator_at(config.seed, index)
         picks = torch.randint(len(prompts), (size,), generator=generator)
-        timesteps = draw_timesteps(size, config.min_timestep, high, generator, stratified=config.stratified_timesteps)
+        timesteps = draw_timesteps(size, low, high, generator, stratified=config.stratified_timesteps)
         shown = (rows + index * size) % len(constants.latents)
         latents = constants.latents[shown]
         return Batch(
@@ -259,11 +258,11 @@ def _priors(model: E4TModel, pictures: ClassPictures, config: PersonalizeConfig)
     """As many pictures of the class as of the concept, any of them."""
     size, device = config.batch_size, model.backbone.device
     tokens = model.tokens(pictures.prompts, expected=False)
-    high = config.max_timestep or model.backbone.num_timesteps
+    low, high = timestep_range(config, model.backbone.num_timesteps)
 
     def prior_at(generator: torch.Generator) -> Prior:
         picks = torch.randint(len(pictures.prompts), (size,), generator=generator).to(device)
-        timesteps = draw_timesteps(size, config.min_timestep, high, generator, stratified=config.stratified_timesteps)
+        timesteps = draw_timesteps(size, low, high, generator, stratified=config.stratified_timesteps)
         latents = pictures.latents[picks]
         noise = draw_noise(latents.shape, generator, device)
         return Prior(latents, noise, timesteps.to(device), tokens[picks])
@@ -288,25 +287,7 @@ class _Tuning:
         model, config = self.model, self.config
         if config.unload:
             self._during.enter_context(model.backbone.unloaded())
-        model.requires_grad_(False)
-        parts: dict[str, list[nn.Parameter]] = {}
-        for part in dict.fromkeys(config.tune):
-            if part in _WHOLE:
-                model.tuned[part] = model.tunable(part)
-        for part in dict.fromkeys(config.tune):
-            if part in _WHOLE:
-                parts[part] = model.tuned[part].start()
-            elif part == "deltas":
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(config.seed)
-                    model.offsets.add_concept(config.delta_rank)
-                parts[part] = model.offsets.concept_parameters()
-            else:
-                parts[part] = [getattr(model.encoder, part)]
-        model.offsets.inject()
-        for parameters in parts.values():
-            for parameter in parameters:
-                parameter.requires_grad_(True)
+        parts = model.start_tuning(config.tune, delta_rank=config.delta_rank, seed=config.seed)
         if config.gradient_checkpointing:
             self._during.enter_context(model.backbone.gradient_checkpointing())
         return [{"params": p, "lr": config.rate(part)} for part, p in parts.items() if p]

@@ -25,7 +25,7 @@ from e4t.images import MAX_BYTES, decode_image, load_image
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 HUB = "hf:"
 _CAPTIONS = ("caption", "text", "prompt")
-_MAX_CAPTION_BYTES = 10_000
+MAX_CAPTION_BYTES = 10_000
 _COMPRESSED = {".gz", ".tgz", ".xz", ".txz", ".bz2", ".tbz2", ".zst"}
 
 
@@ -93,7 +93,10 @@ class _File:
 
     def caption(self) -> str | None:
         beside = self.path.with_suffix(".txt")
-        return decode_caption(beside.read_bytes()[:_MAX_CAPTION_BYTES]) if beside.is_file() else None
+        if not beside.is_file():
+            return None
+        with beside.open("rb") as file:
+            return decode_caption(file.read(MAX_CAPTION_BYTES))
 
 
 def _in_folder(folder: Path) -> list[_File]:
@@ -131,19 +134,25 @@ def _array(path: Path) -> list[_Row]:
 
 @dataclass(frozen=True)
 class Packed:
-    """A picture and its caption as the bytes of their files; without ``picture``, whatever is there is none."""
+    """A picture and its caption as the bytes of their files; without ``picture``, whatever is there is none.
+
+    ``fault`` says what is wrong with it.
+    """
 
     name: str
     picture: bytes | None
     text: bytes | None = None
+    fault: str | None = None
 
     def image(self) -> Image.Image:
+        if self.fault is not None:
+            raise ImageError(self.fault)
         if self.picture is None:
             raise ImageError(f"'{self.name}' has no picture ({', '.join(sorted(SUFFIXES))})")
         return decode_image(self.picture, self.name)
 
     def caption(self) -> str | None:
-        return decode_caption(self.text[:_MAX_CAPTION_BYTES]) if self.text is not None else None
+        return decode_caption(self.text) if self.text is not None else None
 
 
 @dataclass(frozen=True)
@@ -162,14 +171,16 @@ class _Member:
 
     def caption(self) -> str | None:
         beside = str(PurePosixPath(self.path).with_suffix(".txt"))
-        return decode_caption(self.archive.read(beside)[:_MAX_CAPTION_BYTES]) if beside in self.archive else None
+        return decode_caption(self.archive.read(beside, MAX_CAPTION_BYTES)) if beside in self.archive else None
 
 
 class _Archive(Protocol):
     @property
     def path(self) -> Path: ...
 
-    def read(self, name: str) -> bytes: ...
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """The bytes of a member, or the first ``most`` of them. Raises ImageError."""
+        ...
 
     def __contains__(self, name: object) -> bool: ...
 
@@ -183,10 +194,12 @@ class _Zip:
     def __contains__(self, name: object) -> bool:
         return name in self.sizes
 
-    def read(self, name: str) -> bytes:
-        _check_size(f"{self.path}:{name}", self.sizes[name])
+    def read(self, name: str, most: int | None = None) -> bytes:
+        if most is None:
+            check_size(f"{self.path}:{name}", self.sizes[name])
         try:
-            return self.file.read(name)
+            with self.file.open(name) as file:
+                return file.read(-1 if most is None else most)
         except (
             zipfile.BadZipFile,
             OSError,
@@ -215,9 +228,11 @@ class _Tar:
     def __contains__(self, name: object) -> bool:
         return name in self.places
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int | None = None) -> bytes:
         offset, size = self.places[name]
-        _check_size(f"{self.path}:{name}", size)
+        if most is None:
+            check_size(f"{self.path}:{name}", size)
+        size = min(size, most or size)
         try:
             data = os.pread(self.descriptor, size, offset)
         except OSError as error:
@@ -244,7 +259,8 @@ def _pictures_in(archive: _Archive, names: Iterable[str]) -> list[_Member]:
     return [_Member(archive, name) for name in sorted(names) if PurePosixPath(name).suffix.lower() in SUFFIXES]
 
 
-def _check_size(name: str, size: int) -> None:
+def check_size(name: str, size: int) -> None:
+    """Raises ImageError for a file that is too large to be read."""
     if size > MAX_BYTES:
         raise ImageError(f"'{name}' has {size / 2**20:.0f} MB, and the limit is {MAX_BYTES // 2**20} MB")
 

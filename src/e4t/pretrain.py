@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -14,7 +13,15 @@ from torch import Tensor, nn
 from e4t.backbone import Backbone
 from e4t.batches import batches
 from e4t.cache import CachedData
-from e4t.checkpoint import TrainedDomain, TrainingState, group, load_optimizer_tensors, optimizer_tensors, prefixed
+from e4t.checkpoint import (
+    TrainedDomain,
+    TrainingState,
+    group,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    prefixed,
+    require_place,
+)
 from e4t.config import PretrainConfig
 from e4t.data import ImageData
 from e4t.domain import Domain
@@ -77,6 +84,7 @@ class Pretraining:
         resume: str = LATEST,
     ) -> None:
         self.output = Path(output)
+        require_place(self.output)
         self.states = States(self.output.with_name(f"{self.output.name}.training"), config.keep_states)
         self.processes = processes or Processes()
         self.domain, self.backbone = domain, backbone
@@ -220,8 +228,10 @@ class Pretraining:
             return 0, []
         begun = {"processes": 1, **state.arguments}
         other = [name for name in _SAME if begun.get(name, self.arguments[name]) != self.arguments[name]]
-        if other or _comparable(begun) != _comparable(self.arguments):
-            what = " and ".join(_SAME[name] for name in other) or "settings"
+        before, now = _comparable(begun), _comparable(self.arguments)
+        changed = sorted(name for name in before | now if before.get(name) != now.get(name))
+        if other or changed:
+            what = " and ".join(_SAME[name] for name in other) or f"settings ({', '.join(changed)})"
             raise CheckpointError(
                 f"'{self.states.folder}' was begun with other {what}; delete it or choose another output"
             )
@@ -287,8 +297,14 @@ def data_of(source: str | Path, backbone: Backbone, config: PretrainConfig) -> I
 
 
 def _as_cached(config: PretrainConfig, cached: CachedData) -> PretrainConfig:
-    """The settings with how the cached pictures were looked at."""
-    names = ("resolution", "crop_scale", "flip", "color_jitter")
+    """The settings with how the cached pictures were looked at. Raises ConfigError where that is not as asked for."""
+    names, default = ("resolution", "crop_scale", "flip", "color_jitter"), PretrainConfig().to_dict()
+    for name, asked in config.to_dict().items():
+        if name in names and asked not in (default[name], cached.pictures[name]):
+            raise ConfigError(
+                f"{name} is {asked}, but the cache '{cached.folder}' was made with {cached.pictures[name]}; "
+                "leave it out, or make another cache"
+            )
     return config.updated({"cache": False, **{name: cached.pictures[name] for name in names}})
 
 
@@ -317,8 +333,9 @@ def _trained_tensors(model: E4TModel) -> dict[str, Tensor]:
 def _comparable(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What makes a training the one it is; how a batch is shared out among processes does not."""
     config = PretrainConfig.from_dict(arguments["config"])
-    defaults = PretrainConfig()
-    free = [name for name in _MAY_CHANGE if name != "steps" or config.schedule == "constant"]
-    batch = config.batch_size * arguments["processes"]
-    fixed = dataclasses.replace(config, batch_size=batch, **{name: getattr(defaults, name) for name in free})
-    return {"data": arguments["data"], "config": fixed, "domain": Domain.from_dict(arguments["domain"])}
+    free = set(_MAY_CHANGE)
+    if config.schedule != "constant" or config.cooldown_steps:  # the rate of every step depends on how many there are
+        free.remove("steps")
+    fixed = {name: value for name, value in config.to_dict().items() if name not in free}
+    fixed["batch_size"] = config.batch_size * arguments["processes"]
+    return {"data": arguments["data"], "domain": Domain.from_dict(arguments["domain"]), **fixed}

@@ -7,20 +7,23 @@ follow from the seed, so that a resumed training reads on where it was: it leave
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, islice
 from pathlib import Path
 from threading import Lock
+from time import sleep
 from typing import Any
 
 import numpy as np
 
-from e4t.errors import ConfigError, DataError
-from e4t.pictures import SUFFIXES, Packed
+from e4t.errors import ConfigError, DataError, ImageError
+from e4t.pictures import MAX_CAPTION_BYTES, SUFFIXES, Packed, check_size
 
 _TEXTS = ("txt", "caption", "text")
 _PICTURES = {suffix.removeprefix(".") for suffix in SUFFIXES}
-_UNNAMED = "__"  # how the library's own entries begin
+_PAUSES = (1.0, 5.0, 20.0)  # seconds, before a shard is fetched again
 
 
 def shard_urls(source: str | Path) -> list[str]:
@@ -60,7 +63,8 @@ class ShardStream:
     """Samples by position, to be asked for in rising order; what was asked for stays at hand until `release`.
 
     ``sizes`` are the samples in each shard, as far as they are known; handed to another stream, they spare it reading
-    what lies before its first position. ``broken`` are shards that ended early, and why.
+    what lies before its first position. ``broken`` are shards that ended early, and why. One that comes from elsewhere
+    is fetched again before it counts as that.
     """
 
     urls: Sequence[str]
@@ -68,6 +72,7 @@ class ShardStream:
     buffer: int
     sizes: dict[str, int] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
+    _ended: dict[str, int] = field(default_factory=dict, repr=False)  # where in the stream broken ones did
     _kept: dict[int, Packed] = field(default_factory=dict, repr=False)
     _next: int = 0
     _samples: Iterator[Packed] | None = None
@@ -91,6 +96,10 @@ class ShardStream:
             for position in [position for position in self._kept if position < before]:
                 del self._kept[position]
 
+    def broken_before(self, position: int) -> dict[str, str]:
+        """Those of the broken shards that ended before a position: the same, however far was read ahead."""
+        return {url: self.broken[url] for url, ended in list(self._ended.items()) if ended < position}
+
     def _from(self, position: int) -> Iterator[Packed]:
         """All samples from ``position`` on, without end."""
         epoch, passed = 0, 0
@@ -108,6 +117,8 @@ class ShardStream:
                     if passed >= position:
                         yield sample
                     passed += 1
+                if url in self.broken:
+                    self._ended.setdefault(url, passed)
             if passed == before:
                 raise DataError(f"none of the {len(self.urls)} shards holds a sample{self._why()}")
             epoch += 1
@@ -127,25 +138,20 @@ class ShardStream:
 
     def samples(self, url: str) -> Iterator[Packed]:
         """The samples of one shard, undecoded and in their order, to its end or to where it is damaged."""
-        from webdataset.gopen import gopen
-        from webdataset.tariterators import group_by_keys, tar_file_expander
-
         count = 0
-        try:
-            with gopen(url) as stream:
-                members = tar_file_expander([{"url": url, "stream": stream}], handler=_raise)
-                for files in group_by_keys(members, handler=_raise):
-                    yield _packed(files, url)
+        for pause in (*(_PAUSES if "://" in url or url.startswith("pipe:") else ()), None):
+            try:
+                for sample in islice(_packed(url), count, None):
+                    yield sample
                     count += 1
-        except GeneratorExit:
-            raise
-        except Exception as error:  # the library raises whatever tar files, pipes and servers lead it into
-            self.broken[url] = f"'{url}' ends early: {' '.join(str(error).split())[:160] or type(error).__name__}"
+                break
+            except Exception as error:  # the library raises whatever tar files, pipes and servers lead it into
+                reason = " ".join(str(error).split())[:160] or type(error).__name__
+            if pause is None:
+                self.broken[url] = f"'{url}' ends early, after {count} samples: {reason}"
+            else:
+                sleep(pause)
         self.sizes[url] = count
-
-
-def _raise(error: Exception) -> bool:
-    raise error
 
 
 def _taken(waiting: list[Packed], rng: np.random.Generator) -> Packed:
@@ -154,8 +160,37 @@ def _taken(waiting: list[Packed], rng: np.random.Generator) -> Packed:
     return waiting.pop()
 
 
-def _packed(files: dict[str, Any], url: str) -> Packed:
-    contents = {key.lower(): data for key, data in files.items() if not key.startswith(_UNNAMED)}
-    picture = next((data for key, data in contents.items() if key.split(".")[-1] in _PICTURES), None)
-    text = next((contents[key] for key in _TEXTS if key in contents), None)
-    return Packed(f"{url}:{files['__key__']}", picture, text)
+def _packed(url: str) -> Iterator[Packed]:
+    """The samples of a shard. Of files that are neither picture nor caption, and of too large ones, no byte is kept."""
+    from webdataset.gopen import gopen
+
+    with gopen(url) as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
+        for key, members in groupby(_files(archive), key=lambda member: member[0]):
+            picture, text, fault, name = None, {}, None, f"{url}:{key}"
+            for _, ending, info in members:
+                if ending.split(".")[-1] in _PICTURES and picture is None:
+                    try:
+                        check_size(name, info.size)
+                        picture = _content(archive, info, info.size)
+                    except ImageError as error:
+                        fault = str(error)
+                elif ending in _TEXTS:
+                    text[ending] = _content(archive, info, MAX_CAPTION_BYTES)
+            yield Packed(name, picture, next((text[kind] for kind in _TEXTS if kind in text), None), fault)
+
+
+def _files(archive: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """Sample, ending and place of the files: up to the first point in a file's own name, and from there on."""
+    for info in archive:
+        folder, slash, name = info.name.rpartition("/")
+        stem, _, ending = name.partition(".")
+        if info.isreg() and not info.name.startswith("__"):  # so are WebDataset's own entries called
+            yield folder + slash + stem, ending.lower(), info
+
+
+def _content(archive: tarfile.TarFile, info: tarfile.TarInfo, most: int) -> bytes:
+    file = archive.extractfile(info)
+    data = file.read(most) if file is not None else b""
+    if len(data) < min(most, info.size):
+        raise DataError(f"it is cut in '{info.name}'")
+    return data

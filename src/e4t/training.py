@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from e4t.config import PersonalizeConfig, PretrainConfig
 from e4t.errors import ConfigError, TrainingError
 from e4t.objective import Batch, E4TObjective
 from e4t.precision import has_fast_bfloat16
@@ -111,15 +112,15 @@ def gradient_scaler(mixed_precision: str, device: torch.device) -> torch.amp.Gra
 
 def autocast(mixed_precision: str, device: torch.device, weights: torch.dtype) -> torch.autocast:
     """For "no", "bf16" and "fp16"; off where bfloat16 would only be emulated."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision, torch.float32)
-    if emulated(mixed_precision, device, weights):
-        dtype = torch.float32
+    dtype = arithmetic(mixed_precision, device, weights)
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-def emulated(mixed_precision: str, device: torch.device, weights: torch.dtype) -> bool:
-    """Whether bfloat16 was asked for where it would only be emulated, and nothing forces it."""
-    return mixed_precision == "bf16" and weights == torch.float32 and not has_fast_bfloat16(device)
+def arithmetic(mixed_precision: str, device: torch.device, weights: torch.dtype) -> torch.dtype:
+    """What products are computed in: float32 also where bfloat16 would only be emulated, and nothing forces it."""
+    if mixed_precision == "bf16" and weights == torch.float32 and not has_fast_bfloat16(device):
+        return torch.float32
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision, torch.float32)
 
 
 def generator_at(seed: int, *position: int) -> torch.Generator:
@@ -128,6 +129,16 @@ def generator_at(seed: int, *position: int) -> torch.Generator:
     for number in position:
         mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % 2**63
     return torch.Generator().manual_seed(mixed)
+
+
+def timestep_range(config: PretrainConfig | PersonalizeConfig, most: int) -> tuple[int, int]:
+    """From which timestep to before which. Raises ConfigError for one that the base, which has ``most``, has not."""
+    if (config.max_timestep or 0) > most:
+        raise ConfigError(f"max_timestep is {config.max_timestep}, but the base model has {most} timesteps")
+    low, high = config.min_timestep, config.max_timestep or most
+    if low >= high:
+        raise ConfigError(f"min_timestep is {low}; it must be below {high}")
+    return low, high
 
 
 def draw_timesteps(

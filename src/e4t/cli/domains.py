@@ -124,10 +124,12 @@ class Pretrain:
         config = PretrainConfig.paper(self.domain) if self.preset == "paper" else PretrainConfig()
         config = overridden(config.updated(file.get("pretrain", {})), self.settings, self._given())
 
+        from e4t.checkpoint import require_place
         from e4t.domain import Domain
         from e4t.pretrain import Pretraining
         from e4t.processes import Processes, launched_device
 
+        require_place(self.output)
         domain = Domain.named(self.domain)
         if self.class_word:
             domain = replace(domain, class_word=self.class_word)
@@ -228,11 +230,11 @@ def _said(training: Pretraining) -> str:
 
 
 def report_broken(broken: dict[str, str]) -> None:
-    """How many pictures were left out, and why the first of them were."""
+    """How many pictures were left out, or shards ended early, and why the first of them did."""
     if not broken:
         return
     console = get_console()
-    console.print(f"warning: {len(broken)} pictures could not be read and were left out", style="yellow")
+    console.print(f"warning: {len(broken)} pictures or shards could not be read to their end", style="yellow")
     for reason in list(broken.values())[:3]:
         console.print(f"  {reason}", style="yellow")
 

@@ -111,7 +111,9 @@ class Personalize:
 
     def _one(self) -> Result:
         from e4t.batch import portrait
+        from e4t.checkpoint import require_place
 
+        require_place(self.output)
         image, mask = _opened(self.image, self.mask)  # what cannot be read is refused before anything slow
         quiet()
         pipe = self._pipeline(self.domain)
