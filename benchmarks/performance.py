@@ -271,7 +271,7 @@ def tuning_memory(config: PerformanceConfig) -> dict[str, Any]:
     if config.optimizer == "sgd":
         reference = "dreambooth, AdamW's state added"
         peaks[reference] = peaks["dreambooth"] + state
-    return {"peak_bytes": peaks, f"small / {reference}": _short(peaks["small"] / peaks[reference])}
+    return {"peak_bytes": peaks, f"small / {reference}": _short(peaks["small"] / max(1, peaks[reference]))}
 
 
 def _tuning_peak(config: PerformanceConfig, kind: str) -> tuple[int, int]:
@@ -509,7 +509,7 @@ def memory(config: PerformanceConfig) -> dict[str, Any]:
     rungs = {name: changes for name, changes in RUNGS.items() if config.batch_size > 1 or "1 at" not in name}
     for name in (*rungs, "pre-training"):
         estimated, measured = alone(_memory_row, config, rungs.get(name))
-        share = _short(estimated / measured)
+        share = _short(estimated / max(1, measured))
         print(f"  {name}: {measured / 2**30:.2f} GB, estimated / measured {share}", file=sys.stderr, flush=True)
         rows[name] = {"estimated": estimated, "measured": measured, "estimated / measured": share}
     return rows

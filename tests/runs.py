@@ -23,11 +23,15 @@ def command(base: Path, pictures: Path, output: Path, settings: dict[str, Any]) 
     return ["-m", "e4t.cli", *map(str, arguments), "--device", "cpu"]
 
 
-def start(arguments: list[str], processes: int = 1) -> subprocess.Popen[str]:
-    """In a group of its own, so that all of it can be killed."""
+def start(arguments: list[str], processes: int = 1, *, by: str = "torchrun") -> subprocess.Popen[str]:
+    """In a group of its own, so that all of it can be killed; several processes by torchrun or accelerate."""
     launcher: list[str] = []
-    if processes > 1:
+    if processes > 1 and by == "torchrun":
         launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(_port())]
+    elif processes > 1:
+        launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+        launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        launcher += ["--main_process_port", str(_port())]
     environment = os.environ | {"PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
         [sys.executable, *launcher, *arguments],

@@ -40,7 +40,7 @@ def test_two_processes_are_one_with_twice_the_batch_also_when_killed(base, image
     assert "effective batch 8 (2 pictures × 2 × 2 processes), learning rate 0.001" in said
     killed = start(command(base, image_folder, tmp_path / "killed", SETTINGS), processes=2)
     kill_after(killed, tmp_path / "killed.training", 2, random.Random(1).random() * 0.2)
-    finish(start(command(base, image_folder, tmp_path / "killed", SETTINGS), processes=2))
+    finish(start(command(base, image_folder, tmp_path / "killed", SETTINGS), processes=2, by="accelerate"))
     finish(alone)
     one, two, three = (TrainedDomain.load(tmp_path / name) for name in ("alone", "two", "killed"))
     for name, tensor in one.tensors.items():

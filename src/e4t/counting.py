@@ -37,10 +37,14 @@ _FUSED_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 @dataclass(frozen=True)
 class Count:
-    """The most bytes at a time, and operations, of work in float32."""
+    """The most bytes at a time, and operations, of work in float32.
+
+    ``bytes_again`` are those of the same work a second time, with the gradients of the first still there.
+    """
 
     bytes: int
     operations: int
+    bytes_again: int = 0
 
 
 def count_step(
@@ -48,28 +52,29 @@ def count_step(
     *,
     rows: int,
     resolution: int,
-    passes: int = 1,
+    twice: bool = False,
     prior: bool = False,
     checkpointing: bool = False,
     quick_attention_on: torch.device | None = None,
 ) -> Count:
-    """A forward and backward pass of ``rows`` pictures, gradients included; of several ``passes``, those of the others.
+    """A forward and backward pass of ``rows`` pictures, gradients included; ``twice`` counts `Count.bytes_again`.
 
     The model is `E4TModel.blank`, and injected. ``prior``: with as many pictures of the class.
     ``quick_attention_on`` is the device where `Backbone.differentiable_attention` would be entered.
     """
     objective = E4TObjective(model, regularisation=1.0, reduction="sum", prior_weight=float(prior))
-    batch = _batch(model, rows, resolution, prior)
+    batch, peaks = _batch(model, rows, resolution, prior), list[int]()
     with ExitStack() as stack:
         if checkpointing:
             stack.enter_context(model.backbone.gradient_checkpointing(_FusedAttention))
         if quick_attention_on is not None:
             stack.enter_context(model.backbone.differentiable_attention(quick_attention_on))
         counter = stack.enter_context(counting())
-        for _ in range(passes):
+        for _ in range(1 + twice):
             torch.autograd.backward(objective(batch).total)  # as a method, it would run outside `_FusedAttention`
+            peaks.append(counter.peak)
     model.zero_grad(set_to_none=True)
-    return Count(counter.peak, counter.operations // passes)
+    return Count(peaks[0], counter.operations // len(peaks), peaks[-1])
 
 
 def count_looking(model: E4TModel, *, rows: int, resolution: int) -> Count:
@@ -84,18 +89,18 @@ def count_looking(model: E4TModel, *, rows: int, resolution: int) -> Count:
 
 
 def held(
-    count: Count, backbone: Backbone, device: torch.device, *, mixed_precision: str, gradients: int, checkpointing: bool
+    counted: int, backbone: Backbone, device: torch.device, *, mixed_precision: str, gradients: int, checkpointing: bool
 ) -> int:
-    """The bytes of a count in the arithmetic that `e4t.training` would use on ``device``; ``gradients`` stay float32.
+    """Counted bytes in the arithmetic that `e4t.training` would use on ``device``; those of ``gradients`` stay float32.
 
     Reckoned, not gone through: norms are float32 on GPUs, and autograd keeps float32 weights as they were cast.
     """
     if arithmetic(mixed_precision, device, backbone.dtype) == torch.float32:
-        return count.bytes
+        return counted
     share = _SHARE_OF_FLOAT32.get(device.type, _SHARE_ON_GPUS)
     cast = numbers(backbone.unet) + numbers(backbone.text_encoder)
     copies = 2 * cast if backbone.dtype == torch.float32 and not checkpointing else 0
-    return gradients + int(share * max(0, count.bytes - gradients)) + copies
+    return gradients + int(share * max(0, counted - gradients)) + copies
 
 
 def numbers(module: torch.nn.Module) -> int:

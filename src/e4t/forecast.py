@@ -75,7 +75,7 @@ def forecast(
             model,
             rows=rows,
             resolution=resolution,
-            passes=min(2, config.accumulation),
+            twice=config.accumulation > 1,
             checkpointing=config.gradient_checkpointing,
             quick_attention_on=device,
         )
@@ -83,7 +83,7 @@ def forecast(
     dtype = arithmetic(config.mixed_precision, device, backbone.dtype)
     rate = multiplication_rate(device, dtype) * _SHARE_OF_PEAK.get(device.type, _SHARE_OF_PEAK["cuda"])
     passing = held(
-        step,
+        step.bytes_again if config.accumulation > 1 else step.bytes,
         backbone,
         device,
         mixed_precision=config.mixed_precision,

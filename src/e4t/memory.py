@@ -44,26 +44,18 @@ def needed(model: E4TModel, config: PersonalizeConfig, *, device: torch.device |
     backbone, device = model.backbone, device or model.backbone.device
     staying = [backbone.unet, backbone.text_encoder, model]
     all_networks = sum(map(bytes_of, [*staying, backbone.vae, backbone.image_encoder]))
-    looking = count_looking(model.blank, rows=1, resolution=backbone.resolution).bytes * backbone.dtype.itemsize // 4
+    looking = _looking(model.blank).bytes * backbone.dtype.itemsize // 4
     weights = sum(map(bytes_of, staying)) if config.unload and device.type != "cpu" else all_networks
     if not config.steps:
         return Need(weights, 0, 0, all_networks + looking, 0)
-    numbers, step = _counted(
-        model.blank,
-        tuple(config.tune),
-        config.delta_rank,
-        min(config.batch_size, config.micro_batch_size or config.batch_size),
-        passes=min(2, config.accumulation * config.parts),
-        prior=bool(config.prior_weight),
-        checkpointing=config.gradient_checkpointing,
-    )
+    numbers, counted = _step_bytes(model.blank, config)
     state = 2 if config.optimizer == "adamw8bit" else 8
     at_once = 2 if device.type == "cuda" and state == 8 else 1  # gradients, and as much again: steps on all of it
     return Need(
         weights=weights,
         states=numbers * (4 + state),
         passing=held(
-            step,
+            counted,
             backbone,
             device,
             mixed_precision=config.mixed_precision,
@@ -75,25 +67,42 @@ def needed(model: E4TModel, config: PersonalizeConfig, *, device: torch.device |
     )
 
 
+def _step_bytes(blank: E4TModel, config: PersonalizeConfig) -> tuple[int, int]:
+    """How many numbers are trained, and the bytes of one micro-batch.
+
+    Counted for one row and for a whole batch, and between them along a straight line, which never runs below.
+    """
+
+    def counted(rows: int) -> tuple[int, int]:
+        prior, checkpointing = bool(config.prior_weight), config.gradient_checkpointing
+        numbers, step = _counted(blank, tuple(config.tune), config.delta_rank, rows, prior, checkpointing)
+        return numbers, step.bytes_again if config.accumulation * config.parts > 1 else step.bytes
+
+    rows = min(config.batch_size, config.micro_batch_size or config.batch_size)
+    if rows in (1, config.batch_size):
+        return counted(rows)
+    (numbers, one), (_, most) = counted(1), counted(config.batch_size)
+    return numbers, one + (most - one) * (rows - 1) // (config.batch_size - 1)
+
+
 @lru_cache(maxsize=32)
 def _counted(
-    blank: E4TModel, tune: tuple[str, ...], delta_rank: int, rows: int, *, passes: int, prior: bool, checkpointing: bool
+    blank: E4TModel, tune: tuple[str, ...], delta_rank: int, rows: int, prior: bool, checkpointing: bool
 ) -> tuple[int, Count]:
     """How many numbers are trained, and what a step of so many rows holds."""
+    resolution = blank.backbone.resolution
     with torch.device("meta"):
         parameters = [p for part in blank.start_tuning(tune, delta_rank=delta_rank, seed=0).values() for p in part]
     try:
-        step = count_step(
-            blank,
-            rows=rows,
-            resolution=blank.backbone.resolution,
-            passes=passes,
-            prior=prior,
-            checkpointing=checkpointing,
-        )
+        step = count_step(blank, rows=rows, resolution=resolution, twice=True, prior=prior, checkpointing=checkpointing)
     finally:
         blank.take_off()
     return sum(parameter.numel() for parameter in parameters), step
+
+
+@lru_cache(maxsize=4)
+def _looking(blank: E4TModel) -> Count:
+    return count_looking(blank, rows=1, resolution=blank.backbone.resolution)
 
 
 def fitted(model: E4TModel, config: PersonalizeConfig, *, device: torch.device | None = None) -> PersonalizeConfig:
