@@ -153,7 +153,7 @@ def test_steps_can_be_left_to_the_picture(
 
 def test_what_is_kept_can_be_chosen_and_drawn(domain: Path, pictures: Path, tmp_path: Path) -> None:
     sizes = []
-    for keep in ("full", "low-rank", "embedding", "replay"):
+    for keep in ("full", "vectors", "low-rank", "embedding", "replay"):
         folder = tmp_path / keep
         assert cli.main(["personalize", str(domain), str(pictures / "0.png"), "--keep", keep, "-o", str(folder)]) == 0
         assert cli.main(["generate", str(folder), "S*", "--num-inference-steps", "1", "-o", str(tmp_path / "out")]) == 0

@@ -11,7 +11,7 @@ from e4t.checkpoint import Concept
 from e4t.config import TUNABLE, PersonalizeConfig
 from e4t.data import square_pixels
 from e4t.domain import Domain
-from e4t.errors import CheckpointError, MismatchError
+from e4t.errors import CheckpointError, ConfigError, E4TError, MismatchError
 from e4t.model import E4TModel
 from e4t.personalize import personalize, prepare, replayed
 
@@ -221,12 +221,33 @@ def test_a_replay_has_to_be_tuned_before_it_is_worn(tiny_model, make_model, pict
 
 def test_what_is_kept_is_what_is_tuned(tiny_model, picture, quick_personalize):
     sizes = {}
-    for keep in ("full", "low-rank", "embedding"):
+    kept = {"full": {"deltas", "unet"}, "vectors": {"unet_vectors"}, "low-rank": {"deltas"}, "embedding": set()}
+    for keep, expected in kept.items():
         concept = last(tiny_model, picture, quick_personalize.keeping(keep))
-        groups = {name.split("/")[0] for name in concept.tensors if "/" in name}
-        assert groups == {"full": {"deltas", "unet"}, "low-rank": {"deltas"}, "embedding": set()}[keep]
+        assert {name.split("/")[0] for name in concept.tensors if "/" in name} == expected
         sizes[keep] = concept.num_bytes
-    assert sizes["full"] > sizes["low-rank"] > sizes["embedding"]
+    assert sizes["full"] > max(sizes["vectors"], sizes["low-rank"]) > sizes["embedding"]
+
+
+def test_vectors_are_biases_and_norms_and_nothing_else(tiny_model, picture, quick_personalize, tmp_path):
+    unet = tiny_model.backbone.unet
+    before = {name: parameter.detach().clone() for name, parameter in unet.named_parameters()}
+    with pytest.raises(ConfigError, match="both unet and unet_vectors"):
+        quick_personalize.updated({"tune": ("unet", "unet_vectors")})
+    config = quick_personalize.keeping("vectors").updated({"unet_vectors_learning_rate": 0.01, "steps": 2})
+    concept = Concept.load(last(tiny_model, picture, config).save(tmp_path / "anna"))
+    with tiny_model.wearing(concept):
+        moved = {name for name, parameter in unet.named_parameters() if not torch.equal(parameter, before[name])}
+        vectors = {name for name, tensor in before.items() if tensor.ndim == 1}
+        assert moved - {f"{path}.weight" for path in tiny_model.offsets.paths} == vectors  # the rest is the domain's
+        most = max(float((unet.get_parameter(name) - before[name]).abs().max()) for name in vectors)
+        assert 0.01 < most < 0.03  # two of Adam's steps at that rate
+    assert all(torch.equal(parameter, before[name]) for name, parameter in unet.named_parameters())
+    for value, sentence in (({"value": torch.zeros(5)}, r"shape \[5\]"), ({"odd": torch.zeros(1)}, "odd")):
+        broken = {k: t for k, t in concept.tensors.items() if "/" not in k}
+        foreign = replace(concept, tensors={**broken, **{f"unet_vectors/{k}": t for k, t in value.items()}})
+        with pytest.raises(E4TError, match=sentence), tiny_model.wearing(foreign):
+            pass
 
 
 def held(model) -> int:

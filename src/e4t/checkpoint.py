@@ -34,7 +34,10 @@ _CONFIG = "config.json"
 _SEAL = "weights_sha256"
 _PREVIEW = "preview.jpg"
 _VECTORS = ("image_half", "bias", "residual", "frozen_offset")
-_GROUPS = {"domain": ("encoder", "offsets"), "concept": ("deltas", "encoder", "unet", "text_encoder", "replay")}
+_GROUPS = {
+    "domain": ("encoder", "offsets"),
+    "concept": ("deltas", "encoder", "unet", "unet_vectors", "text_encoder", "replay"),
+}
 
 
 @dataclass(frozen=True)
@@ -154,8 +157,9 @@ class Concept:
 
     ``tensors``: ``image_half`` [D] (the image side of the encoder, once and for all), ``bias`` [D], ``residual`` [D],
     ``frozen_offset`` [D] (mean E over timesteps), and as tuned ``deltas/…`` (`WeightOffsets.concept_state`),
-    ``encoder/…``, ``unet/…`` and ``text_encoder/…`` (differences by parameter name). One that is kept as a replay has
-    ``replay/latents``, ``replay/image_features`` and ``replay/mask`` instead, once it is loaded: see `to_be_replayed`.
+    ``encoder/…``, ``unet/…`` and ``text_encoder/…`` (differences by parameter name), ``unet_vectors/value`` (the same
+    in one vector). One that is kept as a replay has ``replay/latents``, ``replay/image_features`` and ``replay/mask``
+    instead, once it is loaded: see `to_be_replayed`.
     ``history`` holds the concept after every step, 0 first, where it was asked for; it is not saved.
     """
 

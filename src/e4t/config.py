@@ -20,7 +20,10 @@ from e4t.errors import ConfigError
 DEFAULT_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # [R], in transformers' format
 _MOST_FROZEN = 1_000  # timesteps whose mean is the frozen embedding: they are looked at together
 _MOST_STEPS = 15  # [P] the most that the authors take for a concept
-TUNABLE = ("residual", "bias", "encoder", "deltas", "unet", "text_encoder")
+TUNABLE = ("residual", "bias", "encoder", "deltas", "unet", "unet_vectors", "text_encoder")
+"""Parts of a model that one image can tune. "unet_vectors" are the U-Net's biases and the scales of its norms."""
+KEPT = ("full", "vectors", "low-rank", "embedding", "replay")
+"""What can be kept of a concept (`PersonalizeConfig.keeping`)."""
 
 
 class _Section:
@@ -209,6 +212,7 @@ class PersonalizeConfig(_Section):
     delta_rank: int = 0  # of "deltas": 0 is dense, else low-rank
     learning_rate: float = 1.6e-5  # [R] 5e-6 to 1.6e-5
     residual_learning_rate: float = 1e-3  # [?] of "residual" and "bias": a few hundred numbers, not millions
+    unet_vectors_learning_rate: float = 1e-3  # [?] biases and norms: few numbers as well
     encoder_learning_rate: float | None = None  # None: learning_rate; so are the next three
     deltas_learning_rate: float | None = None
     unet_learning_rate: float | None = None
@@ -249,6 +253,8 @@ class PersonalizeConfig(_Section):
             raise ConfigError("a replay keeps one image, not the pictures of the class; set prior_weight to 0")
         for name in self.tune:
             _check("tune", name, TUNABLE)
+        if {"unet", "unet_vectors"} <= set(self.tune):
+            raise ConfigError("tune has both unet and unet_vectors, which are part of it; leave one of them out")
         if isinstance(self.memory, str):
             _check("memory", self.memory, ("auto",))
         at_least("memory", self.memory if not isinstance(self.memory, str) else None, 0)
@@ -281,18 +287,20 @@ class PersonalizeConfig(_Section):
         return self.learning_rate if own is None else own
 
     def keeping(self, what: str | None) -> PersonalizeConfig:
-        """Tuned so that ``what`` is stored: "full", "low-rank", "embedding" or "replay"; None changes nothing."""
-        vectors = ("residual", "bias")
+        """Tuned so that ``what`` is stored: one of KEPT; None changes nothing."""
+        word = ("residual", "bias")
         if what == "full":
-            return replace(self, tune=(*vectors, "deltas", "unet"), delta_rank=0)
+            return replace(self, tune=(*word, "deltas", "unet"), delta_rank=0)
+        if what == "vectors":
+            return replace(self, tune=(*word, "unet_vectors"))
         if what == "low-rank":
-            return replace(self, tune=(*vectors, "deltas"), delta_rank=self.delta_rank or 4)
+            return replace(self, tune=(*word, "deltas"), delta_rank=self.delta_rank or 4)
         if what == "embedding":
-            return replace(self, tune=vectors)
+            return replace(self, tune=word)
         if what == "replay":
             return replace(self, keep="replay")
         if what is not None:
-            raise ConfigError(f"keep is {what!r}; it must be full, low-rank, embedding or replay")
+            raise ConfigError(f"keep is {what!r}; it must be one of {', '.join(KEPT)}")
         return self
 
     @classmethod

@@ -23,8 +23,8 @@ from e4t.models.features import feature_widths, pooled_features
 from e4t.models.offsets import TunedWeights, WeightOffsets
 from e4t.models.text import Tokens, class_token, encode, tokenize
 
-_WHOLE = ("encoder", "unet", "text_encoder")
-"""What can be tuned as a whole module."""
+_WHOLE = ("encoder", "unet", "unet_vectors", "text_encoder")
+"""What can be tuned as a whole module, or all of its kind in it."""
 
 
 class E4TModel(nn.Module):
@@ -168,14 +168,19 @@ class E4TModel(nn.Module):
         """The U-Net as it was loaded, whatever has been injected, fused or tuned since."""
         with ExitStack() as stack:
             stack.enter_context(self.offsets.base_weights())
-            if "unet" in self.tuned:
-                stack.enter_context(self.tuned["unet"].base_weights())
+            for part in self.tuned.keys() & {"unet", "unet_vectors"}:
+                stack.enter_context(self.tuned[part].base_weights())
             yield
 
     def tunable(self, part: str) -> TunedWeights:
-        """Weights of "unet" (but those with offsets), "text_encoder" or "encoder" (its heads) to be tuned whole."""
+        """Weights of "unet" (but those with offsets), "text_encoder" or "encoder" (its heads) to be tuned whole.
+
+        "unet_vectors" are biases and norms alone.
+        """
         if part == "encoder":
             return TunedWeights(self.encoder, skip=(self.encoder.bias, self.encoder.residual))
+        if part == "unet_vectors":
+            return TunedWeights(self.backbone.unet, skip=[p for p in self.backbone.unet.parameters() if p.ndim > 1])
         if part == "unet":
             return TunedWeights(self.backbone.unet, skip=[linear.weight for linear, _ in self.offsets.items()])
         return TunedWeights(self.backbone.text_encoder)
@@ -236,10 +241,12 @@ class E4TModel(nn.Module):
         self.encoder.residual.data.copy_(concept.tensors["residual"])
         self.offsets.load_concept_state(concept.group("deltas"))
         self.offsets.set_strength(strength)
-        for part in ("unet", "text_encoder", "encoder"):
+        for part in _WHOLE:
             if difference := concept.group(part):
-                self.tuned[part] = self.tunable(part)
-                self.tuned[part].apply(difference, strength=1.0 if part == "encoder" else strength)
+                self.tuned[part] = tuned = self.tunable(part)
+                if part == "unet_vectors":
+                    difference = tuned.unpacked(_only(difference, "value"))
+                tuned.apply(difference, strength=1.0 if part == "encoder" else strength)
         self.offsets.fuse()
 
     def take_off(self) -> None:
@@ -261,6 +268,12 @@ class E4TModel(nn.Module):
             yield self
         finally:
             self.take_off()
+
+
+def _only(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    if tensors.keys() != {name}:
+        raise CheckpointError(f"tuned vectors are one tensor, '{name}'; these are {', '.join(sorted(tensors))[:60]}")
+    return tensors[name]
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size | None:

@@ -314,6 +314,9 @@ class _Tuning:
             tensors |= prefixed("replay", self.constants.tensors())
         image_side = {f"image_linears.{name}" for name, _ in encoder.image_linears.named_parameters()}  # in image_half
         for part, tuned in model.tuned.items():
+            if part == "unet_vectors":
+                tensors |= prefixed(part, {"value": tuned.packed()})
+                continue
             difference = tuned.difference()
             tensors |= prefixed(part, {name: d for name, d in difference.items() if name not in image_side})
         return Concept(

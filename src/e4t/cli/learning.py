@@ -72,11 +72,11 @@ class Personalize:
     preset: Literal["default", "paper"] = "default"
     """paper: every value known of the paper; default: as measured for the domain."""
     keep: Annotated[
-        Literal["full", "low-rank", "embedding", "replay"] | None,
-        arg(metavar="{full,low-rank,embedding,replay}", help_behavior_hint=""),
+        Literal["full", "vectors", "low-rank", "embedding", "replay"] | None,
+        arg(metavar="{full,vectors,low-rank,embedding,replay}", help_behavior_hint=""),
     ] = None
-    """What to tune and therefore to store: the whole U-Net, low-rank changes, the word alone, or (replay) what tuning
-    starts from, to be tuned again when loaded. Default: as measured for the domain."""
+    """What to tune and therefore to store: the whole U-Net, its biases and norms (vectors), low-rank changes, the word
+    alone, or (replay) what tuning starts from, to repeat it. Default: what was measured for the domain."""
     steps: StepsOrAuto = None
     """Tuning steps; auto: as many as the picture needs, 15 at most."""
     batch_size: BatchSize = None

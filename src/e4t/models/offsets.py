@@ -353,6 +353,22 @@ class TunedWeights:
         pairs = zip(self._places, self._live, self._base, strict=True)
         return {name: live.detach() - base.float() for (name, _, _), live, base in pairs if base is not None}
 
+    def packed(self) -> Tensor:
+        """`difference` in one vector, parameter by parameter: hundreds of names would outweigh short tensors."""
+        return torch.cat([tensor.flatten() for tensor in self.difference().values()])
+
+    def unpacked(self, vector: Tensor) -> dict[str, Tensor]:
+        """What was `packed`, by name. Raises OffsetsError for a vector of another length."""
+        shapes = {
+            name: base.shape for (name, _, _), base in zip(self._places, self._base, strict=True) if base is not None
+        }
+        sizes = [shape.numel() for shape in shapes.values()]
+        if vector.shape != (sum(sizes),):
+            raise OffsetsError(
+                f"tuned vectors have shape {list(vector.shape)}, but the model's are {sum(sizes)} numbers"
+            )
+        return {name: part.view(shapes[name]) for name, part in zip(shapes, torch.split(vector, sizes), strict=True)}
+
     @contextmanager
     def base_weights(self) -> Iterator[None]:
         self._put(self._base)
