@@ -103,7 +103,9 @@ def test_the_whole_unet_is_given_up_last_and_it_is_said(tiny_model, monkeypatch)
 
 
 def test_too_little_is_said(tiny_model):
-    with pytest.warns(UserWarning, match="tuning needs about 0.0 GB even with everything that saves memory"):
+    with pytest.warns(
+        UserWarning, match="tuning needs about 0.6 GB even with everything that saves memory, but only 0.0"
+    ):
         chosen = fitted(tiny_model, CONFIG.updated({"memory": 0.0001}))
     assert (chosen.micro_batch_size, chosen.gradient_checkpointing, chosen.unload) == (1, True, True)
     assert "1 of 16 noise levels at a time" in described(chosen, needed(tiny_model, chosen))

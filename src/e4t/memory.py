@@ -114,8 +114,9 @@ def fitted(model: E4TModel, config: PersonalizeConfig, *, device: torch.device |
     if config.memory is None:
         return config
     device = device or model.backbone.device
-    room = free_memory(device, model) if config.memory == "auto" else int(float(config.memory) * GIB)
-    room = int(_SPARE * room) - (0 if config.memory == "auto" else RUNTIME.get(device.type, RUNTIME["cuda"]))
+    given = free_memory(device, model) if config.memory == "auto" else int(float(config.memory) * GIB)
+    program = 0 if config.memory == "auto" else RUNTIME.get(device.type, RUNTIME["cuda"])
+    room = int(_SPARE * given) - program
     asked = replace(config, memory=None)
     chosen = asked
     for chosen in _ladder(asked, device):
@@ -124,8 +125,8 @@ def fitted(model: E4TModel, config: PersonalizeConfig, *, device: torch.device |
     else:
         least = needed(model, chosen, device=device).peak
         warnings.warn(
-            f"tuning needs about {least / GIB:.1f} GB even with everything that saves memory, but only "
-            f"{max(0, room) / GIB:.1f} GB can be used",
+            f"tuning needs about {(least + program) / _SPARE / GIB:.1f} GB even with everything that saves memory, but "
+            f"only {given / GIB:.1f} GB can be used",
             stacklevel=2,
         )
     if chosen.tune != config.tune:
