@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test lint format docs package oldest clean
+.PHONY: help demo test lint format docs package oldest newest clean
 
 help:
 	@echo "make demo    install, then personalize the shipped pictures: out/demo/index.html"
@@ -13,6 +13,7 @@ help:
 	@echo "make docs    write the generated pages anew and build the site: out/site/index.html"
 	@echo "make package build sdist and wheel into dist, and run the demo from the wheel alone in a new environment"
 	@echo "make oldest  run tests of the method on the oldest versions that are allowed; needs Python 3.10"
+	@echo "make newest  run the same tests on the newest versions of everything but torch"
 	@echo "make clean   remove .venv, out and caches"
 
 demo: $(VENV)/demo.stamp
@@ -48,8 +49,17 @@ OLDEST ?= python3.10
 oldest:
 	$(OLDEST) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt -e . pytest hypothesis
-	.venv-oldest/bin/python -m pytest $(OLDEST_TESTS)
-OLDEST_TESTS = $(addprefix tests/test_,$(addsuffix .py,backbone checkpoint config data domain encoder example_scripts \
+	.venv-oldest/bin/python -m pytest $(METHOD_TESTS)
+
+# torch alone is held at the version of constraints.txt: every later one brings gigabytes of its own.
+NEWEST ?= $(PYTHON)
+newest:
+	$(NEWEST) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e . pytest hypothesis \
+	    $(shell grep '^torch==' constraints.txt)
+	.venv-newest/bin/python -m pytest $(METHOD_TESTS)
+
+METHOD_TESTS = $(addprefix tests/test_,$(addsuffix .py,backbone checkpoint config data domain encoder example_scripts \
     export features images loading model objective offsets package personalize pipeline precision pretrain provenance \
     sources stock_pipelines text training))
 
@@ -66,4 +76,4 @@ $(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/demo.stamp
 
 clean:
-	rm -rf $(VENV) .venv-oldest out build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-newest out build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info

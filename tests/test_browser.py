@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import which
@@ -14,6 +15,7 @@ from PIL import Image
 from conftest import build_backbone
 from e4t.config import PersonalizeConfig
 from e4t.domain import Domain
+from e4t.errors import ConfigError
 from e4t.pipeline import E4TPipeline
 from e4t.provenance import read_notes
 from e4t.web.shelf import Shelf
@@ -21,7 +23,7 @@ from e4t.web.studio import Studio
 
 pytestmark = pytest.mark.slow
 CHROMIUM = which("chromium") or which("chromium-browser") or which("google-chrome")
-WAIT = 180_000  # milliseconds: the machine may be busy with something else
+WAIT = 45_000  # milliseconds: the machine may be busy with something else
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 
 
@@ -35,16 +37,21 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
 
 
 @pytest.fixture(scope="module")
-def address(shelf: Shelf) -> Iterator[str]:
+def studio(shelf: Shelf) -> Iterator[Studio]:
+    pipe = QuickPipeline(build_backbone(), domain=Domain.named("face"))
+    studio = Studio(["face"], shelf, lambda name: pipe)
+    yield studio
+    studio.close()
+
+
+@pytest.fixture(scope="module")
+def address(studio: Studio) -> Iterator[str]:
     pytest.importorskip("gradio")
     from e4t.web.page import launch
 
-    pipe = QuickPipeline(build_backbone(), domain=Domain.named("face"))
-    studio = Studio(["face"], shelf, lambda name: pipe)
     blocks = launch(studio, host="127.0.0.1", port=7899)
     yield blocks.local_url
     blocks.close()
-    studio.close()
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +163,117 @@ def test_two_tabs_do_not_mix(browser: Any, address: str, tmp_path: Path) -> None
     assert pictures[0].startswith(b"\x89PNG")
     first.close()
     second.close()
+
+
+# The mask by brush
+
+
+def stroke(page: Any, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Paint from one place of the picture to another, both in shares of its width and height; wait until it is seen."""
+    before = page.evaluate("document.querySelector('#frame img').src")
+    canvas = page.locator("#brush canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * start[0], box["y"] + box["height"] * start[1])
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * end[0], box["y"] + box["height"] * end[1], steps=10)
+    page.mouse.up()
+    page.wait_for_function("old => document.querySelector('#frame img').src !== old", arg=before)
+
+
+def uploaded(page: Any, path: Path) -> None:
+    if page.locator("#frame img").count():
+        page.click("#upload button[aria-label='Clear']")
+        page.wait_for_selector("#frame img", state="detached")
+    before = page.evaluate("document.querySelector('#frame img')?.src")
+    page.set_input_files("#upload input[type=file]", str(path))
+    page.wait_for_function("old => (document.querySelector('#frame img')?.src ?? old) !== old", arg=before)
+
+
+def painted(page: Any) -> int:
+    """How many pixels of the canvas are painted on."""
+    count = """() => {
+        const canvas = document.querySelector('#brush canvas');
+        const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+        return data.filter((value, index) => index % 4 === 3 && value).length;
+    }"""
+    return int(page.evaluate(count))
+
+
+@pytest.mark.parametrize("device", SIZES)
+def test_the_mask_is_painted(
+    browser: Any, address: str, studio: Studio, tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks: list[np.ndarray | None] = []
+
+    def noted(domain: str, image: Image.Image, mask: Image.Image | None = None, *, seed: int = 0) -> Iterator[Any]:
+        masks.append(None if mask is None else np.asarray(mask))
+        raise ConfigError("this is about the mask alone")
+
+    monkeypatch.setattr(studio, "personalize", noted)
+    page = opened(browser, address, SIZES[device])
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    large = tmp_path / "large.png"
+    Image.open(picture(tmp_path, 3)).resize((960, 1200)).save(large)
+    uploaded(page, large)
+    page.click("#framing button")
+    page.wait_for_selector("#brush canvas")
+    page.locator("#brush label", has_text="does not count").click()
+    stroke(page, (0.1, 0.5), (0.9, 0.5))
+    page.locator("#brush label", has_text="rubber").click()
+    stroke(page, (0.7, 0.5), (1.0, 0.5))
+    assert painted(page) > 0
+
+    def mask() -> np.ndarray | None:
+        count = len(masks)
+        page.click("#personalize")
+        page.wait_for_selector("text=this is about the mask alone")
+        page.locator("button[aria-label='Dismiss toast message'], .toast-close").first.click()
+        page.wait_for_selector("text=this is about the mask alone", state="detached")
+        assert len(masks) == count + 1
+        return masks[-1]
+
+    found = mask()
+    assert found is not None
+    assert found.shape == (960, 960)  # the crop in the middle of the picture
+    assert (found[480, 150:550].max(), found[480, 900:].min()) == (0, 255)  # painted over, and taken back
+    assert (found[:300].min(), found[-300:].min()) == (255, 255)
+
+    page.locator("#brush label", has_text="counts").first.click()
+    stroke(page, (0.4, 0.5), (0.5, 0.5))
+    again = mask()
+    assert again is not None
+    assert (again[480, 150:300].max(), again[480, 400:460].min()) == (0, 255)
+
+    uploaded(page, picture(tmp_path, 4))  # what was painted on the last picture is not for the next
+    page.wait_for_function("document.querySelector('#brush canvas').width === 48")
+    assert painted(page) == 0
+    assert mask() is None
+    assert faults == []
+    page.close()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_all_can_be_read(browser: Any, address: str, tmp_path: Path, theme: str) -> None:
+    """Contrast as WCAG 2.1 AA asks for, of the colours that the browser computed."""
+    page = opened(browser, f"{address}?__theme={theme}", SIZES["desktop"])
+    uploaded(page, picture(tmp_path, 5))
+    for accordion in page.locator("button.label-wrap").all():
+        if "open" not in (accordion.get_attribute("class") or "").split():
+            accordion.click()
+    page.wait_for_selector("#brush canvas")
+    page.locator("#mask label", has_text="a file of mine").click()
+    page.check("#compare input")
+    page.wait_for_timeout(1500)  # transitions
+    seen = page.evaluate(f"({(Path(__file__).parent / 'contrast.js').read_text(encoding='utf-8')})()")
+    assert seen["count"] > 60
+    assert seen["faint"] == []
+    sliders = page.locator("input[type=range]:enabled").all()
+    assert len(sliders) > 6
+    for slider in sliders:
+        looks = np.asarray(Image.open(io.BytesIO(slider.screenshot())).convert("RGB")) / 255
+        linear = np.where(looks <= 0.03928, looks / 12.92, ((looks + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722)
+        around = linear[0, 0] + 0.05
+        assert max((linear.max() + 0.05) / around, around / (linear.min() + 0.05)) >= 3
+    page.close()

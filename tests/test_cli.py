@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from bases import save_single_file
 from conftest import build_backbone
 from e4t import cli, demo
 from e4t.cli import drawing, learning, settings, terminal
+from e4t.cli.options import each
 from e4t.config import GenerateConfig, PersonalizeConfig, PretrainConfig
 from e4t.errors import ConfigError
 
@@ -358,9 +362,9 @@ def test_demo_writes_page_grid_and_concepts(
 ) -> None:
     # The random model's tokenizer spells most words out and has room for few.
     monkeypatch.setattr(demo, "SUBJECT_PROMPTS", ("a photo of S*", "S* at the beach", "a blue S*", "<b>S*", "the S*"))
-    images = [str(pictures / f"{index}.png") for index in (0, 1)]
-    command = ["demo", "--domain", str(domain), "--output", str(tmp_path), "--num-inference-steps", "1", "--image"]
-    assert cli.main([*command, *images]) == 0
+    images = [word for index in (0, 1) for word in ("--image", str(pictures / f"{index}.png"))]
+    command = ["demo", "--domain", str(domain), "--output", str(tmp_path), "--num-inference-steps", "1", *images]
+    assert cli.main(command) == 0
     out, err = capsys.readouterr()
     assert out == f"{tmp_path / 'index.html'}\n"
     assert "2 tuning steps" in err
@@ -615,7 +619,6 @@ def test_doctor_says_what_is_broken(
 
 def test_bash_completes_commands_and_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import shutil
-    import subprocess
 
     if shutil.which("bash") is None:
         pytest.skip("bash is not installed")
@@ -656,3 +659,38 @@ def test_colour_is_for_terminals_and_as_the_environment_says(
     with terminal.progress_bar("work") as progress:
         progress.at(1, 2)
     assert ("work" in said.getvalue()) is terminal_here  # a coloured log is no terminal: nothing moves in it
+
+
+# Values given again, and readers that leave
+
+
+def test_an_option_of_several_values_may_be_given_again() -> None:
+    given = [
+        ("demo --image a.png --image b.png c.png --domain x --domain y", ("image", "domain")),
+        ("benchmark --domain x --domain y z --method p --method q --prompts r --prompts s", ("domain", "method")),
+        ("evaluate d --steps 0 --steps 5 15", ("steps",)),
+        ("web --domain x --domain y z", ("domain",)),
+    ]
+    for line, names in given:
+        command = cli._parsed(line.split())
+        for name in names:
+            said = re.findall(rf"--{name} ([^-]+)", line)
+            assert " ".join(map(str, each(getattr(command, name)))) == " ".join(said).replace("  ", " ").strip()
+
+
+def unread(code: str) -> tuple[int, str]:
+    """Exit code and stdout of a program whose stderr nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=writing, text=True, check=False
+        )
+    finally:
+        os.close(writing)
+    return done.returncode, done.stdout
+
+
+def test_nobody_reading_messages_stops_nothing() -> None:
+    assert unread("from e4t.cli import terminal as t; t.say('a'); t.say('b'); print('done')") == (0, "done\n")
+    assert unread("import sys; from e4t import cli; sys.exit(cli.main(['info', 'nowhere']))") == (2, "")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from e4t import images
 from e4t.errors import ImageError
-from e4t.images import load_image, load_mask, square
+from e4t.images import decode_layer, load_image, load_mask, square
 
 RED, BLUE = (220, 30, 40), (20, 40, 200)
 
@@ -275,3 +275,15 @@ def test_mask_from_brightness_and_from_transparency(tmp_path: Path) -> None:
     assert (cut_out[:, 8:] == 0).all()
     with pytest.raises(ImageError, match="empty mask"):
         load_mask(Image.new("L", (16, 16), 0))
+
+
+def test_a_layer_keeps_its_transparency_and_is_as_little_trusted() -> None:
+    painted = Image.new("RGBA", (32, 16))
+    painted.paste((*BLUE, 255), (0, 0, 16, 16))
+    layer = decode_layer(encoded(painted, "PNG"), "layer")
+    assert (layer.mode, layer.size) == ("RGBA", (32, 16))
+    assert (layer.getpixel((4, 8)), layer.getpixel((28, 8))[3]) == ((*BLUE, 255), 0)
+    with pytest.raises(ImageError, match="not a picture"):
+        decode_layer(b"%!PS-Adobe-3.0 EPSF-3.0", "layer")
+    with pytest.raises(ImageError, match="limit is 64 million"):
+        decode_layer(encoded(Image.new("1", (9000, 9000)), "PNG"), "layer")

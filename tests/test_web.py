@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import itertools
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from e4t.photos import Square
 from e4t.pipeline import E4TPipeline
 from e4t.provenance import read_notes
 from e4t.web import prompts
-from e4t.web.framing import Crop, grown, shown
+from e4t.web.framing import COUNTS, DOES_NOT, Crop, grown, painted, shown, strokes
 from e4t.web.shelf import Shelf
 from e4t.web.studio import MOST_STEPS, Request, Studio, Work
 
@@ -88,6 +91,76 @@ def test_a_mask_grows_and_shrinks() -> None:
     assert areas[0] < areas[1] < areas[2]
 
 
+def paint(size: tuple[int, int], **boxes: tuple[int, int, int, int]) -> Image.Image:
+    """What was painted in a colour, as the page sends it."""
+    layer = Image.new("RGBA", size)
+    for name, box in boxes.items():
+        ImageDraw.Draw(layer).rectangle(box, fill={"counts": COUNTS, "not": DOES_NOT}[name])
+    return layer
+
+
+def test_paint_adds_to_a_mask_and_takes_away() -> None:
+    mask = Image.new("L", (100, 100))
+    mask.paste(255, (0, 0, 50, 100))  # of the crop at (50, 0) of a picture of 200 x 100
+    layer = paint((400, 200), counts=(200, 0, 299, 19), **{"not": (100, 100, 149, 199)})  # painted at twice the size
+    result = painted(mask, layer, Square(50, 0, 100), (200, 100))
+    assert result is not None
+    values = np.asarray(result)
+    assert values[5, 60:90].min() == 255  # added
+    assert values[60:, 2:20].max() == 0  # taken away
+    assert values[20:45, 2:20].min() == 255
+    assert values[20:, 60:].max() == 0
+
+
+def test_paint_outside_of_the_crop_changes_nothing() -> None:
+    mask = Image.new("L", (40, 40), 255)
+    layer = paint((100, 50), **{"not": (60, 0, 99, 49)})
+    assert painted(mask, layer, Square(0, 0, 40), (100, 50)) is mask
+    assert painted(None, paint((100, 50)), Square(0, 0, 40), (100, 50)) is None
+
+
+def test_without_a_mask_paint_takes_away_from_the_whole() -> None:
+    result = painted(None, paint((50, 50), **{"not": (0, 0, 24, 49)}), Square(0, 0, 50), (50, 50))
+    assert result is not None
+    assert np.asarray(result)[10].tolist() == pytest.approx([0] * 25 + [255] * 25)
+
+
+def test_a_mask_with_all_painted_away_is_refused() -> None:
+    with pytest.raises(ImageError, match="nothing of the crop is left"):
+        painted(None, paint((50, 50), **{"not": (0, 0, 49, 49)}), Square(0, 0, 50), (50, 50))
+
+
+def as_sent(layer: Image.Image) -> str:
+    buffer = io.BytesIO()
+    layer.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_strokes_arrive_as_they_were_painted() -> None:
+    layer = paint((20, 20), counts=(0, 0, 9, 19))
+    arrived = strokes(as_sent(layer))
+    assert arrived is not None
+    assert arrived.tobytes() == layer.tobytes()
+    assert strokes("") is strokes(None) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "data:text/html;base64,AAAA",
+        "nonsense",
+        "data:image/png;base64,@@@",
+        "data:image/png;base64,AAAA",
+        "data:image/png;base64," + "A" * 5_000_000,
+        as_sent(Image.new("L", (8001, 8001))),
+    ],
+    ids=["type", "form", "base64", "picture", "bytes", "pixels"],
+)
+def test_strokes_that_no_brush_made_are_refused(value: str) -> None:
+    with pytest.raises(ImageError, match=r"clear it and paint anew|not a picture|limit is 64 million"):
+        strokes(value)
+
+
 def test_what_does_not_count_is_dimmed() -> None:
     image = Image.new("RGB", (100, 100), "white")
     seen = np.asarray(shown(image, Square(20, 20, 60), None))
@@ -132,7 +205,7 @@ def test_save_reopen_and_delete(studio: Studio, work: Work) -> None:
     assert again.concept(99).differences(work.concept(3)) == {}
     assert (again.name, again.best) == ("anna-1", 3)
     request = Request("a photo of S*", **QUICK)  # type: ignore[arg-type]
-    pictures = [Image.open(studio.draw("face", one, 3, request)[0]).tobytes() for one in (work, again)]
+    pictures = [Image.open(studio.draw(one, 3, request)[0]).tobytes() for one in (work, again)]
     assert pictures[0] == pictures[1]
     assert [name for _, name in studio.shelf.previews()] == ["anna-1"]
     studio.shelf.delete("anna-1")
@@ -179,11 +252,27 @@ def test_looking_at_steps_changes_nothing(studio: Studio, work: Work) -> None:
 
 def test_a_tab_that_leaves_half_way_leaves_the_model_usable(studio: Studio, work: Work) -> None:
     request = Request("a photo of S*", **QUICK)  # type: ignore[arg-type]
-    before = Image.open(studio.draw("face", work, 5, request)[0]).tobytes()
+    before = Image.open(studio.draw(work, 5, request)[0]).tobytes()
     leaving = studio.personalize("face", noise(2))
-    next(leaving)
+    folder = next(leaving).glimpse.parent
     leaving.close()
-    assert Image.open(studio.draw("face", work, 5, request)[0]).tobytes() == before
+    assert Image.open(studio.draw(work, 5, request)[0]).tobytes() == before
+    for _ in range(600):  # until the thread is through with the step it was at
+        if not folder.exists():
+            break
+        time.sleep(0.1)
+    assert not folder.exists()
+
+
+def test_an_unknown_domain_is_refused_and_leaves_no_folder(studio: Studio) -> None:
+    before = set(Path(studio._scratch.name).iterdir())
+    with pytest.raises(ConfigError, match="no domain 'dog'"):
+        next(studio.personalize("dog", noise(0)))
+    for _ in range(100):
+        if set(Path(studio._scratch.name).iterdir()) == before:
+            break
+        time.sleep(0.1)
+    assert set(Path(studio._scratch.name).iterdir()) == before
 
 
 def test_two_tabs_at_once_get_what_they_would_get_alone(studio: Studio, work: Work) -> None:
@@ -202,22 +291,17 @@ def test_two_tabs_at_once_get_what_they_would_get_alone(studio: Studio, work: Wo
 
 def test_pictures_say_how_they_were_made(studio: Studio, work: Work) -> None:
     request = Request("a photo of S*", "the beach", seed=7, guidance_scale=3.0, **QUICK | {"num_images": 2})  # type: ignore[arg-type]
-    first, second = (read_notes(path) for path in studio.draw("face", work, 5, request))
+    first, second = (read_notes(path) for path in studio.draw(work, 5, request))
     assert (first["prompt"], first["negative_prompt"], first["steps"]) == ("a photo of S*", "the beach", 5)
     assert (first["seed"], second["seed"], first["guidance_scale"]) == (7, 8, 3.0)
-    bare = read_notes(studio.draw("face", None, 0, request)[0])
+    bare = read_notes(studio.draw(work, None, request)[0])
     assert (bare["concept"], bare["steps"]) == (None, 0)
 
 
 @pytest.mark.parametrize("count", [0, 9])
 def test_too_many_pictures_are_refused(studio: Studio, work: Work, count: int) -> None:
     with pytest.raises(ConfigError, match="draws 1 to 8"):
-        studio.draw("face", work, 5, Request("a photo of S*", num_images=count))
-
-
-def test_an_unknown_domain_is_refused(studio: Studio) -> None:
-    with pytest.raises(ConfigError, match="no domain 'dog'"):
-        next(studio.personalize("dog", noise(0)))
+        studio.draw(work, 5, Request("a photo of S*", num_images=count))
 
 
 def test_exports(studio: Studio, work: Work) -> None:

@@ -240,18 +240,6 @@ def square_mask(mask: Image.Image, resolution: int) -> Tensor:
     return torch.from_numpy(values / 255)[None]
 
 
-def write_array(source: str | Path, path: str | Path, *, resolution: int) -> Path:
-    """Decode a folder once into a .npy file of centre squares, uint8 [N, R, R, 3], for `ImageData` to map."""
-    entries = open_pictures(source)
-    shape = (len(entries), resolution, resolution, 3)
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    for index, entry in enumerate(entries):
-        image = entry.image()
-        array[index] = np.array(_resized(image, resolution, _centre(image)))
-    array.flush()
-    return Path(path)
-
-
 def _centre(image: Image.Image) -> tuple[float, float, float, float]:
     width, height = image.size
     side = min(width, height)

@@ -40,12 +40,20 @@ def load_image(source: ImageSource) -> Image.Image:
 
 def decode_image(data: bytes, name: str) -> Image.Image:
     """The same of the bytes of a file; ``name`` is for messages."""
-    name = f"'{name}'"
+    return _on_white(_decode_bytes(data, f"'{name}'"))
+
+
+def decode_layer(data: bytes, name: str) -> Image.Image:
+    """The same with its transparency, as 8-bit RGBA."""
+    return _decode_bytes(data, name).convert("RGBA")
+
+
+def _decode_bytes(data: bytes, name: str) -> Image.Image:
     if not data:
         raise ImageError(f"{name} is empty; {_HINT}")
     if len(data) > MAX_BYTES:
         raise ImageError(f"{name} has more than {MAX_BYTES // 2**20} MB; make it smaller")
-    return _on_white(_opened(io.BytesIO(data), name))
+    return _opened(io.BytesIO(data), name)
 
 
 def load_mask(source: ImageSource, size: int | None = None) -> Image.Image:

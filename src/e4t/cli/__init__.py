@@ -26,7 +26,7 @@ from e4t.cli.measuring import Benchmark, Evaluate
 from e4t.cli.options import Command
 from e4t.cli.serving import Web
 from e4t.cli.sharing import Completion, Export, Info
-from e4t.cli.terminal import emit, machine_readable, refuse, show_warning
+from e4t.cli.terminal import emit, machine_readable, refuse, say, show_warning
 from e4t.errors import E4TError, out_of_memory
 
 Commands = (
@@ -100,7 +100,7 @@ def _run(command: Command) -> int:
                 "with a smaller --batch-size and more --accumulation; a training goes on from its last saved state"
             )
             return refuse(advice, kind="OutOfMemoryError")
-        traceback.print_exc()
+        say(traceback.format_exc())
         return refuse(f"a fault of this program, please report it: {error!r}", kind=type(error).__name__, exit_code=1)
     emit("result", command=name, exit_code=result.exit_code, **result.values)
     if not command.json:

@@ -16,12 +16,14 @@ from e4t.cli.options import (
     Dtype,
     Integer,
     Json,
+    Many,
     Number,
     Output,
     Result,
     Settings,
     Steps,
     Text,
+    each,
 )
 from e4t.cli.settings import overridden
 from e4t.cli.terminal import denoising, device_of, get_console, progress_bar, quiet
@@ -38,9 +40,9 @@ if TYPE_CHECKING:
 class Demo:
     """Turn shipped pictures, or one of yours, into concepts and draw them in new scenes and styles."""
 
-    image: Annotated[tuple[Path, ...], arg(metavar="FILE", help_behavior_hint="")] = ()
+    image: Annotated[Many[Path], arg(metavar="FILE ...", help_behavior_hint="")] = ()
     """Your own pictures instead of the shipped ones."""
-    domain: Annotated[tuple[str, ...], arg(metavar="DOMAIN", help_behavior_hint="")] = ()
+    domain: Annotated[Many[str], arg(metavar="DOMAIN ...", help_behavior_hint="")] = ()
     """Domains that come with the package, or domain folders. Default: all shipped ones; tiny-face for your pictures."""
     output: Output = Path("out/demo")
     """Where the page, the grid and the concepts go."""
@@ -58,7 +60,8 @@ class Demo:
         from e4t.demo import demo
         from e4t.images import load_image
 
-        for image in self.image:
+        pictures = each(self.image)
+        for image in pictures:
             load_image(image)  # what cannot be read is refused before anything slow
         at_least("steps", self.steps, 0)
         at_least("num-inference-steps", self.num_inference_steps, 1)
@@ -66,8 +69,8 @@ class Demo:
         began = time.perf_counter()
         stages = demo(
             self.output,
-            domains=self.domain or self._domains(),
-            pictures=self.image,
+            domains=each(self.domain) or self._domains(),
+            pictures=pictures,
             steps=self.steps,
             num_inference_steps=self.num_inference_steps,
             seed=self.seed,

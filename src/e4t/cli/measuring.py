@@ -10,7 +10,20 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from e4t.cli.folders import shipped
-from e4t.cli.options import BaseOptions, Device, File, Integer, Json, OptionalBase, Output, Reading, Result, Text
+from e4t.cli.options import (
+    BaseOptions,
+    Device,
+    File,
+    Integer,
+    Json,
+    Many,
+    OptionalBase,
+    Output,
+    Reading,
+    Result,
+    Text,
+    each,
+)
 from e4t.cli.terminal import device_of, progress_bar, quiet, require_extra, status
 from e4t.config import at_least
 from e4t.errors import ConfigError
@@ -20,17 +33,17 @@ from e4t.errors import ConfigError
 class Benchmark:
     """Compare E4T with Textual Inversion, DreamBooth, LoRA and words on drawn concepts. The same command resumes."""
 
-    domain: Annotated[tuple[str, ...], arg(metavar="DOMAIN", help_behavior_hint="")] = ()
+    domain: Annotated[Many[str], arg(metavar="DOMAIN ...", help_behavior_hint="")] = ()
     """Domains that come with the package, or domain folders. Default: those of the size that are shipped."""
     size: Literal["quick", "standard", "full"] = "quick"
     """quick: minutes; standard: about an hour; full: a day or more, resumable."""
     output: Output = Path("out/benchmark")
     """Where report.html, results.csv, results.json and the records go."""
-    method: Annotated[tuple[str, ...], arg(metavar="NAME", help_behavior_hint="")] = ()
+    method: Annotated[Many[str], arg(metavar="NAME ...", help_behavior_hint="")] = ()
     """Some of the methods only."""
     images: File = None
     """Your own concepts instead of drawn ones: a folder of pictures, and of folders with several pictures of one."""
-    prompts: Annotated[tuple[str, ...], arg(metavar="PROMPT", help_behavior_hint="")] = ()
+    prompts: Annotated[Many[str], arg(metavar="PROMPT ...", help_behavior_hint="")] = ()
     """What your own concepts are drawn for, with S* in each."""
     clip: Text = None
     """The CLIP that measures likeness: a folder or hub id. Default: the base's own, where it has a whole one."""
@@ -56,7 +69,7 @@ class Benchmark:
         from e4t.evaluation.contest import DrawnContest, OwnContest
 
         plan = PLANS[self.size]
-        domains = self.domain or tuple(name for name in plan.domains if name in shipped())
+        domains = each(self.domain) or tuple(name for name in plan.domains if name in shipped())
         if len(domains) > 1 and (self.images or self.domain_base):
             raise ConfigError("--images and --domain-base are of one domain: say which with --domain")
         if self.faces and not self.images:
@@ -65,7 +78,7 @@ class Benchmark:
             at_least(name, getattr(self, name), 1)
         plan = replace(
             plan,
-            methods=self.method or plan.methods,
+            methods=each(self.method) or plan.methods,
             namespace=self.namespace or plan.namespace,
             concepts=self.concepts or plan.concepts,
             seeds=self.seeds or plan.seeds,
@@ -78,7 +91,7 @@ class Benchmark:
                 "domain_base": self.domain_base,
             }
             contests = (
-                OwnContest(name, plan, self.images, prompts=self.prompts, faces=self.faces, **options)
+                OwnContest(name, plan, self.images, prompts=each(self.prompts), faces=self.faces, **options)
                 if self.images
                 else DrawnContest(name, plan, **options)
                 for name in domains
@@ -102,8 +115,8 @@ class Evaluate:
     """Where the individuals come from: any word makes new ones."""
     count: int = 50
     """How many individuals."""
-    steps: tuple[int, ...] = (0, 1, 5, 15)
-    """Numbers of tuning steps to examine."""
+    steps: Annotated[Many[int], arg(metavar="N ...", help_behavior_hint="")] = ()
+    """Numbers of tuning steps to examine. Default: 0, 1, 5 and 15."""
     judge_folder: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Another judge than the shipped one, which fills published tables; select by another."""
     base: OptionalBase = None
@@ -122,7 +135,8 @@ class Evaluate:
     def run(self) -> Result:
         at_least("count", self.count, 1)
         at_least("num-inference-steps", self.num_inference_steps, 1)
-        for steps in self.steps or (-1,):
+        counts = each(self.steps) or (0, 1, 5, 15)
+        for steps in counts:
             at_least("steps", steps, 0)
         require_extra("tiny", "cv2", "resvg_py")
         from e4t.evaluation.evaluate import evaluate
@@ -142,7 +156,7 @@ class Evaluate:
                 pipe,
                 self.namespace,
                 self.count,
-                steps=self.steps,
+                steps=counts,
                 judge=judge,
                 seed=self.seed,
                 num_inference_steps=self.num_inference_steps,

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, UseAppendAction, arg
+
+_T = TypeVar("_T")
+Many = UseAppendAction[tuple[tuple[_T, ...], ...]]
+"""Values after one option and after the same option again; `each` gives all of them."""
 
 Output = Annotated[Path, arg(aliases=["--output-dir", "-o"], metavar="DIR")]
 OptionalBase = Annotated[
@@ -36,6 +41,11 @@ Json = Annotated[FlagCreatePairsOff[bool], arg(help="Events, result and errors a
 Dtype = Literal["float32", "float16", "bfloat16"]
 OptionalDtype = Annotated[Dtype | None, arg(metavar="{float32,float16,bfloat16}", help_behavior_hint="")]
 Memory = Annotated[float | Literal["auto"] | None, arg(metavar="GB|auto", help_behavior_hint="")]
+
+
+def each(given: Sequence[Sequence[_T]]) -> tuple[_T, ...]:
+    """The values of `Many`, in the order they were given in."""
+    return tuple(chain.from_iterable(given))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from e4t.cli.folders import is_domain, kind_of, remember_domain, shipped
-from e4t.cli.options import Device, Dtype, Json, Result
+from e4t.cli.options import Device, Dtype, Json, Many, Result, each
 from e4t.cli.terminal import device_of, dtype_of, emit, get_console, quiet, require_extra, status
 from e4t.errors import ConfigError
 
@@ -23,7 +23,7 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 class Web:
     """Serve a page on which pictures are personalized and drawn, for this machine's own browser."""
 
-    domain: Annotated[tuple[str, ...], arg(metavar="DOMAIN", help_behavior_hint="")] = ()
+    domain: Annotated[Many[str], arg(metavar="DOMAIN ...", help_behavior_hint="")] = ()
     """Shipped domains or domain folders. Default: all shipped ones."""
     concepts: Annotated[Path, arg(metavar="DIR")] = Path("concepts")
     """Where saved concepts lie."""
@@ -69,7 +69,7 @@ class Web:
         return Result([])
 
     def _domains(self) -> tuple[str, ...]:
-        domains = self.domain or tuple(name for name, folder in shipped().items() if kind_of(folder) == "domain")
+        domains = each(self.domain) or tuple(name for name, folder in shipped().items() if kind_of(folder) == "domain")
         for name in domains:
             if not is_domain(name):
                 raise ConfigError(f"'{name}' is neither a shipped domain nor a domain folder")

@@ -60,10 +60,24 @@ def is_interactive() -> bool:
 
 
 def get_console() -> Any:
-    """The console on stderr; rich itself honours NO_COLOR and FORCE_COLOR."""
+    """The console on stderr; rich itself honours NO_COLOR and FORCE_COLOR.
+
+    Where nobody reads stderr any more, what it would say is dropped, and the work goes on: its result is on stdout.
+    """
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    class Messages(Console):
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stderr.fileno())
+
+    return Messages(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """A message, as it is."""
+    get_console().print(text)
 
 
 def refuse(sentence: str, *, kind: str, exit_code: int = 2) -> int:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 from dataclasses import dataclass
 
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter
 
 from e4t.errors import ImageError
-from e4t.images import MIN_SIDE
+from e4t.images import MIN_SIDE, decode_layer
 from e4t.photos import Square
 
-_SHOWN = 560  # pixels of the longer side of what is shown
+_SHOWN = 560  # pixels of the longer side of what is shown and painted on
+_MOST_PAINT = 2**22  # characters; a few thousands are usual
+COUNTS, DOES_NOT = "#1d6fe0", "#d4380d"
+"""The brush's colours: blue and red."""
 _FRAME = "#d9572b"
 
 
@@ -56,15 +61,46 @@ def grown(mask: Image.Image, percent: float) -> Image.Image:
     return mask.filter(box).point(lambda value: 255 if value >= threshold else 0)
 
 
+def strokes(value: str | None) -> Image.Image | None:
+    """What was painted, RGBA, from the brush's PNG as a data URL; None for nothing. Raises ImageError for another."""
+    if not value:
+        return None
+    start, _, data = value.partition(",")
+    if start != "data:image/png;base64" or len(data) > _MOST_PAINT:
+        raise ImageError("what was painted cannot be read; clear it and paint anew")
+    try:
+        return decode_layer(base64.b64decode(data, validate=True), "what was painted")
+    except binascii.Error as error:
+        raise ImageError(f"what was painted cannot be read ({error}); clear it and paint anew") from error
+
+
+def painted(mask: Image.Image | None, layer: Image.Image, square: Square, size: tuple[int, int]) -> Image.Image | None:
+    """A crop's mask after painting: what is bluer than red counts, what is redder does not, the rest is as it was.
+
+    ``layer`` is RGBA and lies on the whole picture, which has ``size``. Raises ImageError where nothing is left.
+    """
+    wide, high = layer.width / size[0], layer.height / size[1]
+    left, top, right, bottom = square.box
+    box = left * wide, top * high, right * wide, bottom * high
+    red, _, blue, cover = layer.resize((square.side, square.side), Image.Resampling.BILINEAR, box=box).split()
+    if not cover.getbbox():
+        return mask
+    before = mask if mask is not None else Image.new("L", cover.size, 255)
+    after = Image.composite(ImageChops.subtract(blue, red).point(lambda more: 255 if more else 0), before, cover)
+    if not after.point(lambda value: 255 if value >= 128 else 0).getbbox():
+        raise ImageError("nothing of the crop is left that counts; take back some of what is painted red")
+    return after
+
+
 def shown(image: Image.Image, square: Square, mask: Image.Image | None) -> Image.Image:
     """The picture with what will not count dimmed, and a frame around the crop; ``mask`` lies on the crop."""
     counts = Image.new("L", image.size, 0)
     counts.paste(mask if mask is not None else 255, square.box)
     scale = min(1.0, _SHOWN / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    small, bright = image.resize(size), counts.resize(size)
-    dim = ImageEnhance.Brightness(ImageChops.blend(small, Image.new("RGB", size, "#808080"), 0.55)).enhance(0.6)
-    result = Image.composite(small, dim, bright)
+    picture, bright = image.resize(size), counts.resize(size)
+    dim = ImageEnhance.Brightness(ImageChops.blend(picture, Image.new("RGB", size, "#808080"), 0.55)).enhance(0.6)
+    result = Image.composite(picture, dim, bright)
     left, top, right, bottom = (round(edge * scale) for edge in square.box)
     ImageDraw.Draw(result).rectangle((left, top, right - 1, bottom - 1), outline=_FRAME, width=max(2, min(size) // 120))
     return result

@@ -14,10 +14,11 @@ from e4t.errors import ConfigError, ImageError
 from e4t.images import MAX_BYTES, load_image
 from e4t.photos import Square, face_square, fitting_mask, subject_mask
 from e4t.web import prompts
-from e4t.web.framing import Crop, grown, shown
+from e4t.web.framing import COUNTS, DOES_NOT, Crop, grown, painted, shown, strokes
 from e4t.web.studio import EXPORTS, MOST_PICTURES, MOST_STEPS, Moment, Request, Studio, Work, explanation, random_seed
 
 CSS = Path(__file__).with_name("page.css")
+BRUSH = Path(__file__).with_name("brush.js")
 _IDLE_SECONDS = 3600  # after which a tab's concept is forgotten
 _NO_MASK, _FOUND_MASK, _OWN_MASK = "none", "find the subject", "a file of mine"
 _OWN_SCHEDULER = "the model's own"
@@ -60,7 +61,23 @@ def theme() -> Any:
         button_primary_text_color="white",
         button_primary_background_fill_dark="#b3401a",
         button_primary_text_color_dark="white",
+        # What is faint in gradio's own theme, in colours that reach the contrasts of WCAG 2.1 AA
         slider_color="#b3401a",
+        slider_color_dark="#ea7a45",
+        body_text_color_subdued="#6b645e",
+        body_text_color_subdued_dark="#b8b2ad",
+        input_placeholder_color="#6b645e",
+        input_placeholder_color_dark="#b8b2ad",
+        input_border_color="#8c857f",
+        input_border_color_dark="#8c857f",
+        checkbox_border_color="#8c857f",
+        checkbox_border_color_dark="#8c857f",
+        checkbox_border_color_selected="#b3401a",
+        checkbox_border_color_selected_dark="#ea7a45",
+        checkbox_background_color_selected="#b3401a",
+        checkbox_background_color_selected_dark="#c9531f",
+        button_cancel_background_fill="#b91c1c",
+        button_cancel_background_fill_hover="#991b1b",
     )
 
 
@@ -123,6 +140,14 @@ def _picture(studio: Studio) -> dict[str, Any]:
             mask = gr.Radio([_NO_MASK, _FOUND_MASK, _OWN_MASK], value=_NO_MASK, label="Mask", elem_id="mask")
             mask_file = gr.File(label="White where the subject is", file_types=["image"], height=90, visible=False)
             grow = gr.Slider(-10, 10, 0, step=0.5, label="Mask: narrower or wider, in %")
+            brush = gr.HTML(
+                "",
+                html_template=BRUSH.with_suffix(".html").read_text(encoding="utf-8"),
+                js_on_load=BRUSH.read_text(encoding="utf-8"),
+                counts=COUNTS,
+                does_not=DOES_NOT,
+                elem_id="brush",
+            )
     return {
         "upload": upload,
         "frame": frame,
@@ -134,6 +159,7 @@ def _picture(studio: Studio) -> dict[str, Any]:
         "mask": mask,
         "mask_file": mask_file,
         "grow": grow,
+        "brush": brush,
     }
 
 
@@ -269,12 +295,20 @@ class _Events:
 
     # The picture
 
-    _FRAMING = ("upload", "size", "across", "down", "mask", "mask_file", "grow")
+    _FRAMING = ("upload", "size", "across", "down", "mask", "mask_file", "grow", "brush")
 
     def _bind_picture(self) -> None:
         look = {"fn": self.look, "inputs": self._of(*self._FRAMING), "outputs": self._of("frame")}
-        for name in self._FRAMING:
-            self.parts[name].change(**look, show_progress="hidden", trigger_mode="always_last")
+        quietly = {"show_progress": "hidden", "trigger_mode": "always_last"}
+        for name in self._FRAMING[1:-1]:
+            self.parts[name].change(**look, **quietly)
+        self.parts["brush"].input(**look, **quietly)
+        self.parts["upload"].change(
+            self.unframed,
+            None,
+            self._of("size", "across", "down", "mask_file", "grow", "brush"),
+            **quietly,
+        ).then(**look, **quietly)
         self.parts["mask"].change(
             lambda kind: gr.update(visible=kind == _OWN_MASK), self._of("mask"), self._of("mask_file"), queue=False
         )
@@ -286,6 +320,11 @@ class _Events:
             concurrency_id="model",
             concurrency_limit=1,
         )
+
+    def unframed(self) -> tuple[Any, ...]:
+        """What was set for the last picture is not meant for the next."""
+        crop = Crop()
+        return crop.size, crop.across, crop.down, None, 0, ""
 
     def look(self, upload: str | None, *framing: Any) -> Any:
         """The picture with crop and mask drawn in."""
@@ -413,8 +452,8 @@ class _Events:
                 scheduler=None if scheduler == _OWN_SCHEDULER else scheduler,
                 strength=float(strength),
             )
-            drawn = self.studio.draw(work.domain, work, int(step), request)
-            bare = self.studio.draw(work.domain, None, 0, request) if compare else []
+            drawn = self.studio.draw(work, int(step), request)
+            bare = self.studio.draw(work, None, request) if compare else []
             return [str(path) for path in drawn], [str(path) for path in bare], chosen, work
 
     # Saved concepts
@@ -490,6 +529,7 @@ def _framed(
     kind: str,
     mask_file: str | None,
     grow: float,
+    brush: str | None,
 ) -> tuple[Image.Image, Image.Image | None, Square]:
     """Crop, mask on it, and where the crop lies. Raises ImageError for a mask of another shape."""
     square = Crop(across, down, size).square(image.size)
@@ -501,7 +541,12 @@ def _framed(
             gr.Warning("the subject does not stand out from its surroundings; the whole crop counts")
     elif kind == _OWN_MASK and mask_file is not None:
         mask = fitting_mask(mask_file, image).crop(square.box)
-    return picture, grown(mask, grow) if mask is not None else None, square
+    if mask is not None:
+        mask = grown(mask, grow)
+    layer = strokes(brush)
+    if layer is not None:
+        mask = painted(mask, layer, square, image.size)
+    return picture, mask, square
 
 
 def _given(upload: str | None) -> str:

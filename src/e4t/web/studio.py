@@ -8,8 +8,9 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,7 @@ class Work:
 
     def discard(self) -> None:
         """Remove the tab's folder; saved concepts lie elsewhere."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _remove(self.folder)
 
 
 @dataclass(frozen=True)
@@ -123,13 +124,17 @@ class Studio:
     ) -> Iterator[Moment]:
         """Tune `MOST_STEPS` steps and keep all of them; yields every one.
 
-        The work is done by a thread of its own: a tab that is closed half way leaves the models as they were.
+        The work is done by a thread of its own: where nobody listens any more, as when a tab is closed half way, it
+        ends after the step it is at, leaves the models as they were, and nothing of it is kept.
         """
-        return _by_a_thread(self._moments(domain, picture, mask, seed))
-
-    def _moments(self, domain: str, picture: Image.Image, mask: Image.Image | None, seed: int) -> Iterator[Moment]:
-        pipe = self.pipe(domain)
         folder = self._folder()
+        moments = self._moments(folder, domain, picture, mask, seed)
+        yield from _by_a_thread(moments, forget=partial(_remove, folder))
+
+    def _moments(
+        self, folder: Path, domain: str, picture: Image.Image, mask: Image.Image | None, seed: int
+    ) -> Generator[Moment, None, None]:
+        pipe = self.pipe(domain)
         steps: dict[int, Path] = {}
         glimpses: dict[int, Path] = {}
         prompt = pipe.domain.prompts[0]
@@ -152,16 +157,16 @@ class Studio:
                 yield Moment(step.number, step.total_steps, glimpses[step.number], loss, left, work)
 
     def _folder(self, work: Work | None = None) -> Path:
-        """A new one; that of a work goes when the work does."""
+        """A new one; within a work's it goes when the work does."""
         return Path(tempfile.mkdtemp(dir=work.folder if work else self._scratch.name))
 
     # Drawing
 
-    def draw(self, domain: str, work: Work | None, step: int, request: Request) -> list[Path]:
-        """PNG files that say how they were made. Without ``work``, what the domain draws for the bare class word."""
-        pipe = self.pipe(domain)
+    def draw(self, work: Work, step: int | None, request: Request) -> list[Path]:
+        """PNG files that say how they were made. Without ``step``, what the domain draws for the bare class word."""
+        pipe = self.pipe(work.domain)
         settings = request.settings(pipe.generate_config)
-        concept = work.concept(step) if work else None
+        concept = work.concept(step) if step is not None else None
         negative = request.negative_prompt.strip() or None
         with self._turn:
             drawn = pipe(request.prompt, concept=concept, negative_prompt=negative, config=settings)
@@ -177,12 +182,12 @@ class Studio:
                 size=image.size,
                 scheduler=scheduler,
                 base=pipe.model.base.name,
-                concept=work.name if work else None,
+                concept=work.name if concept else None,
                 domain=pipe.model.domain_id,
                 steps=concept.steps if concept else 0,
             )
             stem = "-".join(re.findall(r"\w+", request.prompt.lower()))[:60] or "picture"
-            paths.append(folder / f"{stem}-{seed}{'' if work else '-without'}.png")
+            paths.append(folder / f"{stem}-{seed}{'' if concept else '-without'}.png")
             image.save(paths[-1], pnginfo=picture_notes(made))
         return paths
 
@@ -236,27 +241,44 @@ class Studio:
         return sorted(path for path in place.rglob("*") if path.is_file()), [*notes, *report.notes]
 
 
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _preview(step: Path, concept: Concept) -> dict[int, Path]:
     return {concept.steps: step / "preview.jpg"} if concept.preview else {}
 
 
-def _by_a_thread(moments: Iterator[Moment]) -> Iterator[Moment]:
-    """The same, worked off to its end by a thread, whether or not anybody goes on listening."""
+def _by_a_thread(moments: Generator[Moment, None, None], forget: Callable[[], None]) -> Iterator[Moment]:
+    """The same, worked off by a thread; ``forget`` is called after it where it failed, or nobody went on listening."""
     said: queue.SimpleQueue[Moment | BaseException | None] = queue.SimpleQueue()
+    left, ended = threading.Event(), threading.Event()
 
     def work() -> None:
         try:
             for moment in moments:
                 said.put(moment)
+                if left.is_set():
+                    break
             said.put(None)
         except BaseException as error:  # handed over to whoever listens
             said.put(error)
+        moments.close()  # takes off what was put onto the models
+        ended.set()
+        if left.is_set():
+            forget()
 
     threading.Thread(target=work, daemon=True).start()
-    while (moment := said.get()) is not None:
-        if isinstance(moment, BaseException):
-            raise moment
-        yield moment
+    try:
+        while (moment := said.get()) is not None:
+            if isinstance(moment, BaseException):
+                raise moment
+            yield moment
+    except BaseException:
+        left.set()
+        if ended.is_set():  # else the thread sees that nobody is left; both may, and forgetting twice does no harm
+            forget()
+        raise
 
 
 def explanation(error: Exception) -> str | None:
