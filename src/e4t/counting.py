@@ -25,7 +25,7 @@ from e4t.model import E4TModel
 from e4t.objective import Batch, E4TObjective, Prior
 from e4t.training import arithmetic
 
-RUNTIME = {"cpu": int(0.55 * 2**30), "cuda": int(0.9 * 2**30)}
+RUNTIME = {"cpu": int(0.55 * 2**30), "cuda": 2**29}
 """Bytes of Python, torch and its libraries, before a model: resident memory on CPUs, the context on GPUs."""
 
 _SHARE_OF_FLOAT32 = {"cpu": 0.5}
