@@ -23,7 +23,7 @@ from e4t.web.studio import Studio
 
 pytestmark = pytest.mark.slow
 CHROMIUM = which("chromium") or which("chromium-browser") or which("google-chrome")
-WAIT = 45_000  # milliseconds: the machine may be busy with something else
+WAIT = 180_000  # milliseconds: the machine may be busy with something else
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 
 

@@ -103,6 +103,7 @@ def test_batch_goes_on_and_leaves_out_what_is_no_picture(  # type: ignore[no-unt
 def test_notebook_runs_from_top_to_bottom(
     notebook: Path, quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("matplotlib", reason="the extra 'tiny' is not installed")
     (tmp_path / "tiny-face").symlink_to(quick)
     monkeypatch.chdir(tmp_path)
     content = json.loads(notebook.read_text(encoding="utf-8"))
