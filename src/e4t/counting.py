@@ -66,12 +66,12 @@ def count_step(
     batch, peaks = _batch(model, rows, resolution, prior), list[int]()
     with ExitStack() as stack:
         if checkpointing:
-            stack.enter_context(model.backbone.gradient_checkpointing(_FusedAttention))
+            stack.enter_context(model.backbone.gradient_checkpointing(_FusedProduct))
         if quick_attention_on is not None:
             stack.enter_context(model.backbone.differentiable_attention(quick_attention_on))
         counter = stack.enter_context(counting())
         for _ in range(1 + twice):
-            torch.autograd.backward(objective(batch).total)  # as a method, it would run outside `_FusedAttention`
+            torch.autograd.backward(objective(batch).total)  # as a method, it would run outside `_FusedProduct`
             peaks.append(counter.peak)
     model.zero_grad(set_to_none=True)
     return Count(peaks[0], counter.operations // len(peaks), peaks[-1])
@@ -128,7 +128,7 @@ def _batch(model: E4TModel, rows: int, resolution: int, prior: bool) -> Batch:
 @contextmanager
 def counting() -> Iterator[Counter]:
     """Counts all that torch does inside the ``with``, with values or without."""
-    with _FusedAttention(), Counter() as counter:
+    with _FusedProduct(), Counter() as counter:
         yield counter
 
 
@@ -168,7 +168,7 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, Tensor)
 
 
-class _FusedAttention(TorchFunctionMode):
+class _FusedProduct(TorchFunctionMode):
     """Attention without values keeps what fused kernels keep; by itself torch takes the one that holds all weights."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
