@@ -58,5 +58,5 @@ def test_pictures_without_notes_are_refused(tmp_path: Path, picture: Image.Image
 def test_versions_are_those_at_work() -> None:
     import torch
 
-    assert versions()["torch"] == torch.__version__
+    assert versions()["torch"].split("+")[0] == torch.__version__.split("+")[0]  # its metadata may not name the build
     assert set(versions()) == {"e4t", "torch", "diffusers", "transformers"}
