@@ -162,7 +162,7 @@ def test_what_is_kept_can_be_chosen_and_drawn(domain: Path, pictures: Path, tmp_
         assert cli.main(["personalize", str(domain), str(pictures / "0.png"), "--keep", keep, "-o", str(folder)]) == 0
         assert cli.main(["generate", str(folder), "S*", "--num-inference-steps", "1", "-o", str(tmp_path / "out")]) == 0
         sizes.append((folder / "concept.safetensors").stat().st_size)
-    assert sizes[0] > sizes[1] > sizes[2]
+    assert sizes[0] > max(sizes[1:3]) > sizes[3]
 
 
 def test_personalize_within_the_memory_there_is(

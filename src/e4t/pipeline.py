@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,7 +167,7 @@ class E4TPipeline:
         config: PersonalizeConfig | None = None,
         keep_steps: bool = False,
         **overrides: Any,
-    ) -> Iterator[PersonalizeStep]:
+    ) -> Generator[PersonalizeStep, None, None]:
         """The same, yielding every step; the last one carries the concept."""
         settings = (config or self.personalize_config).updated(overrides)
         picture = load_image(image)

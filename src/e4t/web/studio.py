@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -139,11 +140,15 @@ class Studio:
         glimpses: dict[int, Path] = {}
         prompt = pipe.domain.prompts[0]
         best = min(pipe.personalize_config.steps, MOST_STEPS)
-        with self._turn:
+        with (
+            self._turn,
+            closing(
+                pipe.personalize_steps(
+                    picture, mask=mask, steps=MOST_STEPS, seed=seed, keep_steps=True, unload=False, memory=None
+                )  # nothing unloaded: glimpses need all of it
+            ) as run,
+        ):  # closed before the turn ends: until then the models are not as they were
             began = time.perf_counter()
-            run = pipe.personalize_steps(
-                picture, mask=mask, steps=MOST_STEPS, seed=seed, keep_steps=True, unload=False, memory=None
-            )  # nothing unloaded: glimpses need all of it
             for step in run:
                 assert step.concept is not None
                 glimpse = pipe.glimpse(step.concept, prompt)
