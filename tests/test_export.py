@@ -6,6 +6,7 @@ import base64
 import json
 import struct
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -71,8 +72,11 @@ def load_folder(folder):
 
 
 def load_lora(base, location, embedding):
+    from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+
+    folder, name = (location, LORA_WEIGHT_NAME_SAFE) if location.is_dir() else (location.parent, location.name)
     stock = load_folder(base)
-    stock.load_lora_weights(location)
+    stock.load_lora_weights(folder, weight_name=name)  # by name, because diffusers 0.39 asks for it offline
     stock.load_textual_inversion(embedding)
     return stock
 
@@ -461,6 +465,8 @@ def test_lora_folder_has_the_names_diffusers_looks_for(bare, low_rank, base, tmp
 @pytest.mark.parametrize("to", ["lora-diffusers", "lora-kohya"])
 def test_ranks_may_differ_between_matrices(bare, low_rank, base, tmp_path, to):
     """The narrow matrices have a quarter of their side. A wrong alpha anywhere would scale a matrix."""
+    if to == "lora-kohya" and version("diffusers") < "0.41":
+        pytest.skip("this diffusers cannot read kohya's names of transformers 5's text encoders")
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(32, 2, generator=generator) for _ in range(2))
     tuned = with_tensors(
