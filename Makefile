@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+JOBS   ?= 2
 
 .PHONY: help demo test lint format docs package oldest newest clean
 
@@ -19,8 +20,9 @@ help:
 demo: $(VENV)/demo.stamp
 	$(BIN)/e4t demo
 
+# Two workers, each on one thread: tests are many small things, which more threads do not speed up.
 test: lint
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check

@@ -9,7 +9,7 @@
 # pictures that are not among them, to look at while training.
 #
 # ESTIMATED, not measured: 14.5 hours and about 29 US dollars (at 2 an hour) on an A100 with 80 GB at 35 % of
-# its 312 TFLOP/s, 24 GB of memory (docs/pretraining.md); half of that time on an H100, a share of it on several.
+# its 312 TFLOP/s, 34 GB of memory (docs/pretraining.md); half of that time on an H100, a share of it on several.
 set -euo pipefail
 export DOMAIN=art STEPS=${STEPS:-100000} PICTURES=${ART:?a folder, archive, dataset or shards of pictures}
 exec bash "$(dirname "$0")/pretrain.sh" "$@"

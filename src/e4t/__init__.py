@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from e4t.backbone import Backbone as Backbone
-    from e4t.batch import personalize_many as personalize_many
-    from e4t.batch import read_entries as read_entries
     from e4t.checkpoint import Concept as Concept
     from e4t.checkpoint import TrainedDomain as TrainedDomain
     from e4t.config import GenerateConfig as GenerateConfig
@@ -19,6 +17,8 @@ if TYPE_CHECKING:
     from e4t.config import PretrainConfig as PretrainConfig
     from e4t.domain import Domain as Domain
     from e4t.errors import E4TError as E4TError
+    from e4t.manifest import personalize_many as personalize_many
+    from e4t.manifest import read_entries as read_entries
     from e4t.pipeline import E4TPipeline as E4TPipeline
 
 __version__ = "0.1.0"
@@ -33,8 +33,8 @@ _HOMES = {
     "PersonalizeConfig": "e4t.config",
     "PretrainConfig": "e4t.config",
     "TrainedDomain": "e4t.checkpoint",
-    "personalize_many": "e4t.batch",
-    "read_entries": "e4t.batch",
+    "personalize_many": "e4t.manifest",
+    "read_entries": "e4t.manifest",
 }
 
 __all__ = ["__version__", *_HOMES]

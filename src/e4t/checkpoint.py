@@ -405,7 +405,8 @@ def _replace(new: Path, folder: Path) -> None:
 
 def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not folder.exists():
-        raise CheckpointError(f"there is no {kind} folder '{folder}'; 'e4t info' lists what is shipped")
+        hint = "; 'e4t info' lists what is shipped" if kind == "domain" else ""
+        raise CheckpointError(f"there is no {kind} folder '{folder}'{hint}")
     if not (folder / _CONFIG).is_file():
         raise CheckpointError(f"'{folder}' is no {kind} folder: it has no {_CONFIG}")
     config = read_json(folder / _CONFIG)

@@ -19,6 +19,7 @@ from e4t.errors import ConfigError
 
 DEFAULT_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # [R], in transformers' format
 _MOST_FROZEN = 1_000  # timesteps whose mean is the frozen embedding: they are looked at together
+_LARGE = 2**63  # what no whole number of torch or safetensors can be, and no setting means
 _MOST_STEPS = 15  # [P] the most that the authors take for a concept
 TUNABLE = ("residual", "bias", "encoder", "deltas", "unet", "unet_vectors", "text_encoder")
 """Parts of a model that one image can tune. "unet_vectors" are the U-Net's biases and the scales of its norms."""
@@ -47,8 +48,10 @@ class _Section:
         plain = {name: self._plain(name, value) for name, value in values.items()}
         for name, value in plain.items():
             if not fits(value, known[name]):
-                wanted = getattr(known[name], "__name__", str(known[name]))
-                raise ConfigError(f"{name} is {_shortened(value)}; it must be of type {wanted}")
+                large = isinstance(value, (int, float)) and not abs(value) < _LARGE
+                kind = f"of type {getattr(known[name], '__name__', known[name])}"
+                wanted = "between -2**63 and 2**63" if large else kind
+                raise ConfigError(f"{name} is {_shortened(value)}; it must be {wanted}")
         return replace(self, **plain)  # type: ignore[type-var]
 
     def _plain(self, name: str, value: Any) -> Any:
@@ -363,7 +366,7 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, tuple) and len(value) == len(parts) and all(map(fits, value, parts))
     if hint in (int, float):
         kinds = (int, float) if hint is float else int
-        return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < 2**63
+        return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < _LARGE
     return isinstance(value, hint)
 
 

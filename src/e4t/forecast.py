@@ -58,11 +58,18 @@ class Forecast:
 
 
 def forecast(
-    backbone: Backbone, domain: Domain, config: PretrainConfig, *, device: torch.device, cached: bool = False
+    backbone: Backbone,
+    domain: Domain,
+    config: PretrainConfig,
+    *,
+    device: torch.device,
+    cached: bool = False,
+    rate: float | None = None,
 ) -> Forecast:
     """Of a base whose parts may all be on the meta device (`Backbone.shapes`); ``device`` is where it would be trained.
 
-    ``cached``: autoencoder and image encoder are not there.
+    ``cached``: autoencoder and image encoder are not there. ``rate`` is `multiplication_rate`, which is measured here
+    and now unless it is known: the device need not be at hand then.
     """
     resolution = config.resolution or backbone.resolution
     frozen = [backbone.unet, backbone.text_encoder, *(() if cached else (backbone.vae, backbone.image_encoder))]
@@ -81,7 +88,7 @@ def forecast(
         )
     operations = config.accumulation * (looking.operations + step.operations)
     dtype = arithmetic(config.mixed_precision, device, backbone.dtype)
-    rate = multiplication_rate(device, dtype) * _SHARE_OF_PEAK.get(device.type, _SHARE_OF_PEAK["cuda"])
+    rate = rate or multiplication_rate(device, dtype)
     passing = held(
         step.bytes_again if config.accumulation > 1 else step.bytes,
         backbone,
@@ -98,7 +105,7 @@ def forecast(
         passing=max(passing, looking.bytes * backbone.dtype.itemsize // 4),
         runtime=RUNTIME.get(device.type, RUNTIME["cuda"]),
         operations=operations,
-        seconds=operations / rate,
+        seconds=operations / (rate * _SHARE_OF_PEAK.get(device.type, _SHARE_OF_PEAK["cuda"])),
         steps=config.steps,
     )
 

@@ -35,8 +35,8 @@ from e4t.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from e4t.batch import Outcome
     from e4t.checkpoint import Concept
+    from e4t.manifest import Outcome
     from e4t.pipeline import E4TPipeline
 
 
@@ -105,13 +105,13 @@ class Personalize:
     json: Json = False
 
     def run(self) -> Result:
-        from e4t.batch import is_batch
+        from e4t.manifest import means_many
 
-        return self._many() if is_batch(self.image) else self._one()
+        return self._many() if means_many(self.image) else self._one()
 
     def _one(self) -> Result:
-        from e4t.batch import portrait
         from e4t.checkpoint import require_place
+        from e4t.manifest import portrait
 
         require_place(self.output)
         image, mask = _opened(self.image, self.mask)  # what cannot be read is refused before anything slow
@@ -135,7 +135,7 @@ class Personalize:
         return Result([folder], {"concept": folder, "steps": concept.steps, "likeness": likeness})
 
     def _many(self) -> Result:
-        from e4t.batch import personalize_many, read_entries
+        from e4t.manifest import personalize_many, read_entries
 
         if self.mask not in (None, "auto", "none"):
             raise ConfigError("a mask is of one picture: of many, say which mask belongs to which in a manifest")

@@ -57,7 +57,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class BatchStep:
+class EntryStep:
     """``done`` entries of ``total``, with the share of the one at hand; its last step has the outcome."""
 
     entry: Entry
@@ -66,7 +66,7 @@ class BatchStep:
     outcome: Outcome | None = None
 
 
-def is_batch(source: Path) -> bool:
+def means_many(source: Path) -> bool:
     """Whether a path means many pictures: a folder or a manifest."""
     return source.is_dir() or source.suffix.lower() in MANIFESTS
 
@@ -187,7 +187,7 @@ def personalize_many(
     open_pipeline: Callable[[str], E4TPipeline] = E4TPipeline.from_pretrained,
     settings: Callable[[E4TPipeline], PersonalizeConfig] = lambda pipe: pipe.personalize_config,
     preview: bool = True,
-) -> Iterator[BatchStep]:
+) -> Iterator[EntryStep]:
     """Make the concepts of all entries, domain by domain; yields every tuning step.
 
     ``open_pipeline`` loads a domain, each once and one at a time; ``settings`` are those that overrides come on top of.
@@ -207,19 +207,19 @@ def personalize_many(
                 raise
             for entry in own:
                 ended += 1
-                yield BatchStep(entry, ended, len(entries), Outcome(entry, "failed", 0.0, str(error)))
+                yield EntryStep(entry, ended, len(entries), Outcome(entry, "failed", 0.0, str(error)))
             continue
         config = settings(pipe)
         for entry in own:
             began = time.perf_counter()
             try:
                 for share, outcome in _made(pipe, entry, config, preview, began):
-                    yield BatchStep(entry, ended + share, len(entries), outcome)
+                    yield EntryStep(entry, ended + share, len(entries), outcome)
             except (E4TError, OSError, ValueError, MemoryError, RuntimeError) as error:
                 if isinstance(error, RuntimeError) and not out_of_memory(error):
                     raise
                 failed = Outcome(entry, "failed", time.perf_counter() - began, " ".join(str(error).split()))
-                yield BatchStep(entry, ended + 1, len(entries), failed)
+                yield EntryStep(entry, ended + 1, len(entries), failed)
             ended += 1
 
 
