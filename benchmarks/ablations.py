@@ -27,6 +27,7 @@ from e4t.evaluation.evaluate import evaluate, method_of
 from e4t.evaluation.judge import Judge
 from e4t.pipeline import E4TPipeline
 from e4t.pretrain import pretrain
+from e4t.provenance import settings_digest
 from e4t.tiny.album import AlbumConfig, write_album
 
 ROOT = Path(__file__).parents[1]
@@ -45,16 +46,14 @@ class Row:
 
 
 VECTORS = ["residual", "bias"]
+# Whether ‖E‖² is summed or averaged is no row: λ summed and λ times the width averaged are the same loss.
 ROWS: dict[str, Row] = {
     "reference": Row(),
     "no offsets": Row({"offsets": {"form": "none"}}),
     "offsets only": Row({"encoder": {"use_image": False, "unet_blocks": "none"}}),
     "no regulariser": Row({"regularisation": 0.0}, {"regularisation": 0.0}),
-    "regulariser x 100": Row({"regularisation": 1e-3}, {"regularisation": 1e-3}),
-    "regulariser, mean over dimensions": Row(
-        {"regularisation": 1.92e-3, "regularisation_reduction": "mean"},
-        {"regularisation": 1.92e-3, "regularisation_reduction": "mean"},
-    ),
+    "regulariser x 10": Row({"regularisation": 1e-5}, {"regularisation": 1e-5}),
+    "regulariser x 1000": Row({"regularisation": 1e-3}, {"regularisation": 1e-3}),
     "no denoiser features": Row({"encoder": {"unet_blocks": "none"}}),
     "all denoiser features": Row({"encoder": {"unet_blocks": "all"}}),
     "no image features": Row({"encoder": {"use_image": False}}),
@@ -99,19 +98,20 @@ class AblationConfig:
 
 def domain_of(config: AblationConfig, name: str, row: Row, seed: int) -> TrainedDomain:
     """The row's own domain, trained where it is not there yet; the reference's where only tuning differs."""
-    key = name if row.pretrain else "reference"
-    folder = config.work / "ablations" / f"{config.kind}-{_slug(key)}-{seed}"
+    settings = json.loads((ROOT / "runs" / f"tiny-{config.kind}.json").read_text())
+    short = {"steps": config.pretrain_steps, "cooldown_steps": config.pretrain_steps // 4, "seed": seed}
+    training_config = PretrainConfig.from_dict(settings["pretrain"]).updated({**short, **row.pretrain})
+    backbone = Backbone.from_pretrained("tiny", device="cpu")
+    made_of = settings_digest([training_config.to_dict(), settings, config.pictures, backbone.fingerprint])
+    folder = config.work / "ablations" / f"{config.kind}-{_slug(name if row.pretrain else 'reference')}-{made_of}"
     if not (folder / "config.json").exists():
-        settings = json.loads((ROOT / "runs" / f"tiny-{config.kind}.json").read_text())
-        album = config.work / "ablations" / f"{config.kind}-album"
+        album = config.work / "ablations" / f"{config.kind}-album-{config.pictures}"
         write_album(AlbumConfig(album, "train", config.pictures, config.kind))
-        full = PretrainConfig.from_dict(settings["pretrain"])
-        short = {"steps": config.pretrain_steps, "cooldown_steps": config.pretrain_steps // 4, "seed": seed}
         training = pretrain(
             Domain.named(config.kind),
             album,
-            backbone=Backbone.from_pretrained("tiny", device="cpu"),
-            config=full.updated({**short, **row.pretrain}),
+            backbone=backbone,
+            config=training_config,
             output=folder,
             personalize=settings["personalize"],
             generate=settings["generate"],
@@ -144,10 +144,14 @@ def _without_domain(pipe: E4TPipeline) -> E4TPipeline:
 def measure(config: AblationConfig, name: str, seed: int, judge: Judge) -> dict[str, Any]:
     """The scores of one row and seed, by number of tuning steps; kept in the work folder."""
     row = ROWS[name]
-    result = config.work / "ablations" / "results" / f"{config.kind}-{_slug(name)}-{seed}.json"
+    pipe = pipeline_of(config, name, row, seed)
+    depends = [pipe.trained.id if pipe.trained else None, pipe.personalize_config.to_dict()]
+    depends += [pipe.generate_config.to_dict(), row.use_mask, row.domain, judge.fingerprint, config.namespace]
+    depends += [config.count, config.steps, config.num_inference_steps]
+    result = config.work / "ablations" / "results" / f"{config.kind}-{_slug(name)}-{settings_digest(depends)}.json"
     if not result.exists():
         evaluation = evaluate(
-            pipeline_of(config, name, row, seed),
+            pipe,
             config.namespace,
             config.count,
             steps=config.steps,

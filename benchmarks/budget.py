@@ -27,6 +27,7 @@ from e4t.evaluation.evaluate import evaluate
 from e4t.evaluation.judge import Judge
 from e4t.pipeline import E4TPipeline
 from e4t.pretrain import pretrain
+from e4t.provenance import settings_digest
 from e4t.tiny.album import AlbumConfig, write_album
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +47,7 @@ class BudgetConfig:
     pictures_share: float = 1.0  # of the steps, for those that get fewer pictures
     steps: tuple[int, ...] = (0, 5)  # of tuning
     count: int = 25
-    namespace: str = "held-out-1"
+    namespace: str = "validation"  # budgets are chosen by it
     judge_folder: Path | None = None
     num_inference_steps: int = 16
 
@@ -67,9 +68,13 @@ def measure(config: BudgetConfig) -> Iterator[dict[str, Any]]:
     settings = json.loads((ROOT / "runs" / f"tiny-{config.kind}.json").read_text())
     full = PretrainConfig.from_dict(settings["pretrain"])
     judge = Judge.load(config.judge_folder) if config.judge_folder else Judge.shipped(config.kind)
+    measured = [judge.fingerprint, config.namespace, config.count, config.steps, config.num_inference_steps]
+    base = Backbone.from_pretrained("tiny", device="cpu").fingerprint
     for steps, count in budgets(config, full.steps):
-        folder = config.work / "budget" / f"{config.kind}-{steps}-steps-{count}-pictures"
-        result = folder.with_suffix(".json")
+        folder = (
+            config.work / "budget" / f"{config.kind}-{steps}-steps-{count}-pictures-{settings_digest([settings, base])}"
+        )
+        result = folder.with_name(f"{folder.name}-{settings_digest([measured, config.whole])}.json")
         if not result.exists():
             pipe = E4TPipeline.from_pretrained(domain_of(config, settings, steps, count, folder), device="cpu")
             evaluation = evaluate(

@@ -283,13 +283,13 @@ def _tuning_peak(config: PerformanceConfig, kind: str) -> tuple[int, int]:
     """What it takes, and the bytes of AdamW's state for the whole U-Net."""
     before = resident(config)
     pipe = pipeline(config)
-    with Peak(torch.device(config.device)) as peak_of:
-        if kind == "dreambooth":
-            DreamBooth(pipe, config).run(2)
-        else:  # AdamW's state of the small deltas is there, whatever the other side has
-            adamw = replace(config, optimizer="adamw" if kind == "small" else config.optimizer)
-            tuning_steps(pipe, adamw, prepared(pipe), 2, tune=SMALL if kind == "small" else WHOLE)
-    return peak_of.bytes - before, 8 * numbers(pipe.backbone.unet)
+    peak = Peak(torch.device(config.device))
+    if kind == "dreambooth":
+        DreamBooth(pipe, config).run(2)
+    else:  # AdamW's state of the small deltas is there, whatever the other side has
+        adamw = replace(config, optimizer="adamw" if kind == "small" else config.optimizer)
+        tuning_steps(pipe, adamw, prepared(pipe), 2, tune=SMALL if kind == "small" else WHOLE)
+    return peak.bytes - before, 8 * numbers(pipe.backbone.unet)
 
 
 def resident(config: PerformanceConfig) -> int:
@@ -299,9 +299,7 @@ def resident(config: PerformanceConfig) -> int:
 
     torch.set_flush_denormal(True)
     torch.ones(64, 64) @ torch.ones(64, 64)
-    with Peak(torch.device(config.device)) as now:
-        pass
-    return now.bytes
+    return Peak(torch.device(config.device)).bytes
 
 
 def alone(job: Callable[..., Any], *arguments: Any) -> Any:
@@ -526,14 +524,16 @@ def _memory_row(config: PerformanceConfig, changes: dict[str, Any] | None) -> tu
     pipe = pipeline(config)
     if changes is None:
         settings = _pretraining(config, pipe)
-        with Peak(torch.device(config.device)) as measured:
-            _pretrained(pipe, settings, 2)
+        peak = Peak(torch.device(config.device))
+        _pretrained(pipe, settings, 2)
+        measured = peak.bytes - before
         predicted = forecast(pipe.backbone, pipe.domain, settings, device=torch.device(config.device))
-        return predicted.peak - predicted.runtime, measured.bytes - before
-    with Peak(torch.device(config.device)) as measured:
-        tuning_steps(pipe, config, prepared(pipe), 2, tune=SMALL, **changes)
+        return predicted.peak - predicted.runtime, measured
+    peak = Peak(torch.device(config.device))
+    tuning_steps(pipe, config, prepared(pipe), 2, tune=SMALL, **changes)
+    measured = peak.bytes - before
     tuned = PersonalizeConfig().updated({"steps": 2, "batch_size": config.batch_size, "tune": SMALL, **changes})
-    return needed(pipe.model, tuned).peak, measured.bytes - before
+    return needed(pipe.model, tuned).peak, measured
 
 
 # Start-up

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from e4t.demo import folder_bytes
 from e4t.evaluation.evaluate import (
     Drawer,
     Examination,
+    Table,
     input_picture,
     learn,
     prompts_of,
@@ -35,8 +37,9 @@ from e4t.evaluation.evaluate import (
 from e4t.evaluation.judge import Judge
 from e4t.evaluation.transfer import OtherDrawings
 from e4t.pipeline import E4TPipeline
-from e4t.tiny.world import Identity, identity
+from e4t.tiny.world import VALIDATION_NAMESPACES, Identity, identity
 
+(VALIDATION,) = VALIDATION_NAMESPACES
 _WORD = ("residual", "bias")
 _DELTAS = (*_WORD, "deltas")
 
@@ -94,11 +97,23 @@ class Bench:
     judge: Judge | None
     learned: dict[str, Learned] = field(default_factory=dict)  # by settings of tuning
 
+    def examined(self, pictures: Sequence[np.ndarray]) -> Table:
+        """What the judge reads in pictures of all individuals and prompts."""
+        assert self.judge is not None
+        judge, prompts = self.judge, self.drawer.prompts
+        examination = Examination(judge.layout, self.subjects, prompts, judge.readable, VALIDATION)
+        return score(examination, judge.read(np.concatenate(pictures)))
+
+    @cached_property
+    def ceiling(self) -> float:
+        """Identity in the world's own drawings."""
+        return self.examined([self.drawer.drawings(subject) for subject in self.subjects]).identity
+
     @classmethod
     def of(cls, config: TuningConfig) -> Bench:
         pipe = E4TPipeline.from_pretrained(config.domain, base=config.base, device="cpu")
         judge = Judge.load(config.judge_folder) if config.judge_folder else None
-        subjects = [identity("validation", 500 + index, pipe.domain.name) for index in range(config.count)]
+        subjects = [identity(VALIDATION, 500 + index, pipe.domain.name) for index in range(config.count)]
         prompts = prompts_of(pipe.domain.name)
         drawer = Drawer(pipe, prompts, 0, config.num_inference_steps)
         return cls(config, drawer, subjects, OtherDrawings.of(pipe, subjects, prompts), judge)
@@ -141,18 +156,17 @@ class Bench:
         """What the judge says of pictures of all prompts, and how long they took; nothing without a judge."""
         if self.judge is None:
             return {}
-        examination = Examination(
-            self.judge.layout, self.subjects, self.drawer.prompts, self.judge.readable, "validation"
-        )
         began = time.perf_counter()
         pictures = [
             self.drawer.generate(self.drawer.texts(subject), concept, 1000 * number, **generate)
             for number, (subject, concept) in enumerate(zip(self.subjects, concepts, strict=True))
         ]
         seconds = time.perf_counter() - began
-        table = score(examination, self.judge.read(np.concatenate(pictures)))
+        table = self.examined(pictures)
         means = {"twin": table.twin, "prompt": table.found, "joint": table.joint}
-        scores = {"identity": table.identity} | {name: float(values.mean()) for name, values in means.items()}
+        scores = {"identity": table.identity / self.ceiling} | {
+            name: float(values.mean()) for name, values in means.items()
+        }
         return scores | {"seconds_of_drawing": seconds}
 
 
@@ -165,7 +179,16 @@ def main(config: TuningConfig) -> None:
     """Measure all settings and write the table."""
     bench = Bench.of(config)
     settings = json.loads(config.settings.read_text()) if config.settings else SETTINGS
-    report: dict[str, Any] = {"count": config.count, "steps": config.steps, "settings": settings, "rows": {}}
+    report: dict[str, Any] = {
+        "judge": bench.judge.number if bench.judge else None,
+        "namespace": VALIDATION,
+        "count": config.count,
+        "num_inference_steps": config.num_inference_steps,
+        "steps": config.steps,
+        "identity_ceiling": round(bench.ceiling, 4) if bench.judge else None,
+        "settings": settings,
+        "rows": {},
+    }
     for label, overrides in settings.items():
         report["rows"][label] = rows = bench.measure(**{"generate": {}, **overrides})
         for steps, values in rows.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -77,8 +78,8 @@ def test_words_stand_where_the_placeholder_was(pipe: E4TPipeline, examples: list
 
 
 def test_the_nearest_name_is_of_the_picture_most_alike(pipe: E4TPipeline, examples: list[Example]) -> None:
-    known = {str(number): baselines.image_vector(pipe, one.image) for number, one in enumerate(examples)}
-    method = baselines.nearest_name(pipe, SAMPLING, known)
+    vectors = baselines.image_vectors(pipe, (one.image for one in examples), batch=2)
+    method = baselines.nearest_name(pipe, SAMPLING, lambda: dict(zip("012", vectors, strict=True)))
     assert [method.says(one) for one in examples] == ["0", "1", "2"]
 
 
@@ -89,7 +90,28 @@ def test_rare_token_and_class_word_stand_in_the_training_prompts(pipe: E4TPipeli
     assert method.pipe.domain.class_word == RARE
     assert all("S* face" in prompt for prompt in method.pipe.domain.prompts)
     assert "text_encoder" in method.config.tune
-    assert all("S*" not in prompt and "face" in prompt for prompt in method.class_prompts)
+    assert method.prior is not None
+    assert all("S*" not in prompt and "face" in prompt for prompt in method.prior(3).prompts)
+
+
+def test_nothing_is_composed_where_there_are_no_offsets(pipe: E4TPipeline) -> None:
+    """So that a step costs what it does in a plain script: every weight of the U-Net is tuned as it is."""
+    method = baselines.dreambooth(pipe, SAMPLING, rare_token=RARE)
+    assert not list(method.pipe.model.offsets.items())
+    tuned = method.pipe.model.tunable("unet").start()
+    try:
+        assert sum(p.numel() for p in tuned) == sum(p.numel() for p in pipe.backbone.unet.parameters())
+    finally:
+        method.pipe.model.take_off()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_settings_tell_what_is_learned_apart(name: str, pipe: E4TPipeline) -> None:
+    make = getattr(baselines, name)
+    one, other = (make(pipe, SAMPLING, **METHODS[name], batch_size=size).settings for size in (2, 4))
+    assert one != other
+    assert one == make(pipe, SAMPLING, **METHODS[name], batch_size=2).settings
+    assert json.loads(json.dumps(one))
 
 
 def test_several_pictures_teach_something_else_than_one(pipe: E4TPipeline, examples: list[Example]) -> None:
@@ -103,9 +125,13 @@ def test_several_pictures_teach_something_else_than_one(pipe: E4TPipeline, examp
 def test_prior_preservation_changes_what_is_learned(pipe: E4TPipeline, examples: list[Example]) -> None:
     fixed: dict[str, Any] = {"rare_token": RARE, "learning_rate": 0.01, "prior_pictures": 2}
     method = baselines.dreambooth(pipe, SAMPLING, prior=True, **fixed)
-    pictures = method.pipe.class_pictures(2, method.class_prompts)
+    assert method.prior is not None
+    pictures = method.prior(2)
     assert len(pictures.latents) == len(pictures.prompts) == 2
-    assert method.pipe.class_pictures(2, method.class_prompts) is pictures  # drawn once
+    assert (
+        baselines.dreambooth(pipe, SAMPLING, prior=True, text_encoder=True, **fixed).prior(2) is pictures
+    )  # drawn once
     with_prior = method.learn(examples, (2,))[0]
     without = replace(method, config=replace(method.config, prior_weight=0.0)).learn(examples, (2,))[0]
     assert _difference(with_prior.draw(["a photo of S*"], 0), without.draw(["a photo of S*"], 0))
+    assert with_prior.passes == 2 * without.passes  # as many of the class as of the concept

@@ -40,16 +40,33 @@ def test_perfect_readings_score_one() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(constant=st.lists(st.floats(0, 1), min_size=5, max_size=5), seed=st.integers(0, 99))
-def test_no_constant_scores_above_zero(constant: list[float], seed: int) -> None:
+def test_no_constant_scores_above_what_knowing_the_sample_is_worth(constant: list[float], seed: int) -> None:
     true = population(30, seed)
-    assert metrics.identity_score(np.tile(constant, (30, 1)), true, everything(true)) <= 1e-9
+    assert metrics.identity_score(np.tile(constant, (30, 1)), true, everything(true)) <= 1 / 30 + 1e-9
 
 
-def test_the_average_scores_zero_and_strangers_less() -> None:
-    true = population(60)
-    average = np.tile(true.mean(0), (60, 1))
-    assert metrics.identity_score(average, true, everything(true)) == pytest.approx(0)
+def test_the_domains_average_scores_zero_and_strangers_less() -> None:
+    true = population(5000)
+    average = np.tile(LAYOUT.means, (5000, 1))
+    assert metrics.identity_score(average, true, everything(true)) == pytest.approx(0, abs=0.001)
     assert metrics.identity_score(np.roll(true, 1, axis=0), true, everything(true)) < -0.5
+
+
+def test_few_concepts_and_many_are_scored_alike() -> None:
+    """The sum over many small samples is what a large one has: no score depends on how many were compared."""
+
+    def summed(size: int, prompts: int) -> np.ndarray:
+        total = np.zeros(2)
+        for seed in range(1200 // size):
+            true = np.repeat(population(size, seed), prompts, axis=0)
+            noise = np.random.default_rng(seed).normal(0, 0.2, true.shape)
+            total += [
+                part.sum() for part in metrics.identity_errors(true + noise, true, everything(true), concepts=size)
+            ]
+        return total / prompts
+
+    few, many = summed(3, prompts=4), summed(300, prompts=1)
+    assert 1 - few[0] / few[1] == pytest.approx(1 - many[0] / many[1], abs=0.02)
 
 
 def test_every_parameter_counts_once_however_many_options_it_has() -> None:
@@ -136,10 +153,18 @@ def test_identity_statistic_equals_the_score_over_its_ceiling() -> None:
     read = 0.5 * true + 0.5 * true.mean(0)
     weight = everything(true)
     missed, spread = metrics.identity_errors(read, true, weight)
-    statistic = metrics.score_statistic(missed.reshape(6, 4), spread.reshape(6, 4), ceiling=0.5)
+    statistic = metrics.share_of(lambda _: 0.5, metrics.score_statistic(missed.reshape(6, 4), spread.reshape(6, 4)))
     assert statistic(np.arange(6)) == pytest.approx(metrics.identity_score(read, true, weight) / 0.5)
+
+
+def test_a_ceiling_is_of_the_same_concepts() -> None:
+    one, other = metrics.mean_statistic(np.array([1.0, 3.0])), metrics.mean_statistic(np.array([2.0, 4.0]))
+    share = metrics.share_of(other, one)
+    assert share(np.array([0, 0])) == 0.5
+    assert share(np.array([1, 1])) == 0.75
 
 
 def test_nothing_is_divided_by_a_ceiling_of_a_blind_judge() -> None:
     for ceiling in (-0.8, 0.0, 0.05):
-        assert np.isnan(metrics.score_statistic(np.full((3, 2), 2.0), np.ones((3, 2)), ceiling)(np.arange(3)))
+        low = metrics.mean_statistic(np.full(3, ceiling))
+        assert np.isnan(metrics.share_of(low, metrics.mean_statistic(np.ones(3)))(np.arange(3)))

@@ -18,7 +18,7 @@ def test_the_sheet_shows_what_was_learned_from_and_what_was_drawn(tmp_path: Path
     output = tmp_path / "new" / "sheet.png"
     main(SheetConfig("tiny-cat", output, count=1, steps=0, num_inference_steps=1))
     sheet = np.asarray(Image.open(output))
-    photo, _ = input_picture(identity("held-out-1", 0, "cat"))
+    photo, _ = input_picture(identity("held-out-2", 0, "cat"))
     assert sheet.shape == (128 + 8, 7 * 132 + 12, 3)
     assert np.array_equal(sheet[4:132, 4:132], np.asarray(photo))
     assert sheet[4:132, 148:276].std() > 0

@@ -24,11 +24,19 @@ def test_a_rule_ends_at_the_first_step_with_so_little_left() -> None:
 
 
 def test_pictures_that_are_learned_at_different_speeds_need_a_rule() -> None:
-    report = summarise([course(0.07), course(0.25)])
+    report = summarise([course(0.07), course(0.07), course(0.25), course(0.25)])
     assert max(report["fixed"].values()) == 0.5  # no number of steps serves both
     rule = report["automatic_loss"]
-    assert report["rules"][str(rule)]["joint"] >= 0.98 * 0.5
+    assert report["rules"][rule]["joint"] >= 0.98 * 0.5
     assert max(values["joint"] for values in report["rules"].values()) > 0.9
+
+
+def test_what_a_rule_is_worth_is_told_by_others_than_it_was_chosen_on() -> None:
+    report = summarise([course(0.07), course(0.25)])
+    told = report["told_by_others"]
+    assert told["steps"] == course(0.25).end(report["automatic_loss"])
+    assert told["fixed"] == course(0.25).joint
+    assert report["fixed"] == course(0.07).joint
 
 
 def test_there_may_be_no_rule() -> None:

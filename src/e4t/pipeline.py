@@ -79,7 +79,7 @@ class E4TPipeline:
             raise ConfigError("a pipeline needs a trained domain, or at least a domain's class word")
         self.stock = _stock_pipeline(backbone, safety or {})
         self._replayed: tuple[Concept, Concept] | None = None  # the last one, as loaded and as tuned again
-        self._class_pictures: dict[tuple[int, tuple[str, ...]], ClassPictures] = {}
+        self._class_pictures: dict[Any, ClassPictures] = {}  # by all that they depend on
 
     @classmethod
     def from_pretrained(
@@ -175,19 +175,20 @@ class E4TPipeline:
         prior = self.class_pictures(settings.prior_pictures) if settings.prior_weight else None
         yield from personalize(self.model, picture, config=settings, mask=white, prior=prior, keep_steps=keep_steps)
 
-    def class_pictures(self, count: int, prompts: Sequence[str] | None = None) -> ClassPictures:
+    def class_pictures(self, count: int, prompts: Sequence[str] | None = None, **overrides: Any) -> ClassPictures:
         """Latents of ``count`` pictures that the base draws of the class, or of other ``prompts`` in turn; kept.
 
-        Raises ConfigError for prompts with a placeholder.
+        Overrides are fields of `GenerateConfig`. Raises ConfigError for prompts with a placeholder.
         """
-        wanted = tuple(prompts or (text.replace("{}", self.domain.class_word) for text in self.domain.templates))
-        if any(self.domain.placeholder in prompt for prompt in wanted):
+        texts = tuple(prompts or (text.replace("{}", self.domain.class_word) for text in self.domain.templates))
+        if any(self.domain.placeholder in text for text in texts):
             raise ConfigError("pictures of the class are drawn without the concept; leave the placeholder out")
-        if (count, wanted) not in self._class_pictures:
-            texts = list(itertools.islice(itertools.cycle(wanted), count))
-            parts = [self._class_latents(texts[at : at + _BATCH], at) for at in range(0, count, _BATCH)]
-            self._class_pictures[count, wanted] = ClassPictures(torch.cat(parts), tuple(texts))
-        return self._class_pictures[count, wanted]
+        wanted = (count, texts, tuple(sorted(overrides.items())))
+        if wanted not in self._class_pictures:
+            all_texts = list(itertools.islice(itertools.cycle(texts), count))
+            parts = [self._class_latents(all_texts[i : i + _BATCH], i, overrides) for i in range(0, count, _BATCH)]
+            self._class_pictures[wanted] = ClassPictures(torch.cat(parts), tuple(all_texts))
+        return self._class_pictures[wanted]
 
     def likeness(self, photo: Image.Image, drawn: Image.Image, stranger: Image.Image) -> float:
         """How much of the way from ``stranger``, anybody of the class, to ``photo`` itself a ``drawn`` picture is.
@@ -199,8 +200,8 @@ class E4TPipeline:
         near, far = (vectors[1:] @ vectors[0]).tolist()
         return float((near - far) / max(1 - far, 1e-6))
 
-    def _class_latents(self, prompts: list[str], seed: int) -> Tensor:
-        images = self(prompts, seed=seed).images
+    def _class_latents(self, prompts: list[str], seed: int, overrides: dict[str, Any]) -> Tensor:
+        images = self(prompts, seed=seed, **overrides).images
         return torch.cat([self.backbone.encode(square_pixels(i, self.backbone.resolution)[None]) for i in images])
 
     def ready(self, concept: Concept) -> Concept:

@@ -25,6 +25,11 @@ def image_digest(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
+def settings_digest(settings: Any) -> str:
+    """20 hexadecimal digits that follow from settings, which JSON can hold: a name for what depends on them."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:20]
+
+
 def versions() -> dict[str, str]:
     """Of this package and what it computes with."""
     return {name: metadata.version(name) for name in _PACKAGES}

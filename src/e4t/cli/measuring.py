@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,11 +54,13 @@ class Benchmark:
     domain_base: File = None
     """A U-Net tuned on the domain's pictures (e4t.evaluation.domain_base), to start further methods from."""
     namespace: Text = None
-    """Where drawn concepts come from: any word makes new ones. Default: held-out-1."""
+    """Where drawn concepts come from: any word makes new ones. Default: held-out-2."""
     concepts: Integer = None
-    """How many concepts of each domain."""
+    """How many concepts of each domain. Default: as the size says, and all of your own pictures."""
     seeds: Integer = None
     """How many pictures of every prompt."""
+    processes: int = 1
+    """Work on so many concepts at a time, each in a process of one thread. On two cores, 2 is fastest."""
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
     json: Json = False
@@ -74,13 +78,13 @@ class Benchmark:
             raise ConfigError("--images and --domain-base are of one domain: say which with --domain")
         if self.faces and not self.images:
             raise ConfigError("--faces is about photos of your own: name their folder with --images")
-        for name in ("concepts", "seeds"):
+        for name in ("concepts", "seeds", "processes"):
             at_least(name, getattr(self, name), 1)
         plan = replace(
             plan,
             methods=each(self.method) or plan.methods,
             namespace=self.namespace or plan.namespace,
-            concepts=self.concepts or plan.concepts,
+            concepts=self.concepts or (sys.maxsize if self.images else plan.concepts),
             seeds=self.seeds or plan.seeds,
         )
         quiet()
@@ -89,14 +93,16 @@ class Benchmark:
                 "device": device_of(self.device),
                 "clip": self.clip,
                 "domain_base": self.domain_base,
+                "keep": self.output / "records",
             }
-            contests = (
-                OwnContest(name, plan, self.images, prompts=each(self.prompts), faces=self.faces, **options)
+            own: dict[str, Any] = {"prompts": each(self.prompts), "faces": self.faces}
+            make = [
+                partial(OwnContest, name, plan, self.images, **own, **options)
                 if self.images
-                else DrawnContest(name, plan, **options)
+                else partial(DrawnContest, name, plan, **options)
                 for name in domains
-            )
-            for step in compare(contests, self.output):
+            ]
+            for step in compare(make, self.output, processes=self.processes):
                 left = f", {step.left / 60:.0f} min left" if step.left else ""
                 progress.at(step.done, step.total, f"{step.text}{left}", seconds_left=step.left)
         paths = [self.output / name for name in ("report.html", "results.csv", "results.json")]
@@ -111,7 +117,7 @@ class Evaluate:
     """A domain folder or a shipped domain."""
     output: Annotated[Path, arg(aliases=["-o"], metavar="FILE")] = Path("out/evaluation.json")
     """The report; a table (.md) and a contact sheet (.png) come beside it."""
-    namespace: str = "held-out-1"
+    namespace: str = "held-out-2"
     """Where the individuals come from: any word makes new ones."""
     count: int = 50
     """How many individuals."""

@@ -2,13 +2,15 @@
 
 Textual Inversion (arXiv 2208.01618) and DreamBooth (arXiv 2208.12242) are tuned by the very loop E4T is tuned by, on a
 base without a domain: what differs is what is trained, on which prompts, at which rate and for how long. LoRA goes
-through peft, as in diffusers' training script. Methods that tune nothing put words where the placeholder stands.
+through peft, as in diffusers' training script. Methods that tune nothing put words where the placeholder stands. All of
+them get the same masks and the same sort of timesteps, and are drawn with the same guidance.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -19,9 +21,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from e4t.checkpoint import Concept
-from e4t.config import PersonalizeConfig
+from e4t.config import EncoderConfig, OffsetsConfig, PersonalizeConfig
 from e4t.data import square_pixels
 from e4t.domain import Domain
+from e4t.evaluation.memory import Peak
+from e4t.model import E4TModel
 from e4t.objective import E4TObjective
 from e4t.personalize import ClassPictures, Constants, batches, prepare, tune
 from e4t.pipeline import E4TPipeline
@@ -46,7 +50,8 @@ class Learned:
 
     steps: int
     passes: int  # pictures in all batches so far
-    seconds: float  # of learning, preparations included
+    seconds: float  # of learning, preparations included, but for pictures of the class
+    peak_bytes: int  # `e4t.evaluation.memory.Peak` until then
     stored_bytes: int
     draw: Draw
 
@@ -60,6 +65,11 @@ class Personalizer(Protocol):
     @property
     def examples(self) -> int:
         """How many different pictures it is given."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides what is learned from given examples on a given base, ready for JSON."""
         ...
 
     def learn(self, examples: Sequence[Example], steps: Collection[int]) -> list[Learned]:
@@ -77,16 +87,23 @@ class Words:
     sampling: Mapping[str, Any]
     examples: int = 1
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"name": self.name}
+
     def learn(self, examples: Sequence[Example], steps: Collection[int]) -> list[Learned]:
-        began = time.perf_counter()
+        began, peak = time.perf_counter(), Peak(self.pipe.backbone.device)
         words = self.says(examples[0])
         draw = _drawing(self.pipe, None, words, self.sampling)
-        return [Learned(0, 0, time.perf_counter() - began, len(words.encode()), draw)]
+        return [Learned(0, 0, time.perf_counter() - began, peak.bytes, len(words.encode()), draw)]
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """Anything that `e4t.personalize.tune` can tune. ``subject`` is what prompts say, with the placeholder in it."""
+    """Anything that `e4t.personalize.tune` can tune. ``subject`` is what prompts say, with the placeholder in it.
+
+    ``prior`` gives the pictures of the class, where the settings ask for them.
+    """
 
     name: str
     pipe: E4TPipeline
@@ -94,20 +111,26 @@ class Tuned:
     sampling: Mapping[str, Any]
     examples: int = 1
     subject: str = "S*"
-    class_prompts: tuple[str, ...] = ()
+    prior: Callable[[int], ClassPictures] | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        config = replace(self.config, steps=0).to_dict()  # how many follows from what is asked of `learn`
+        return {"config": config, "examples": self.examples, "subject": self.subject, "domain": _said(self.pipe)}
 
     def learn(self, examples: Sequence[Example], steps: Collection[int]) -> list[Learned]:
         config = replace(self.config, steps=max(steps))
-        prior = _prior(self.pipe, config, self.class_prompts)
-        began = time.perf_counter()
+        prior = self.prior(config.prior_pictures) if self.prior and config.prior_weight else None
+        began, peak = time.perf_counter(), Peak(self.pipe.backbone.device)
         constants = replace(_together(self.pipe, examples[: self.examples], config), prior=prior)
         seconds, learned = time.perf_counter() - began, []
+        shown = config.batch_size * (2 if prior else 1)
         for step in tune(self.pipe.model, constants, config=config, provenance={}, keep_steps=steps):
             seconds += step.training.seconds if step.training else 0.0
             if step.concept is not None and step.number in steps:
                 draw = _drawing(self.pipe, step.concept, self.subject, self.sampling)
-                passes = step.number * config.batch_size
-                learned.append(Learned(step.number, passes, seconds, step.concept.num_bytes, draw))
+                stored = step.concept.num_bytes
+                learned.append(Learned(step.number, step.number * shown, seconds, peak.bytes, stored, draw))
         return learned
 
 
@@ -123,15 +146,21 @@ class LoRA:
     subject: str = "S*"
     rank: int = 4
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        config = replace(self.config, steps=0).to_dict()
+        said = {"examples": self.examples, "subject": self.subject, "domain": _said(self.pipe)}
+        return {"config": config, "rank": self.rank, **said}
+
     def learn(self, examples: Sequence[Example], steps: Collection[int]) -> list[Learned]:
         config = replace(self.config, steps=max(steps))
-        began = time.perf_counter()
+        began, peak = time.perf_counter(), Peak(self.pipe.backbone.device)
         constants = _together(self.pipe, examples[: self.examples], config)
         seconds = time.perf_counter() - began
         learned = []
         with self._worn() as unet:
             if 0 in steps:
-                learned.append(self._learned(0, seconds, unet))
+                learned.append(self._learned(0, seconds, peak, unet))
             parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
             optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
             objective = E4TObjective(self.pipe.model, regularisation=0.0, reduction="sum")
@@ -141,13 +170,13 @@ class LoRA:
             ):
                 seconds += step.seconds
                 if step.number in steps:
-                    learned.append(self._learned(step.number, seconds, unet))
+                    learned.append(self._learned(step.number, seconds, peak, unet))
         return learned
 
-    def _learned(self, steps: int, seconds: float, unet: Any) -> Learned:
+    def _learned(self, steps: int, seconds: float, peak: Peak, unet: Any) -> Learned:
         state = self._state(unet)
         stored = sum(2 * tensor.numel() for tensor in state.values())  # as float16
-        return Learned(steps, steps * self.config.batch_size, seconds, stored, self._drawing(state))
+        return Learned(steps, steps * self.config.batch_size, seconds, peak.bytes, stored, self._drawing(state))
 
     @contextmanager
     def _worn(self, state: Mapping[str, Tensor] | None = None) -> Iterator[Any]:
@@ -186,16 +215,19 @@ class LoRA:
 
 def _drawing(pipe: E4TPipeline, concept: Concept | None, subject: str, sampling: Mapping[str, Any]) -> Draw:
     """Prompts in which ``subject`` stands instead of the placeholder."""
+    # Without an encoder the live word is the frozen one: it need not be read anew at every denoising step.
+    settings = dict(sampling) if pipe.trained else {**sampling, "embedding": "frozen"}
 
     def draw(prompts: Sequence[str], seed: int) -> list[Image.Image]:
         texts = [prompt.replace(pipe.domain.placeholder, subject) for prompt in prompts]
-        return pipe(texts, concept=concept, seed=seed, **sampling).images
+        return pipe(texts, concept=concept, seed=seed, **settings).images
 
     return draw
 
 
-def _prior(pipe: E4TPipeline, config: PersonalizeConfig, prompts: tuple[str, ...]) -> ClassPictures | None:
-    return pipe.class_pictures(config.prior_pictures, prompts) if config.prior_weight else None
+def _said(pipe: E4TPipeline) -> dict[str, Any]:
+    """What prompts say while tuning, and the domain that was trained, if any."""
+    return {**pipe.domain.to_dict(), "trained": pipe.trained.id if pipe.trained else None}
 
 
 def _together(pipe: E4TPipeline, examples: Sequence[Example], config: PersonalizeConfig) -> Constants:
@@ -211,9 +243,9 @@ def _together(pipe: E4TPipeline, examples: Sequence[Example], config: Personaliz
 
 # The methods
 
-TEXTUAL_INVERSION = PersonalizeConfig(tune=("residual",), regularisation=0.0, batch_size=4)
-DREAMBOOTH = PersonalizeConfig(tune=("deltas", "unet"), regularisation=0.0, batch_size=4)
-"""Batch 4 is what diffusers' scripts have by default, and so is AdamW's weight decay of 0.01."""
+TEXTUAL_INVERSION = PersonalizeConfig(tune=("residual",), regularisation=0.0, batch_size=4, stratified_timesteps=True)
+DREAMBOOTH = PersonalizeConfig(tune=("unet",), regularisation=0.0, batch_size=4, stratified_timesteps=True)
+"""Batches of 4 that share out noise levels as ours do. AdamW's weight decay of 0.01 is that of diffusers' scripts."""
 
 
 def class_word(pipe: E4TPipeline, sampling: Mapping[str, Any]) -> Words:
@@ -226,20 +258,23 @@ def best_caption(pipe: E4TPipeline, sampling: Mapping[str, Any]) -> Words:
     return Words("best caption", pipe, lambda example: example.description or pipe.domain.class_word, sampling)
 
 
-def nearest_name(pipe: E4TPipeline, sampling: Mapping[str, Any], known: Mapping[str, Tensor]) -> Words:
-    """The name that the base knows of whoever looks most alike. ``known`` are `image_vector`s by name."""
-    names, vectors = list(known), torch.stack(list(known.values()))
+def nearest_name(pipe: E4TPipeline, sampling: Mapping[str, Any], known: Callable[[], Mapping[str, Tensor]]) -> Words:
+    """The name that the base knows of whoever looks most alike. ``known`` gives `image_vectors` by name."""
 
     def says(example: Example) -> str:
-        return names[int((vectors @ image_vector(pipe, example.image)).argmax())]
+        names, vectors = list(known()), torch.stack(list(known().values()))
+        return names[int((vectors @ image_vectors(pipe, [example.image])[0]).argmax())]
 
     return Words("nearest name", pipe, says, sampling)
 
 
-def image_vector(pipe: E4TPipeline, image: Image.Image) -> Tensor:
-    """The last [CLS] of CLIP, ``[width]``, of length 1."""
-    pixels = square_pixels(image, pipe.backbone.resolution)[None]
-    return F.normalize(pipe.backbone.image_features(pixels)[-1][0], dim=0)
+def image_vectors(pipe: E4TPipeline, images: Iterable[Image.Image], *, batch: int = 32) -> Tensor:
+    """The last [CLS] of CLIP, ``[n, width]``, of length 1."""
+    pixels = (square_pixels(image, pipe.backbone.resolution) for image in images)
+    parts = []
+    while rows := list(itertools.islice(pixels, batch)):
+        parts.append(F.normalize(pipe.backbone.image_features(torch.stack(rows))[-1], dim=-1))
+    return torch.cat(parts)
 
 
 def e4t(pipe: E4TPipeline, sampling: Mapping[str, Any], **changes: Any) -> Tuned:
@@ -249,9 +284,9 @@ def e4t(pipe: E4TPipeline, sampling: Mapping[str, Any], **changes: Any) -> Tuned
 
 def textual_inversion(pipe: E4TPipeline, sampling: Mapping[str, Any], *, examples: int = 1, **changes: Any) -> Tuned:
     """A new word alone, started from the class word. A step of ``residual_learning_rate`` moves it by s times that."""
-    plain = E4TPipeline(pipe.backbone, domain=pipe.domain)
     config = TEXTUAL_INVERSION.updated(changes)
-    return Tuned("Textual Inversion", plain, config, sampling, examples, subject=pipe.domain.placeholder)
+    subject = pipe.domain.placeholder
+    return Tuned("Textual Inversion", _plain(pipe, pipe.domain), config, sampling, examples, subject=subject)
 
 
 def dreambooth(
@@ -264,13 +299,23 @@ def dreambooth(
     prior: bool = False,
     **changes: Any,
 ) -> Tuned:
-    """The whole U-Net, on a rare token before the class word; with ``prior`` it must not forget the class."""
+    """The whole U-Net, on a rare token before the class word; with ``prior`` it must not forget the class.
+
+    The pictures of the class are drawn by ``pipe``, which keeps them: once for all methods and concepts.
+    """
     config = replace(DREAMBOOTH, prior_weight=float(prior)).updated(changes)
     if text_encoder:
         config = replace(config, tune=(*config.tune, "text_encoder"))
     name = "DreamBooth" + " + text encoder" * text_encoder + " + prior" * prior
-    captions = tuple(text.replace("{}", pipe.domain.class_word) for text in pipe.domain.templates)
-    return Tuned(name, _rare(pipe, rare_token), config, sampling, examples, _rare_subject(pipe.domain), captions)
+    return Tuned(
+        name,
+        _rare(pipe, rare_token),
+        config,
+        sampling,
+        examples,
+        _rare_subject(pipe.domain),
+        (lambda count: pipe.class_pictures(count, **sampling)) if prior else None,
+    )
 
 
 def lora(pipe: E4TPipeline, sampling: Mapping[str, Any], *, rare_token: str, examples: int = 1, **changes: Any) -> LoRA:
@@ -283,7 +328,20 @@ def _rare(pipe: E4TPipeline, token: str) -> E4TPipeline:
     """The same base, where the placeholder is a rare token and every prompt has the class word after it."""
     subject = _rare_subject(pipe.domain).replace(pipe.domain.placeholder, "{}")
     templates = tuple(text.replace("{}", subject) for text in pipe.domain.templates)
-    return E4TPipeline(pipe.backbone, domain=replace(pipe.domain, class_word=token, templates=templates))
+    return _plain(pipe, replace(pipe.domain, class_word=token, templates=templates))
+
+
+def _plain(pipe: E4TPipeline, domain: Domain) -> E4TPipeline:
+    """The same base as it is: without offsets nothing is composed, and a step costs what a plain script's does."""
+    plain = E4TPipeline(pipe.backbone, domain=domain)
+    plain.model = E4TModel(
+        pipe.backbone,
+        domain,
+        encoder=EncoderConfig.blind(),
+        offsets=OffsetsConfig(form="none", projections=()),
+        embedding_scale=plain.model.embedding_scale,
+    ).requires_grad_(False)
+    return plain
 
 
 def _rare_subject(domain: Domain) -> str:

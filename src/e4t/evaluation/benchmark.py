@@ -7,22 +7,26 @@ more concepts or methods takes over what is there. Figures are made of all recor
 
 from __future__ import annotations
 
+import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from e4t.errors import CheckpointError
-from e4t.evaluation.contest import BY_NAME, DRAWINGS, Contest, DrawnContest, Plan, Record
-from e4t.evaluation.memory import Peak
-from e4t.evaluation.methods import Lineup
+from e4t.evaluation.contest import REFERENCES, Contest, DrawnContest, Plan, Record
+from e4t.evaluation.methods import OURS, Lineup
 
-QUICK_METHODS = ("class word", "E4T", "Textual Inversion", "DreamBooth", "LoRA")
+QUICK_METHODS = ("class word", OURS, "Textual Inversion", "DreamBooth", "LoRA")
+STANDARD_METHODS = (*QUICK_METHODS, "best caption", "nearest name", "DreamBooth + prior", "DreamBooth, 5 images")
+"""Every kind of method once; what differs in detail is for the full size."""
 PLANS = {
     "quick": Plan(("tiny-face",), QUICK_METHODS, concepts=3, prompts=4, e4t_steps=(0, 5)),
-    "standard": Plan(),
+    "standard": Plan(methods=STANDARD_METHODS),
     "full": Plan(
         concepts=50,
         prompts=12,
@@ -43,10 +47,13 @@ class Progress:
     left: float | None
 
 
-_REFERENCES: dict[str, Callable[[DrawnContest, int], Record]] = {
-    DRAWINGS: DrawnContest.drawings,
-    BY_NAME: DrawnContest.by_name,
-}
+@dataclass(frozen=True)
+class Job:
+    """One concept, learned, drawn and read by one row of the table."""
+
+    contest: int  # which of them
+    row: str
+    number: int
 
 
 class Benchmark:
@@ -55,22 +62,24 @@ class Benchmark:
     def __init__(self, contest: Contest, folder: Path) -> None:
         self.contest, self.folder = contest, folder
         self.lineup = Lineup(contest)
-        self.rows = (*(_REFERENCES if isinstance(contest, DrawnContest) else ()), *self.lineup.names)
+        self.rows = (*(REFERENCES if isinstance(contest, DrawnContest) else ()), *self.lineup.names)
 
-    def run(self) -> Iterator[Progress]:
-        """Make every record that is not there yet, concept by concept."""
+    def missing(self) -> list[tuple[str, int]]:
+        """Row and concept of everything that there is no record of yet, concept by concept."""
+        pairs = [(row, number) for number in range(self.contest.size) for row in self.rows]
+        return [pair for pair in pairs if not all(path.exists() for path in self._paths(*pair).values())]
+
+    def make(self, row: str, number: int) -> None:
+        """Learn and draw one concept by one row, and keep what is read. What is there already is not drawn again."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        clock: dict[str, list[float]] = {row: [] for row in self.rows}
-        done = 0
-        for number in range(self.contest.size):
-            for place, row in enumerate(self.rows):
-                began = time.perf_counter()
-                if self._make(row, number):
-                    clock[row].append(time.perf_counter() - began)
-                done += 1
-                left = _left(clock, self.contest.size - number - 1, self.rows[place + 1 :])
-                text = f"{self.contest.name}: concept {number + 1}, {row}"
-                yield Progress(text, done, len(self.rows) * self.contest.size, left)
+        paths = self._paths(row, number)
+        if row in REFERENCES and isinstance(self.contest, DrawnContest):
+            self.contest.reference(row, number).save(paths[0])
+            return
+        learner = self.lineup.learner(row)
+        for learned in learner.learn(self.contest.examples(number, learner.examples), tuple(paths)):
+            if not paths[learned.steps].exists():
+                self.contest.record(row, number, learned).save(paths[learned.steps])
 
     def records(self) -> dict[tuple[str, int], list[Record]]:
         """All records by row and steps, one per concept. Raises CheckpointError where one is missing."""
@@ -85,43 +94,98 @@ class Benchmark:
                     found.setdefault((row, step), []).append(Record.load(path))
         return found
 
-    def _make(self, row: str, number: int) -> bool:
-        """Whether there was anything to do."""
-        paths = self._paths(row, number)
-        if all(path.exists() for path in paths.values()):
-            return False
-        if row in _REFERENCES and isinstance(self.contest, DrawnContest):
-            _REFERENCES[row](self.contest, number).save(paths[0])
-            return True
-        learner = self.lineup.learner(row)
-        with Peak(self.contest.pipe.backbone.device) as peak:
-            learned = learner.learn(self.contest.examples(number, learner.examples), tuple(paths))
-        for one in learned:
-            self.contest.record(row, number, one, peak.bytes).save(paths[one.steps])
-        return True
-
     def _paths(self, row: str, number: int) -> dict[int, Path]:
         key = self.lineup.key(row, number)
-        steps = (0,) if row in _REFERENCES else self.lineup.steps(row)
+        steps = (0,) if row in REFERENCES else self.lineup.steps(row)
         return {step: self.folder / f"{key}-{step}.npz" for step in steps}
 
 
-def _left(clock: dict[str, list[float]], concepts: int, rows: Sequence[str]) -> float | None:
-    """Seconds for some whole concepts and for some rows of this one; None before every row was timed."""
-    if not all(clock.values()):
-        return None
-    means = {row: float(np.mean(seconds)) for row, seconds in clock.items()}
-    return concepts * sum(means.values()) + sum(means[row] for row in rows)
+@dataclass
+class _Clock:
+    """How long a row takes, and with that how long the rest will."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, row: str, seconds: float) -> None:
+        self.seconds.setdefault(row, []).append(seconds)
+
+    def left(self, jobs: Sequence[Job]) -> float | None:
+        """Seconds for these, one after another; None before every one of their rows was timed."""
+        if any(job.row not in self.seconds for job in jobs):
+            return None
+        return float(sum(np.median(self.seconds[job.row]) for job in jobs))
 
 
-def compare(contests: Iterable[Contest], output: Path) -> Iterator[Progress]:
-    """Run contests and write the report to ``output``; the same call goes on where it stopped."""
+def compare(make: Sequence[Callable[[], Contest]], output: Path, *, processes: int = 1) -> Iterator[Progress]:
+    """Run contests and write the report to ``output``; the same call goes on where it stopped.
+
+    ``make`` makes one contest each. They are all made before any work begins, so that what is missing is said at once.
+    With several ``processes`` each makes its own and works on one thread, on one concept by one method at a time.
+    """
     from e4t.evaluation.report import figures, write
 
-    finished = []
-    for contest in contests:
-        benchmark = Benchmark(contest, output / "records")
-        yield from benchmark.run()
+    benchmarks = [Benchmark(one(), output / "records") for one in make]
+    jobs = [Job(place, *pair) for place, benchmark in enumerate(benchmarks) for pair in benchmark.missing()]
+    run = _together(make, output / "records", processes) if processes > 1 else _one_by_one(benchmarks)
+    finished, left, clock = [], list(jobs), _Clock()
+    for job, seconds in run(jobs):
+        left.remove(job)
+        clock.add(job.row, seconds)
+        rest = clock.left(left)
+        text = f"{benchmarks[job.contest].contest.name}: concept {job.number + 1}, {job.row}"
+        yield Progress(text, len(jobs) - len(left), len(jobs), rest / processes if rest is not None else None)
+    for benchmark in benchmarks:
         found = benchmark.records()
-        finished.append((figures(contest, found), found))
+        finished.append((figures(benchmark.contest, found, benchmark.lineup), found))
     write(output, finished)
+
+
+_Run = Callable[[Sequence[Job]], Iterator[tuple[Job, float]]]
+
+
+def _one_by_one(benchmarks: Sequence[Benchmark]) -> _Run:
+    def run(jobs: Sequence[Job]) -> Iterator[tuple[Job, float]]:
+        for job in jobs:
+            yield job, _timed(benchmarks[job.contest], job)
+
+    return run
+
+
+def _together(make: Sequence[Callable[[], Contest]], folder: Path, processes: int) -> _Run:
+    def run(jobs: Sequence[Job]) -> Iterator[tuple[Job, float]]:
+        context = multiprocessing.get_context("spawn")  # threads do not survive a fork
+        with ProcessPoolExecutor(processes, context, _start, (make, folder)) as pool:
+            waiting: dict[Future[float], Job] = {pool.submit(_work, job): job for job in jobs}
+            try:
+                while waiting:
+                    for one in wait(waiting, return_when=FIRST_COMPLETED).done:
+                        yield waiting.pop(one), one.result()
+            finally:
+                for one in waiting:
+                    one.cancel()
+
+    return run
+
+
+_AT_WORK: dict[int, Benchmark] = {}
+"""In a process of `_together`, the benchmarks it has been asked for."""
+_HERE: list[tuple[Sequence[Callable[[], Contest]], Path]] = []
+
+
+def _start(make: Sequence[Callable[[], Contest]], folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    _HERE.append((make, folder))
+
+
+def _work(job: Job) -> float:
+    if job.contest not in _AT_WORK:
+        make, folder = _HERE[0]
+        _AT_WORK[job.contest] = Benchmark(make[job.contest](), folder)
+    return _timed(_AT_WORK[job.contest], job)
+
+
+def _timed(benchmark: Benchmark, job: Job) -> float:
+    began = time.perf_counter()
+    benchmark.make(job.row, job.number)
+    return time.perf_counter() - began

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
+from e4t.backbone import fingerprint_of
 from e4t.errors import ConfigError, DataError
-from e4t.evaluation.baselines import Example, Learned, image_vector
+from e4t.evaluation.baselines import Example, Learned, image_vectors
 from e4t.evaluation.copying import PoseReader, backdrop, poses
 from e4t.evaluation.domain_base import on_domain_base
 from e4t.evaluation.evaluate import (
@@ -43,12 +47,15 @@ from e4t.pipeline import E4TPipeline
 from e4t.provenance import image_digest
 from e4t.tiny.album import snapshot
 from e4t.tiny.captions import describe, names
-from e4t.tiny.world import WORLD_VERSION, Identity, draw, identity, stream, words
+from e4t.tiny.world import TRAINING_NAMESPACES, WORLD_VERSION, Identity, draw, identity, stream, words
 
 DRAWINGS = "drawings"
 """Not a method but the ceiling: the world's own pictures, after the autoencoder."""
 BY_NAME = "known by name"
 """Not a method either: individuals the base was trained on, drawn by their names."""
+NAMED_DRAWINGS = "drawings of those known by name"
+"""Their ceiling: they are not those that the methods learn."""
+REFERENCES = (DRAWINGS, BY_NAME, NAMED_DRAWINGS)
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class Plan:
 
     domains: tuple[str, ...] = ("tiny-face", "tiny-cat", "tiny-art")
     methods: tuple[str, ...] = ()  # by name; () are all
-    namespace: str = "held-out-1"
+    namespace: str = "held-out-2"
     concepts: int = 12
     prompts: int = 8
     seeds: int = 1
@@ -71,7 +78,7 @@ class Record:
     """What was read in the pictures of one concept by one method after some steps; rows are seed by seed.
 
     ``pose`` and ``backdrop`` are of the pictures, ``[rows, K]`` and ``[rows, 3]``; ``clip`` is ``[rows, W]`` and
-    ``faces``, where somebody looks at faces, ``[rows, 128]``.
+    ``faces``, where somebody looks at faces, ``[rows, 128]``. ``threads`` is how many torch worked with.
     """
 
     method: str
@@ -81,6 +88,7 @@ class Record:
     seconds: float
     peak_bytes: int
     stored_bytes: int
+    threads: int
     readings: Readings | None  # None: no judge reads such concepts
     clip: np.ndarray
     pose: np.ndarray | None
@@ -120,10 +128,9 @@ class Record:
         )
 
 
-_PLAIN = ("method", "steps", "concept", "passes", "seconds", "peak_bytes", "stored_bytes")
-
-
-_NOTHING = Learned(0, 0, 0.0, 0, lambda *_: [])
+_PLAIN = ("method", "steps", "concept", "passes", "seconds", "peak_bytes", "stored_bytes", "threads")
+_VERSION = 2  # of what a record holds and how it comes about: no older one is taken over
+_NOTHING = Learned(0, 0, 0.0, 0, 0, lambda *_: [])
 
 
 class Contest(ABC):
@@ -141,15 +148,26 @@ class Contest(ABC):
         device: str = "cpu",
         clip: str | None = None,
         domain_base: Path | None = None,
+        keep: Path | None = None,
     ) -> None:
-        """``clip`` is another CLIP than the base's own; ``domain_base`` a U-Net as `domain_base` trains it."""
+        """``clip`` is another CLIP than the base's own; ``domain_base`` a U-Net as `domain_base` trains it.
+
+        ``keep`` is a folder for what takes long and does not change.
+        """
         self.name = domain
         self.plan = plan
         self.pipe = E4TPipeline.from_pretrained(domain, device=device)
         self.kind = self.pipe.domain.class_word
         self.clip = Clip.load(clip or self.pipe.backbone.name)
-        self.sampling: dict[str, Any] = {"num_inference_steps": plan.num_inference_steps}
+        drawn = self.pipe.generate_config  # every method is drawn as the domain is: what suits the base suits them all
+        self.sampling: dict[str, Any] = {
+            "num_inference_steps": plan.num_inference_steps,
+            "guidance_scale": drawn.guidance_scale,
+            "guidance_rescale": drawn.guidance_rescale,
+            "scheduler": drawn.scheduler,
+        }
         self.domain_base = domain_base
+        self.keep = keep
 
     @property
     def size(self) -> int:
@@ -190,14 +208,14 @@ class Contest(ABC):
     def identifies(self, number: int) -> Any:
         """What a concept's records depend on besides the method, ready for JSON."""
 
-    def record(self, method: str, number: int, learned: Learned, peak: int) -> Record:
+    def record(self, method: str, number: int, learned: Learned) -> Record:
         """Draw what was learned, and read it."""
         texts, images = self.texts(number), []
         for seed in range(self.plan.seeds):
             images += learned.draw(texts, 10_000 * number + 100 * seed)
-        return self.read(method, number, learned, peak, images)
+        return self.read(method, number, learned, images)
 
-    def read(self, method: str, number: int, learned: Learned, peak: int, images: Sequence[Image.Image]) -> Record:
+    def read(self, method: str, number: int, learned: Learned, images: Sequence[Image.Image]) -> Record:
         """What there is to read in pictures of a concept, seed by seed."""
         rgb = np.stack([np.asarray(small(image)) for image in images])
         first = np.concatenate(list(rgb[: len(self.texts(number))]), axis=1)
@@ -209,8 +227,9 @@ class Contest(ABC):
             concept=number,
             passes=learned.passes,
             seconds=round(learned.seconds, 3),
-            peak_bytes=peak,
+            peak_bytes=learned.peak_bytes,
             stored_bytes=learned.stored_bytes,
+            threads=torch.get_num_threads(),
             readings=self.judge.read(rgb) if self.judge else None,
             clip=self.clip.images(images),
             pose=self.poses.read(rgb) if self.poses else None,
@@ -223,15 +242,21 @@ class Contest(ABC):
         """Everything that a concept's records depend on besides the method, ready for JSON."""
         trained = self.pipe.trained
         return {
+            "version": _VERSION,
             "domain": trained.id if trained else None,
-            "personalize": dict(trained.personalize) if trained else {},
-            "generate": dict(trained.generate) if trained else {},
+            "generate": self.pipe.generate_config.to_dict(),
             "base": self.pipe.backbone.fingerprint,
+            "autoencoder": self._autoencoder,
+            "device": self.pipe.backbone.device.type,
             "concept": self.identifies(number),
             "seeds": self.plan.seeds,
             "sampling": self.sampling,
             "clip": self.clip.fingerprint,
         }
+
+    @cached_property
+    def _autoencoder(self) -> str:
+        return fingerprint_of(self.pipe.backbone.vae)
 
 
 class DrawnContest(Contest):
@@ -241,22 +266,42 @@ class DrawnContest(Contest):
     poses: PoseReader
 
     def __init__(self, domain: str, plan: Plan, *, judge: Judge | None = None, **options: Any) -> None:
+        """Raises ConfigError for individuals that were trained on, and CheckpointError where no judge reads them."""
+        if plan.namespace in TRAINING_NAMESPACES:
+            raise ConfigError(f"individuals of the namespace '{plan.namespace}' were trained on; use any other word")
         super().__init__(domain, plan, **options)
         self.judge = judge or Judge.shipped(self.kind)
         self.poses = PoseReader.shipped()
         self.subjects = [identity(plan.namespace, index, self.kind) for index in range(plan.concepts)]
+        self._known: dict[str, Tensor] | None = None
 
     @property
     def prompts(self) -> list[Attributes]:
         """What is asked for."""
         return [*prompts_of(self.kind), *MORE_PROMPTS[self.kind]][: self.plan.prompts]
 
-    @cached_property
-    def known(self) -> dict[str, Any]:
+    def known(self) -> dict[str, Tensor]:
         """How those look that the base knows by name, as CLIP sees them."""
-        called = names(self.kind)[:_KNOWN]
-        pictures = (Image.fromarray(draw(snapshot("train", i, self.kind), RESOLUTION).rgb) for i in range(len(called)))
-        return dict(zip(called, (image_vector(self.pipe, picture) for picture in pictures), strict=True))
+        if self._known is None:
+            called = names(self.kind)
+            pictures = (
+                Image.fromarray(draw(snapshot("train", i, self.kind), RESOLUTION).rgb) for i in range(len(called))
+            )
+            vectors = self._kept_vectors(lambda: image_vectors(self.pipe, pictures))
+            self._known = dict(zip(called, vectors, strict=True))
+        return self._known
+
+    def _kept_vectors(self, make: Callable[[], Tensor]) -> Tensor:
+        if self.keep is None:
+            return make()
+        backbone = self.pipe.backbone
+        path = self.keep / f"known-{self.kind}-{WORLD_VERSION}-{backbone.image_encoder_fingerprint}.npy"
+        if not path.exists():
+            self.keep.mkdir(parents=True, exist_ok=True)
+            beside = path.with_suffix(f".{os.getpid()}.npy")
+            np.save(beside, make().cpu().numpy())
+            beside.rename(path)
+        return torch.from_numpy(np.load(path)).to(backbone.device)
 
     def has(self, count: int) -> bool:
         return True  # the world draws as many as are wanted
@@ -275,30 +320,38 @@ class DrawnContest(Contest):
 
     def identifies(self, number: int) -> Any:
         asked = [dict(attributes) for attributes in self.prompts]
-        return [WORLD_VERSION, self.subjects[number].key, asked, self.judge.number, self.judge.fingerprint]
+        subject, readers = self.subjects[number].key, [self.judge.fingerprint, fingerprint_of(self.poses.network)]
+        return [WORLD_VERSION, subject, asked, self.judge.number, *readers]
 
     def named(self, number: int) -> Identity:
         """Somebody the base knows by name; with more concepts than names, some come up again."""
         return identity("train", number % len(names(self.kind)), self.kind)
 
-    def by_name(self, number: int) -> Record:
+    def reference(self, row: str, number: int) -> Record:
+        """One of `REFERENCES`, of a concept or of who is known by name in its place."""
+        if row == BY_NAME:
+            return self.read(row, number, _NOTHING, self._by_name(number))
+        return self.read(row, number, _NOTHING, self._drawings(self.subject(row, number)))
+
+    def subject(self, row: str, number: int) -> Identity:
+        """Whom the pictures of a row are to show."""
+        return self.named(number) if row in (BY_NAME, NAMED_DRAWINGS) else self.subjects[number]
+
+    def _by_name(self, number: int) -> list[Image.Image]:
         """`named` by name alone, without learning: what the base can do at its best."""
-        somebody = self.named(number)
-        texts = [
-            prompt_text(somebody, asked, names(self.kind)[number % len(names(self.kind))]) for asked in self.prompts
-        ]
+        somebody, called = self.named(number), names(self.kind)
+        texts = [prompt_text(somebody, asked, called[number % len(called)]) for asked in self.prompts]
         images: list[Image.Image] = []
         for seed in range(self.plan.seeds):
             images += self.pipe(texts, seed=10_000 * number + 100 * seed, **self.sampling).images
-        return self.read(BY_NAME, number, _NOTHING, 0, images)
+        return images
 
-    def drawings(self, number: int) -> Record:
-        """The world's own pictures of the concept, after the autoencoder."""
-        subject, rows = self.subjects[number], []
+    def _drawings(self, subject: Identity) -> list[Image.Image]:
+        """The world's own pictures, after the autoencoder."""
+        rows: list[np.ndarray] = []
         for seed in range(self.plan.seeds):
             rows += [draw(prompted(subject, asked, key=seed or ""), RESOLUTION).rgb for asked in self.prompts]
-        images = [Image.fromarray(picture) for picture in through_autoencoder(self.pipe, np.stack(rows))]
-        return self.read(DRAWINGS, number, _NOTHING, 0, images)
+        return [Image.fromarray(picture) for picture in through_autoencoder(self.pipe, np.stack(rows))]
 
     def true_poses(self) -> np.ndarray:
         """How the input pictures were posed, ``[concepts, K]``."""
@@ -378,8 +431,6 @@ def concepts_in(folder: Path) -> list[list[Path]]:
 
 
 RARE_TOKENS = ("sks", "x", "q")
-_KNOWN = 500
-"""Named individuals among whom the nearest is looked for."""
 OWN_PROMPTS = (
     "a photo of S* on the beach",
     "a watercolour painting of S*",

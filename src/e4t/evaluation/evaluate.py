@@ -1,6 +1,6 @@
 """How well unseen individuals are learned: identity, prompt and both, with intervals.
 
-    python -m e4t.evaluation.evaluate tiny-face --namespace held-out-1 --count 50 --output out/held-out-1.json
+    python -m e4t.evaluation.evaluate tiny-face --namespace held-out-2 --count 50 --output out/held-out-2.json
 
 Every individual is learned from one drawn picture, then drawn for every prompt after each number of steps. A judge
 reads the pictures, and also drawings of the same individuals with the prompted attributes: what it reads in those,
@@ -326,11 +326,12 @@ class Table:
         """The identity score, not divided by anything."""
         return float(1 - self.missed.sum() / self.spread.sum())
 
-    def statistics(self, ceiling: float) -> dict[str, Callable[[np.ndarray], float]]:
-        """A statistic of concept numbers for every one of `SCORES`; identity is divided by ``ceiling``."""
+    def statistics(self, ceiling: Table) -> dict[str, metrics.Statistic]:
+        """A statistic of concept numbers for every one of `SCORES`; identity is divided by that of ``ceiling``."""
         means = (self.crowd, self.twin, self.found, self.joint)
         rest = dict(zip(SCORES[1:], map(metrics.mean_statistic, means), strict=True))
-        return {"identity": metrics.score_statistic(self.missed, self.spread, ceiling), **rest}
+        mine, highest = (metrics.score_statistic(table.missed, table.spread) for table in (self, ceiling))
+        return {"identity": metrics.share_of(highest, mine), **rest}
 
 
 def score(examination: Examination, readings: Readings) -> Table:
@@ -338,7 +339,7 @@ def score(examination: Examination, readings: Readings) -> Table:
     rows = examination.rows
     true = np.stack([identity_columns(examination.subjects[number]) for number, _ in rows])
     weight = np.stack([examination.weight(examination.subjects[number], asked) for number, asked in rows])
-    missed, spread = metrics.identity_errors(readings.identity, true, weight)
+    missed, spread = metrics.identity_errors(readings.identity, true, weight, concepts=len(examination.subjects))
     twin = examination.nearest(readings, examination.twins)
     found = metrics.found([readings.answers(row) for row in range(len(rows))], [dict(asked) for _, asked in rows])
     crowd, joint = examination.nearest(readings, examination.crowd), metrics.joint_success(twin, found)
@@ -348,10 +349,10 @@ def score(examination: Examination, readings: Readings) -> Table:
 def summarise(tables: dict[str, Table], *, prompts: int, draws: int = 2000) -> dict[str, Any]:
     """Intervals of every score of every method, all prompts together and each alone, and paired differences."""
     samples = metrics.resamples(len(tables[DRAWINGS].missed), draws=draws)
-    ceiling = tables[DRAWINGS].identity
+    ceiling = tables[DRAWINGS]
     statistics = {method: table.statistics(ceiling) for method, table in tables.items()}
 
-    def interval(statistic: Callable[[np.ndarray], float]) -> dict[str, float]:
+    def interval(statistic: metrics.Statistic) -> dict[str, float]:
         return metrics.bootstrap(statistic, samples).to_dict()
 
     methods = {m: {name: interval(statistic) for name, statistic in s.items()} for m, s in statistics.items()}
@@ -363,7 +364,7 @@ def summarise(tables: dict[str, Table], *, prompts: int, draws: int = 2000) -> d
         for before, after in itertools.pairwise(learned)
     }
     return {
-        "identity_ceiling": round(ceiling, 4),
+        "identity_ceiling": interval(metrics.score_statistic(ceiling.missed, ceiling.spread)),
         "methods": methods,
         "differences": differences,
         "by_prompt": [_prompt_values(tables, prompt) for prompt in range(prompts)],
@@ -372,13 +373,13 @@ def summarise(tables: dict[str, Table], *, prompts: int, draws: int = 2000) -> d
 
 def _prompt_values(tables: dict[str, Table], prompt: int) -> dict[str, dict[str, float | None]]:
     """Values under one prompt, identity over that very prompt's ceiling; None where the judge is blind under it."""
-    ceiling = tables[DRAWINGS].part(prompt).identity
+    ceiling = tables[DRAWINGS].part(prompt)
     everyone = np.arange(len(tables[DRAWINGS].missed))
     values = {
         method: {name: _number(s(everyone)) for name, s in table.part(prompt).statistics(ceiling).items()}
         for method, table in tables.items()
     }
-    values[DRAWINGS]["identity"] = round(ceiling, 4)
+    values[DRAWINGS]["identity"] = round(ceiling.identity, 4)
     return values
 
 
@@ -400,9 +401,11 @@ class Evaluation:
         """Write ``output`` (.json) and, beside it, .md and .png; returns the three paths."""
         output.parent.mkdir(parents=True, exist_ok=True)
         paths = [output, output.with_suffix(".md"), output.with_suffix(".png")]
-        paths[0].write_text(json.dumps(self.report, indent=2, ensure_ascii=False) + "\n")
         paths[1].write_text(markdown(self.report))
         self.sheet.save(paths[2])
+        beside = output.with_suffix(".partial")  # the report last and at once: where it is, all of it is
+        beside.write_text(json.dumps(self.report, indent=2, ensure_ascii=False) + "\n")
+        beside.rename(output)
         return paths
 
 
@@ -472,7 +475,7 @@ def markdown(report: dict[str, Any]) -> str:
     head = (
         f"{report['count']} unseen individuals of `{report['namespace']}` × {len(report['prompts'])} prompts, judge "
         f"{report['judge']}; value and 95 % interval over individuals. The drawings' identity is the ceiling "
-        f"({report['identity_ceiling']:.2f}) that the others are divided by.\n"
+        f"({_cell(report['identity_ceiling'])}) that the others are divided by.\n"
     )
     titles = [name.replace("_", " ") for name in SCORES]
     scores = [[method, *(_cell(values[name]) for name in SCORES)] for method, values in methods.items()]
@@ -497,7 +500,7 @@ class EvaluateConfig:
 
     domain: tyro.conf.Positional[str]  # folder or shipped name
     output: Path  # the JSON file; .md and .png come beside it
-    namespace: str = "held-out-1"
+    namespace: str = "held-out-2"
     count: int = 50
     steps: tuple[int, ...] = (0, 1, 5, 15)
     judge_folder: Path | None = None  # instead of the shipped judge 2: judge 1, to select by

@@ -1,13 +1,13 @@
 """The methods by name, and for one contest those that can be run, each with the settings that were found best.
 
-Settings come from `e4t.evaluation.search`; where nothing was looked for, from diffusers' training scripts.
+Settings come from `e4t.evaluation.search`; on bases that nothing was looked for on, from diffusers' training scripts.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -16,6 +16,7 @@ from e4t.errors import ConfigError
 from e4t.evaluation import baselines
 from e4t.evaluation.baselines import Personalizer
 from e4t.evaluation.contest import Contest, DrawnContest
+from e4t.provenance import settings_digest
 
 SEVERAL = 5
 """How many pictures of a concept those methods get that get more than one."""
@@ -56,7 +57,9 @@ METHODS: dict[str, Maker] = {
     "DreamBooth": _rare(baselines.dreambooth),
     "DreamBooth, 5 images": _rare(baselines.dreambooth, examples=SEVERAL),
     "DreamBooth + prior": _rare(baselines.dreambooth, prior=True),
+    "DreamBooth + prior, 5 images": _rare(baselines.dreambooth, prior=True, examples=SEVERAL),
     "DreamBooth + text encoder": _rare(baselines.dreambooth, text_encoder=True),
+    "DreamBooth + text encoder, 5 images": _rare(baselines.dreambooth, text_encoder=True, examples=SEVERAL),
     "DreamBooth + text encoder + prior": _rare(baselines.dreambooth, text_encoder=True, prior=True),
     "LoRA": _rare(baselines.lora),
     "LoRA, 5 images": _rare(baselines.lora, examples=SEVERAL),
@@ -65,14 +68,25 @@ METHODS: dict[str, Maker] = {
 }
 
 
+@dataclass(frozen=True)
+class Found:
+    """Settings of a method, its number of steps, and where they come from."""
+
+    settings: dict[str, Any]
+    steps: int
+    origin: str
+
+
 @cache
-def found_best() -> dict[str, dict[str, dict[str, Any]]]:
-    """Settings by domain and method, as `e4t.evaluation.search` found them on validation concepts."""
-    found: dict[str, dict[str, dict[str, Any]]] = json.loads(_FOUND.read_text())
+def found_best() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """Settings by base, kind and method, as `e4t.evaluation.search` found them on validation concepts.
+
+    A base is called by its fingerprint; what was found on one says nothing of another.
+    """
+    found: dict[str, dict[str, dict[str, dict[str, Any]]]] = json.loads(_FOUND.read_text())
     return found
 
 
-_FOUND = resources.files(__package__).joinpath("found.json")
 _FOUND = resources.files(__package__).joinpath("found.json")
 _UNTUNED = ("class word", "best caption", "nearest name")
 
@@ -98,31 +112,43 @@ class Lineup:
 
     def settings(self, method: str) -> dict[str, Any]:
         """What was found best for a method, without its number of steps; ours is set by the domain itself."""
-        if method == OURS or method not in METHODS:
-            return {}
-        return {name: value for name, value in self._found(method).items() if name != "steps"}
+        found = self.found(method)
+        return found.settings if found else {}
 
     def steps(self, method: str) -> tuple[int, ...]:
         """The numbers of steps after which a method is drawn."""
         plan = self.contest.plan
         if method == OURS:
             return plan.e4t_steps
-        if method in _UNTUNED:
-            return (0,)
-        return tuple(sorted({*plan.baseline_steps, int(self._found(method)["steps"])}))
+        found = self.found(method)
+        return tuple(sorted({*plan.baseline_steps, found.steps})) if found else (0,)
 
     def key(self, method: str, number: int) -> str:
         """The name of a concept's records: a hash of everything they depend on."""
-        depends = {"method": method, "settings": self.settings(method), **self.contest.depends(number)}
+        depends = {"method": method, **self.contest.depends(number)}
+        if method in METHODS:
+            depends["settings"] = self.learner(method).settings
         if method.endswith(" on the domain"):
             depends["domain_base"] = self.contest.pipe_on_domain.backbone.fingerprint
-        return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:20]
+        return settings_digest(depends)
 
-    def _found(self, method: str) -> dict[str, Any]:
-        """What was found for the method, else for its plain form, else what training scripts set by default."""
-        tried = found_best().get(self.contest.name, {})
-        fitting = [name for name in (method, *tried) if name in tried and method.startswith(name)]
-        return tried[fitting[0]] if fitting else defaults_of(method)
+    def found(self, method: str) -> Found | None:
+        """The settings of a method that is tuned; None for ours, which the domain sets, and for what is not tuned.
+
+        What was found for the method itself, else for the form whose name it begins with, else for another kind of
+        subject on the same base, else what training scripts set by default.
+        """
+        if method == OURS or method in _UNTUNED or method not in METHODS:
+            return None
+        kinds = found_best().get(self.contest.pipe.backbone.fingerprint, {})
+        for kind in sorted(kinds, key=lambda kind: (kind != self.contest.kind, kind != "face", kind)):
+            tried = kinds[kind]
+            fitting = max((name for name in tried if method.startswith(name) and name != OURS), key=len, default=None)
+            if fitting:
+                of = "" if kind == self.contest.kind else f" of a {kind}"
+                origin = "searched" if fitting == method and not of else f"as {fitting}{of}"
+                return _found(tried[fitting], origin)
+        return _found(defaults_of(method), "as training scripts have it")
 
     def _runs(self, method: str) -> bool:
         if method.endswith(" on the domain"):
@@ -134,17 +160,21 @@ class Lineup:
         return True
 
 
-def defaults_of(method: str) -> dict[str, Any]:
-    """What diffusers' training scripts and their guides set, for bases that nothing was looked for on.
+def _found(values: Mapping[str, Any], origin: str) -> Found:
+    settings = dict(values)
+    return Found(settings, int(settings.pop("steps")), origin)
 
-    A new word's rate of 5e-4 is in units of s = 0.1 here. Empty for what is not tuned.
-    """
-    return next((dict(values) for name, values in _DEFAULTS.items() if method.startswith(name)), {})
+
+def defaults_of(method: str) -> dict[str, Any]:
+    """What diffusers' guides to their training scripts set, for bases that nothing was looked for on."""
+    return next(dict(values) for name, values in _DEFAULTS.items() if method.startswith(name))
 
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "Textual Inversion": {"residual_learning_rate": 5e-3, "steps": 3000},
-    "DreamBooth + text encoder": {"learning_rate": 2e-6, "steps": 800},
-    "DreamBooth": {"learning_rate": 5e-6, "steps": 400},
-    "LoRA": {"learning_rate": 1e-4, "steps": 500},
+    # 5e-4, scaled by four accumulated pictures, is 2e-3; in units of s = 0.1 that is 2e-2
+    "Textual Inversion": {"residual_learning_rate": 2e-2, "batch_size": 4, "steps": 3000},
+    "DreamBooth + text encoder": {"learning_rate": 2e-6, "batch_size": 1, "prior_pictures": 200, "steps": 800},
+    "DreamBooth + prior": {"learning_rate": 5e-6, "batch_size": 1, "prior_pictures": 200, "steps": 800},
+    "DreamBooth": {"learning_rate": 5e-6, "batch_size": 1, "steps": 400},
+    "LoRA": {"learning_rate": 1e-4, "batch_size": 1, "steps": 500},
 }

@@ -21,6 +21,9 @@ READABLE = 0.7
 LEAST_CEILING = 0.1
 """Below it a ceiling says that the judge is blind here, and nothing is divided by it."""
 
+Statistic = Callable[[np.ndarray], float]
+"""A number from some concepts, given by their numbers ``[concepts]``; one may come up several times."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -59,18 +62,24 @@ def weights(layout: Layout, visible: np.ndarray, counted: np.ndarray) -> np.ndar
     return np.asarray(visible * counted[layout.owners] / (widths * layout.scales**2))
 
 
-def identity_errors(read: np.ndarray, true: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Squared distance of every reading to its truth, and of the truths' average to that truth, ``[n]`` each.
+def identity_errors(
+    read: np.ndarray, true: np.ndarray, weight: np.ndarray, *, concepts: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Squared distance of every reading to its truth, and of the domain's average to that truth, ``[n]`` each.
 
-    The average is over what is visible (``weight > 0``), so no constant reading can score above 0.
+    Rows are of ``concepts`` individuals, as many of each in a row; None: of one each. Their own average, over what is
+    visible (``weight > 0``), stands for the domain's; it lies too near to them, so distances to it are put right as a
+    variance is (n / (n - 1)): scores of few concepts and of many mean the same.
     """
-    mean = _visible_mean(true, weight > 0)
-    return ((read - true) ** 2 * weight).sum(-1), ((mean - true) ** 2 * weight).sum(-1)
+    visible = weight > 0
+    seen = visible.reshape(concepts or len(true), -1, true.shape[-1]).any(1).sum(0)
+    spread = (_visible_mean(true, visible) - true) ** 2 * seen / np.maximum(seen - 1, 1)
+    return ((read - true) ** 2 * weight).sum(-1), (spread * weight).sum(-1)
 
 
-def identity_score(read: np.ndarray, true: np.ndarray, weight: np.ndarray) -> float:
+def identity_score(read: np.ndarray, true: np.ndarray, weight: np.ndarray, *, concepts: int | None = None) -> float:
     """1 − ‖p̂ − p‖² / E‖p̄ − p‖²: 1 is the very identity, 0 as good as the domain's average, worse is negative."""
-    missed, spread = identity_errors(read, true, weight)
+    missed, spread = identity_errors(read, true, weight, concepts=concepts)
     return float(1 - missed.sum() / spread.sum())
 
 
@@ -120,32 +129,38 @@ def resamples(concepts: int, *, draws: int = 2000, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(concepts, size=(draws, concepts))
 
 
-def bootstrap(statistic: Callable[[np.ndarray], float], samples: np.ndarray) -> Interval:
+def bootstrap(statistic: Statistic, samples: np.ndarray) -> Interval:
     """``statistic`` of all concepts, with the 2.5 and 97.5 percentiles over `resamples`; it gets concept numbers."""
     drawn = [statistic(sample) for sample in samples]
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Interval(float(statistic(np.arange(samples.shape[1]))), float(low), float(high))
 
 
-def mean_statistic(values: np.ndarray) -> Callable[[np.ndarray], float]:
+def mean_statistic(values: np.ndarray) -> Statistic:
     """The mean of ``values`` ``[concepts, ...]`` over concepts and everything else, for `bootstrap`."""
     per_concept = values.reshape(len(values), -1).mean(-1)
     return lambda sample: float(per_concept[sample].mean())
 
 
-def score_statistic(missed: np.ndarray, spread: np.ndarray, ceiling: float = 1.0) -> Callable[[np.ndarray], float]:
-    """The identity score over its ceiling from `identity_errors` as ``[concepts, ...]``, for `bootstrap`.
+def score_statistic(missed: np.ndarray, spread: np.ndarray) -> Statistic:
+    """The identity score from `identity_errors` as ``[concepts, ...]``, for `bootstrap`."""
+    top, bottom = (part.reshape(len(part), -1).sum(-1) for part in (missed, spread))
+    return lambda sample: float(1 - top[sample].sum() / bottom[sample].sum())
+
+
+def share_of(ceiling: Statistic, statistic: Statistic) -> Statistic:
+    """``statistic`` over its ``ceiling`` on the same concepts, so that the ceiling's own uncertainty counts.
 
     NaN under a ceiling below `LEAST_CEILING`: dividing by a negative one would turn bad into good.
     """
-    if ceiling < LEAST_CEILING:
-        return lambda sample: float("nan")
-    top, bottom = (part.reshape(len(part), -1).sum(-1) for part in (missed, spread))
-    return lambda sample: float((1 - top[sample].sum() / bottom[sample].sum()) / ceiling)
+
+    def share(sample: np.ndarray) -> float:
+        highest = ceiling(sample)
+        return statistic(sample) / highest if highest >= LEAST_CEILING else float("nan")
+
+    return share
 
 
-def difference(
-    one: Callable[[np.ndarray], float], other: Callable[[np.ndarray], float]
-) -> Callable[[np.ndarray], float]:
+def difference(one: Statistic, other: Statistic) -> Statistic:
     """How much ``one`` is above ``other`` on the same concepts, for a paired `bootstrap`."""
     return lambda sample: one(sample) - other(sample)

@@ -11,24 +11,28 @@ import csv
 import html
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from e4t.evaluation import metrics
-from e4t.evaluation.contest import BY_NAME, DRAWINGS, Contest, DrawnContest, Record
+from e4t.evaluation.contest import BY_NAME, DRAWINGS, NAMED_DRAWINGS, REFERENCES, Contest, DrawnContest, Record
 from e4t.evaluation.copying import backdrop, correlation_statistic
 from e4t.evaluation.evaluate import Examination, score, small
-from e4t.evaluation.methods import OURS
+from e4t.evaluation.methods import OURS, Lineup
+from e4t.evaluation.metrics import Statistic
 from e4t.evaluation.similarity import same_face
 from e4t.evaluation.truth import joined
 
-Statistic = Callable[[np.ndarray], float]
 Tuning = tuple[str, int]
 """A method and its number of steps."""
+
+_OTHERS = (BY_NAME, NAMED_DRAWINGS)
+"""Rows of others than the concepts that are learned: they had no input picture."""
 
 TITLES = {
     "identity": "identity",
@@ -56,7 +60,7 @@ class Given:
 
     @classmethod
     def of(cls, contest: Contest) -> Given:
-        images = [contest.examples(number, 1)[0].image for number in range(contest.size)]
+        images = [_square(contest.examples(number, 1)[0].image) for number in range(contest.size)]
         word, placeholder = contest.pipe.domain.class_word, contest.pipe.domain.placeholder
         texts = [
             contest.clip.texts([text.replace(placeholder, word) for text in contest.texts(number)])
@@ -70,7 +74,14 @@ class Given:
         )
 
 
-def figures(contest: Contest, records: Mapping[Tuning, Sequence[Record]], *, draws: int = 1000) -> dict[str, Any]:
+def _square(image: Image.Image) -> Image.Image:
+    """The part of a picture that methods learn from."""
+    return ImageOps.fit(image.convert("RGB"), (min(image.size),) * 2)
+
+
+def figures(
+    contest: Contest, records: Mapping[Tuning, Sequence[Record]], lineup: Lineup, *, draws: int = 1000
+) -> dict[str, Any]:
     """Every score of every method and number of steps, and how far it is from E4T's own default."""
     given = Given.of(contest)
     statistics = _statistics(contest, records, given)
@@ -78,10 +89,12 @@ def figures(contest: Contest, records: Mapping[Tuning, Sequence[Record]], *, dra
     ours = (OURS, contest.pipe.personalize_config.steps)
     rows = []
     for tuning, scores in statistics.items():
-        row: dict[str, Any] = {"method": tuning[0], "steps": tuning[1], **_costs(records[tuning])}
+        found = lineup.found(tuning[0])
+        settings = {"settings": found.origin} if found else {}
+        row: dict[str, Any] = {"method": tuning[0], "steps": tuning[1], **settings, **_costs(records[tuning])}
         for name, statistic in scores.items():
             row[name] = metrics.bootstrap(statistic, samples).to_dict()
-            if tuning != ours and ours in statistics and tuning[0] not in (DRAWINGS, BY_NAME):
+            if tuning != ours and ours in statistics and tuning[0] not in REFERENCES:
                 gap = metrics.difference(statistic, statistics[ours][name])
                 row.setdefault("against_ours", {})[name] = metrics.bootstrap(gap, samples).to_dict()
         rows.append(row)
@@ -93,31 +106,31 @@ def _statistics(
     contest: Contest, records: Mapping[Tuning, Sequence[Record]], given: Given
 ) -> dict[Tuning, dict[str, Statistic]]:
     judged = _judged(contest, records) if isinstance(contest, DrawnContest) else {}
-    seen = {t: _seen(of, given, contest.plan.seeds) for t, of in records.items() if t[0] != BY_NAME}
+    seen = {t: _seen(of, given, contest.plan.seeds) for t, of in records.items() if t[0] not in _OTHERS}
     return {tuning: judged.get(tuning, {}) | seen.get(tuning, {}) for tuning in records}
 
 
 def _judged(contest: DrawnContest, records: Mapping[Tuning, Sequence[Record]]) -> dict[Tuning, dict[str, Statistic]]:
-    """What a judge reads, and the pose that comes back. Those known by name are others, and had no input picture."""
+    """What a judge reads, and the pose that comes back."""
     counted, given = contest.poses.counted, contest.true_poses()
     tables = {
         tuning: score(_examination(contest, tuning[0]), joined([record.readings for record in of]))
         for tuning, of in records.items()
     }
-    ceiling = tables[DRAWINGS, 0].identity
     found: dict[Tuning, dict[str, Statistic]] = {}
     for tuning, of in records.items():
+        ceiling = tables[NAMED_DRAWINGS if tuning[0] in _OTHERS else DRAWINGS, 0]
         found[tuning] = {name: s for name, s in tables[tuning].statistics(ceiling).items() if name in TITLES}
-        if tuning[0] != BY_NAME:
+        if tuning[0] not in _OTHERS:
             pose = np.stack([record.pose for record in of if record.pose is not None])[:, :, counted]
             found[tuning]["copied_pose"] = correlation_statistic(given[:, counted], pose)
     return found
 
 
 def _examination(contest: DrawnContest, row: str) -> Examination:
-    known, plan, judge = row == BY_NAME, contest.plan, contest.judge
-    subjects = [contest.named(number) for number in range(contest.size)] if known else contest.subjects
-    namespace = "train" if known else plan.namespace
+    plan, judge = contest.plan, contest.judge
+    subjects = [contest.subject(row, number) for number in range(contest.size)]
+    namespace = "train" if row in _OTHERS else plan.namespace
     return Examination(judge.layout, subjects, contest.prompts * plan.seeds, judge.readable, namespace)
 
 
@@ -166,13 +179,21 @@ def write(folder: Path, contests: Sequence[tuple[dict[str, Any], Mapping[Tuning,
 
 def _write_csv(file: Any, reports: Sequence[dict[str, Any]]) -> None:
     bounds = ("value", "low", "high")
-    head = ["domain", "method", "steps", *COSTS, *(f"{name}_{bound}" for name in TITLES for bound in bounds)]
+    head = [
+        "domain",
+        "method",
+        "steps",
+        "settings",
+        *COSTS,
+        *(f"{name}_{bound}" for name in TITLES for bound in bounds),
+    ]
     writer = csv.writer(file)
     writer.writerow(head)
     for report in reports:
         for row in report["rows"]:
             scores = [row.get(name, {}).get(bound, "") for name in TITLES for bound in bounds]
-            writer.writerow([report["domain"], row["method"], row["steps"], *(row[name] for name in COSTS), *scores])
+            said = [report["domain"], row["method"], row["steps"], row.get("settings", "")]
+            writer.writerow([*said, *(row[name] for name in COSTS), *scores])
 
 
 _PAGE = """<!doctype html>
@@ -190,7 +211,9 @@ img {{ max-width: 100% }}
 <h1>One image, a few steps: E4T and what it is compared with</h1>
 <p>Value and 95 % interval over concepts. <b>identity</b> is a share of what the judge reads in the world's own
 drawings; <b>joint success</b> is being told from 19 twins and showing everything that was asked for; <b>copied</b> is
-the correlation with how the input happened to be taken, 0 is wanted. Seconds are of learning one concept, the median.
+the correlation with how the (first) input happened to be taken, 0 is wanted. Seconds are of learning one concept, the
+median, without drawing pictures of the class; passes are pictures in all batches. <b>settings</b> says whether rates
+and steps were searched for this very method.
 </p>
 {sections}
 </html>
@@ -199,7 +222,7 @@ the correlation with how the input happened to be taken, 0 is wanted. Seconds ar
 
 def _section(report: dict[str, Any], records: Mapping[Tuning, Sequence[Record]]) -> str:
     names = [name for name in TITLES if any(name in row for row in report["rows"])]
-    head = ["", *(TITLES[name] for name in names), *COSTS.values()]
+    head = ["", *(TITLES[name] for name in names), *COSTS.values(), "settings"]
     rows = "\n".join(_table_row(row, names) for row in report["rows"])
     table = f"<table><tr>{''.join(f'<th>{title}</th>' for title in head)}</tr>\n{rows}</table>"
     plots = f'<img alt="plots" src="{_data(plot(report), "svg+xml")}">'
@@ -218,6 +241,7 @@ def _table_row(row: dict[str, Any], names: Sequence[str]) -> str:
         cells.append(f"{values['value']:.2f} <small>{values['low']:.2f}…{values['high']:.2f}</small>" if values else "")
     megabytes, kilobytes = row["peak_bytes"] / 1e6, row["stored_bytes"] / 1e3
     cells += [f"{row['seconds']:.1f}", f"{row['passes']:,}", f"{megabytes:,.0f}", f"{kilobytes:,.1f}"]
+    cells.append(html.escape(row.get("settings", "")))
     ours = ' class="ours"' if row["method"] == OURS else ""
     return f"<tr{ours}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
@@ -271,7 +295,7 @@ def _grids(records: Mapping[Tuning, Sequence[Record]]) -> str:
     """The best, median and worst concept of E4T, and what every method drew of it after its last steps."""
     order = _ranked(records)
     chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-    last = dict(sorted((tuning for tuning in records if tuning[0] != BY_NAME), key=lambda tuning: tuning[1]))
+    last = dict(sorted((tuning for tuning in records if tuning[0] not in _OTHERS), key=lambda tuning: tuning[1]))
     parts = []
     for name, concept in chosen.items():
         rows = [

@@ -1,10 +1,12 @@
-"""The best settings of every method, looked for with the same effort: as many rates, concepts and pictures for each.
+"""The best settings of every method, looked for with the same effort: as many trials, concepts and pictures for each.
 
     python -m e4t.evaluation.search tiny-face --judge-folder WORK/judge-1/face --output src/e4t/evaluation/found.json
 
-Judge 1 reads validation concepts; those of published tables are never seen here. Every method is tried at as many
-learning rates, on the same concepts and prompts, and drawn after the same numbers of steps. What has the highest joint
-success is kept, and where that is even, what has the highest identity.
+Validation concepts are read by judge 1, or by the shipped judge where no other is at hand; those of published tables
+are never seen here. Every method, ours included, is tried at three learning rates; while the best is the highest or
+the lowest so far, the next one in that direction is tried, `MOST_RATES` in all. Every rate is drawn after the same
+numbers of steps. What has the highest joint success is kept; where that is even, what follows prompts best, then what
+has the highest identity. Ours is told, not kept: a domain carries its own settings.
 """
 
 from __future__ import annotations
@@ -18,19 +20,22 @@ from typing import Any
 import numpy as np
 import tyro
 
-from e4t.evaluation.contest import DrawnContest, Plan
+from e4t.errors import ConfigError
+from e4t.evaluation.contest import DRAWINGS, DrawnContest, Plan
 from e4t.evaluation.evaluate import Examination, score
 from e4t.evaluation.judge import Judge
-from e4t.evaluation.methods import METHODS
+from e4t.evaluation.methods import METHODS, OURS
 from e4t.evaluation.truth import joined
+from e4t.tiny.world import VALIDATION_NAMESPACES
 
 RATES: dict[str, tuple[str, tuple[float, ...]]] = {
-    "E4T": ("learning_rate", (1e-4, 3e-4, 1e-3)),
+    OURS: ("learning_rate", (1e-4, 3e-4, 1e-3)),
     "Textual Inversion": ("residual_learning_rate", (0.03, 0.1, 0.3)),
     "DreamBooth": ("learning_rate", (3e-5, 1e-4, 3e-4)),
     "LoRA": ("learning_rate", (3e-4, 1e-3, 3e-3)),
 }
-"""What is tried of a method, and of those whose names begin alike. What lies outside was worse in first trials."""
+"""Where the search begins for a method, and for those whose names begin alike; rising."""
+MOST_RATES = 5
 
 
 @dataclass(frozen=True)
@@ -38,19 +43,19 @@ class SearchConfig:
     """Which domain, and how much of everything."""
 
     domain: tyro.conf.Positional[str]
-    output: Path  # a JSON file; what it holds of other domains and methods is kept
+    output: Path  # a JSON file; what it holds of other bases, kinds and methods is kept
     judge_folder: Path | None = None  # judge 1 of the domain's kind; without one, the shipped judge
-    methods: tuple[str, ...] = ()  # () are all that are tuned
-    concepts: int = 4
-    prompts: int = 4
-    steps: tuple[int, ...] = (20, 40, 80, 160)
-    our_steps: tuple[int, ...] = (5,)
+    methods: tuple[str, ...] = ()  # (): E4T and the plain form of every other method
+    concepts: int = 6
+    prompts: int = 6
+    steps: tuple[int, ...] = (20, 40, 80)
+    our_steps: tuple[int, ...] = (2, 5, 10)
     num_inference_steps: int = 16
     device: str = "cpu"
 
 
 def rates_of(method: str) -> tuple[str, tuple[float, ...]] | None:
-    """The setting that is looked for and its values; None for what is not tuned."""
+    """The setting that is looked for and where to begin; None for what is not tuned."""
     return next((rates for name, rates in RATES.items() if method.startswith(name)), None)
 
 
@@ -63,59 +68,104 @@ def search(contest: DrawnContest, method: str, steps: tuple[int, ...]) -> Iterat
     examination = Examination(
         contest.judge.layout, contest.subjects, contest.prompts, contest.judge.readable, contest.plan.namespace
     )
-    ceiling = score(examination, joined([contest.drawings(number).readings for number in range(contest.size)])).identity
-    for rate in rates:
-        learner = METHODS[method](contest, {name: rate})
-        read: dict[int, list[Any]] = {}
-        seconds: dict[int, list[float]] = {}
-        for number in range(contest.size):
-            for learned in learner.learn(contest.examples(number, learner.examples), steps):
-                read.setdefault(learned.steps, []).append(contest.record(method, number, learned, 0).readings)
-                seconds.setdefault(learned.steps, []).append(learned.seconds)
-        for count, readings in read.items():
-            table = score(examination, joined(readings))
-            yield {
-                name: rate,
-                "steps": count,
-                "joint_success": round(float(table.joint.mean()), 4),
-                "identity": round(table.identity / ceiling, 4),
-                "prompt_accuracy": round(float(table.found.mean()), 4),
-                "seconds": round(float(np.median(seconds[count])), 2),
-            }
+    drawings = [contest.reference(DRAWINGS, number).readings for number in range(contest.size)]
+    ceiling = score(examination, joined(drawings)).identity
+    rows: list[dict[str, Any]] = []
+    waiting = list(rates)
+    while waiting:
+        rate = waiting.pop(0)
+        for row in _tried(contest, examination, method, {name: rate}, steps):
+            row["identity"] = round(row["identity"] / ceiling, 4)
+            rows.append(row)
+            yield row
+        if not waiting:
+            waiting = _beyond(sorted({row[name] for row in rows}), best(rows)[name])
+
+
+def _beyond(tried: list[float], winner: float) -> list[float]:
+    """The next rate where the best is at an edge; rates come in steps of about a half order of magnitude."""
+    if len(tried) >= MOST_RATES or winner not in (tried[0], tried[-1]):
+        return []
+    wanted = tried[0] * tried[0] / tried[1] if winner == tried[0] else tried[-1] * tried[-1] / tried[-2]
+    return [float(f"{wanted:.1g}")]
+
+
+def _tried(
+    contest: DrawnContest, examination: Examination, method: str, settings: dict[str, float], steps: tuple[int, ...]
+) -> Iterator[dict[str, Any]]:
+    """A row for every number of steps; identity is not over its ceiling yet."""
+    learner = METHODS[method](contest, settings)
+    read: dict[int, list[Any]] = {}
+    seconds: dict[int, list[float]] = {}
+    for number in range(contest.size):
+        for learned in learner.learn(contest.examples(number, learner.examples), steps):
+            read.setdefault(learned.steps, []).append(contest.record(method, number, learned).readings)
+            seconds.setdefault(learned.steps, []).append(learned.seconds)
+    for count, readings in read.items():
+        table = score(examination, joined(readings))
+        yield {
+            **settings,
+            "steps": count,
+            "joint_success": round(float(table.joint.mean()), 4),
+            "identity": table.identity,
+            "prompt_accuracy": round(float(table.found.mean()), 4),
+            "seconds": round(float(np.median(seconds[count])), 2),
+        }
 
 
 def best(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The settings of the best row, without its scores."""
-    winner = max(rows, key=lambda row: (row["joint_success"], row["identity"], -row["steps"]))
+    order = ("joint_success", "prompt_accuracy", "identity")
+    winner = max(rows, key=lambda row: (*(row[name] for name in order), -row["steps"]))
     return {name: value for name, value in winner.items() if name == "steps" or name.endswith("learning_rate")}
 
 
+def effort(config: SearchConfig, contest: DrawnContest) -> dict[str, Any]:
+    """What makes rows comparable: who read what, and how it was drawn."""
+    trained = contest.pipe.trained
+    return {
+        "domain": trained.id if trained else None,
+        "judge": contest.judge.number,
+        "judge_weights": contest.judge.fingerprint,
+        "namespace": contest.plan.namespace,
+        "concepts": config.concepts,
+        "prompts": config.prompts,
+        "sampling": contest.sampling,
+    }
+
+
 def main(config: SearchConfig) -> None:
-    """Search method by method; the file is written after each, and the rows beside it, so that it can be stopped."""
+    """Search method by method; the file is written after each, and the rows beside it, so that it can be stopped.
+
+    Raises ConfigError rather than to put rows of another effort beside those that are there.
+    """
     plan = Plan(
         (config.domain,),
-        namespace="validation",
+        namespace=VALIDATION_NAMESPACES[0],
         concepts=config.concepts,
         prompts=config.prompts,
         num_inference_steps=config.num_inference_steps,
     )
     judge = Judge.load(config.judge_folder, device=config.device) if config.judge_folder else None
     contest = DrawnContest(config.domain, plan, device=config.device, judge=judge)
-    found = json.loads(config.output.read_text()) if config.output.exists() else {}
+    base, kind, made_by = contest.pipe.backbone.fingerprint, contest.kind, effort(config, contest)
     tried_path = config.output.with_name(f"{config.output.stem}-tried.json")
-    tried = json.loads(tried_path.read_text()) if tried_path.exists() else {}
-    for method in config.methods or tuple(METHODS):
+    found, tried = (json.loads(path.read_text()) if path.exists() else {} for path in (config.output, tried_path))
+    here = tried.setdefault(base, {}).setdefault(kind, {"effort": made_by, "rows": {}})
+    if here["effort"] != made_by:
+        raise ConfigError(f"'{tried_path}' has rows of a {kind} that came about otherwise; move it away first")
+    for method in config.methods or tuple(RATES):
         rows = []
-        for row in search(contest, method, config.our_steps if method == "E4T" else config.steps):
+        for row in search(contest, method, config.our_steps if method == OURS else config.steps):
             rows.append(row)
             print(json.dumps({"method": method, **row}), flush=True)
-        if rows:
-            found.setdefault(contest.name, {})[method] = best(rows)
-            tried.setdefault(contest.name, {})[method] = rows
-            for path, content in ((config.output, found), (tried_path, tried)):
-                beside = path.with_suffix(".partial")
-                beside.write_text(json.dumps(content, indent=1) + "\n")
-                beside.rename(path)
+        here["rows"][method] = rows
+        if method != OURS:
+            found.setdefault(base, {}).setdefault(kind, {})[method] = best(rows)
+        for path, content in ((config.output, found), (tried_path, tried)):
+            beside = path.with_suffix(".partial")
+            beside.write_text(json.dumps(content, indent=1) + "\n")
+            beside.rename(path)
 
 
 if __name__ == "__main__":

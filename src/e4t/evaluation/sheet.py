@@ -26,7 +26,7 @@ class SheetConfig:
 
     domain: tyro.conf.Positional[str]  # folder or shipped name
     output: Path  # a picture file
-    namespace: str = "held-out-1"
+    namespace: str = "held-out-2"
     count: int = SHEET[0]
     steps: int | None = None  # of tuning; None: the domain's own
     seed: int = 0

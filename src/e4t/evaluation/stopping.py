@@ -4,7 +4,8 @@
 
 Validation individuals are tuned for 15 steps and judged after some of them. Then every rule "end once so much of the
 loss is left" is tried on what was written down, beside every fixed number of steps. The rule that takes the fewest
-steps, and has 98 % of the joint success of the best fixed number, is the domain's `automatic_loss`.
+steps, and has 98 % of the joint success of the best fixed number, is for the domain's `automatic_loss`. It is chosen on
+every other individual, and what it is worth is told by the rest.
 """
 
 from __future__ import annotations
@@ -81,17 +82,27 @@ def _course(drawer: Drawer, judge: Judge, subject: Identity, steps: Sequence[int
 
 
 def summarise(found: Sequence[Course]) -> dict[str, Any]:
-    """Joint success of fixed steps and of rules, and the rule to take."""
-    fixed = {step: float(np.mean([course.joint[step] for course in found])) for step in found[0].joint}
-    best = max(fixed, key=lambda step: fixed[step])
-    rules = {}
-    for rule in RULES:
-        ends = [course.end(rule) for course in found]
-        joint = [course.joint_at(end) for course, end in zip(found, ends, strict=True)]
-        rules[str(rule)] = {"steps": float(np.mean(ends)), "joint": float(np.mean(joint))}
-    good = [rule for rule, values in rules.items() if values["joint"] >= KEPT * fixed[best]]
+    """Joint success of fixed steps and of rules, the rule to take, and what it does to those it was not chosen on."""
+    chosen_on, told_by = found[::2], found[1::2]
+    fixed, rules = _fixed(chosen_on), {rule: _ruled(chosen_on, rule) for rule in RULES}
+    good = [rule for rule, values in rules.items() if values["joint"] >= KEPT * max(fixed.values())]
     chosen = min(good, key=lambda rule: rules[rule]["steps"]) if good else None
-    return {"fixed": fixed, "best_fixed": best, "rules": rules, "automatic_loss": float(chosen) if chosen else None}
+    report: dict[str, Any] = {"fixed": fixed, "rules": rules, "automatic_loss": chosen}
+    if chosen is not None and told_by:
+        best = max(fixed, key=lambda step: fixed[step])
+        report["told_by_others"] = {**_ruled(told_by, chosen), "best_fixed": best, "fixed": _fixed(told_by)}
+    return report
+
+
+def _fixed(found: Sequence[Course]) -> dict[int, float]:
+    return {step: float(np.mean([course.joint[step] for course in found])) for step in found[0].joint}
+
+
+def _ruled(found: Sequence[Course], rule: float) -> dict[str, float]:
+    """Mean steps and joint success under a rule."""
+    ends = [course.end(rule) for course in found]
+    joint = [course.joint_at(end) for course, end in zip(found, ends, strict=True)]
+    return {"steps": float(np.mean(ends)), "joint": float(np.mean(joint))}
 
 
 def main(config: StoppingConfig) -> None:
@@ -102,7 +113,7 @@ def main(config: StoppingConfig) -> None:
         found.append(course)
         report = {"count": len(found), **summarise(found), "courses": [asdict(one) for one in found]}
         config.output.write_text(json.dumps(report, indent=2) + "\n")
-        print(f"{len(found)} of {config.count}: best fixed {report['best_fixed']}, rule {report['automatic_loss']}")
+        print(f"{len(found)} of {config.count}: rule {report['automatic_loss']}, {report.get('told_by_others')}")
 
 
 if __name__ == "__main__":
