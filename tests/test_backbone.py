@@ -77,6 +77,50 @@ def test_folder_round_trip(tiny_backbone, tmp_path):
     assert half.fingerprint == loaded.fingerprint
 
 
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_base_is_the_same_in_whatever_type_it_is_loaded(stored, make_backbone, tmp_path):
+    """Domains and caches made in one type belong to the base in another, and loading draws no random numbers."""
+    base = make_backbone()
+    for module in base.modules():
+        module.to(stored)
+    save_folder(base, tmp_path / "base")
+    found, drawn = set(), torch.get_rng_state()
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        loaded = Backbone.from_pretrained(tmp_path / "base", device="cpu", dtype=dtype)
+        assert {p.dtype for module in loaded.modules() for p in module.parameters()} == {dtype}
+        found.add((loaded.fingerprint, loaded.image_encoder_fingerprint))
+        eyes = {"vae": dict(base.vae.config), "image_encoder": base.image_encoder.config.to_dict()}
+        eyes |= {"image_encoder_name": None, "known_image_encoder": base.image_encoder_fingerprint}
+        blind = Backbone.without_eyes(tmp_path / "base", device="cpu", dtype=dtype, **eyes)
+        assert (blind.dtype, blind.fingerprint) == (dtype, loaded.fingerprint)
+    assert found == {(base.fingerprint, base.image_encoder_fingerprint)}
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_parts_that_wait_elsewhere_come_back_also_when_one_cannot_leave(tiny_backbone, monkeypatch):
+    moves = []
+
+    def moving(name, *, fails=False):
+        def to(place):
+            moves.append((name, str(place)))
+            if fails and place == "cpu":
+                raise MemoryError("no room")
+
+        return to
+
+    monkeypatch.setattr(Backbone, "device", property(lambda self: torch.device("xpu")))
+    monkeypatch.setattr(tiny_backbone.vae, "to", moving("vae"))
+    monkeypatch.setattr(tiny_backbone.image_encoder, "to", moving("image_encoder"))
+    with tiny_backbone.unloaded():
+        assert moves == [("vae", "cpu"), ("image_encoder", "cpu")]
+    assert sorted(moves[2:]) == [("image_encoder", "xpu"), ("vae", "xpu")]
+    moves.clear()
+    monkeypatch.setattr(tiny_backbone.image_encoder, "to", moving("image_encoder", fails=True))
+    with pytest.raises(MemoryError), tiny_backbone.unloaded():
+        pass
+    assert ("vae", "xpu") in moves
+
+
 def test_image_encoder_of_a_whole_clip_and_its_preprocessor(tiny_backbone, tmp_path):
     from transformers import CLIPConfig, CLIPModel
 

@@ -120,6 +120,11 @@ def test_what_does_not_fit_is_one_sentence(make_backbone, image_folder, tmp_path
     torch.nn.init.ones_(strange.unet.conv_in.weight)
     with pytest.raises(MismatchError, match=r"the cache '.*' was made with the base model 'tiny' \(.*\), but"):
         data_of(tmp_path / "cache", strange, QUICK)
+    blurred = make_backbone()
+    torch.nn.init.ones_(blurred.image_encoder.embeddings.patch_embedding.weight)
+    with pytest.raises(MismatchError, match=r"the cache '.*' was made for the image encoder of 'tiny' \(.*\), but"):
+        data_of(tmp_path / "cache", blurred, QUICK)
+    assert len(data_of(tmp_path / "cache", blurred, QUICK.updated({"encoder": {"use_image": False}}))) == 5
     odd = PretrainConfig(steps=1, encoder=EncoderConfig(layer_stride=1))
     run = Pretraining(Domain.named("face"), tmp_path / "cache", backbone=backbone, config=odd, output=tmp_path / "x")
     with pytest.raises(ConfigError, match="keeps every 2th layer of CLIP, from which every 1th"):

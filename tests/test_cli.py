@@ -244,10 +244,13 @@ def test_weights_of_half_precision_learn_with_their_own_autocast_alone(
     assert f"needs mixed_precision '{autocast}'" in capsys.readouterr().err
     assert cli.main([*command, "--mixed-precision", autocast]) == 0
     personalize = ["personalize", str(tmp_path / "face"), str(pictures / "0.png"), "--output", str(tmp_path / "anna")]
-    personalize += ["--steps", "1", "--batch-size", "1", "--no-preview", "--dtype", dtype]
+    personalize += ["--steps", "1", "--batch-size", "1", "--dtype", dtype]
     assert cli.main([*personalize, "--mixed-precision", autocast]) == 0
+    assert ("no preview: concepts cannot be drawn in bfloat16" in capsys.readouterr().err) == (dtype == "bfloat16")
+    assert (tmp_path / "anna" / "preview.jpg").exists() == (dtype != "bfloat16")
     drawing = ["generate", str(tmp_path / "anna"), "S*", "--num-inference-steps", "1", "-o", str(tmp_path / "out")]
     assert cli.main([*drawing, "--dtype", dtype]) == (2 if dtype == "bfloat16" else 0)
+    assert cli.main(drawing) == 0  # in float32: it is the same base
 
 
 def test_generate_prints_its_pictures(concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,3 +55,49 @@ def test_wrong_settings_are_named(make):
 def test_rates():
     config = PersonalizeConfig(learning_rate=1.0, unet_learning_rate=0.0, residual_learning_rate=3.0)
     assert [config.rate(part) for part in ("deltas", "unet", "bias")] == [1.0, 0.0, 3.0]
+
+
+@pytest.mark.parametrize("kind", [PretrainConfig, PersonalizeConfig])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("learning_rate", -1e-5), ("weight_decay", -0.1), ("regularisation", -1.0), ("max_grad_norm", 0.0), ("seed", -1)],
+)
+def test_numbers_that_no_training_can_have_are_refused(kind, name, value):
+    with pytest.raises(ConfigError, match=f"{name} is {value}; it must be"):
+        kind().updated({name: value})
+    assert kind().updated({"seed": 0, "learning_rate": 0.0, "weight_decay": 0.0, "max_grad_norm": None}).seed == 0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: PretrainConfig(offsets_learning_rate=-1.0),
+        *(
+            lambda part=part: PersonalizeConfig(**{f"{part}_learning_rate": -1.0})
+            for part in ("residual", "unet_vectors", "encoder", "deltas", "unet", "text_encoder")
+        ),
+    ],
+)
+def test_no_part_learns_backwards(make):
+    with pytest.raises(ConfigError, match=r"_learning_rate is -1\.0; it must be 0 or more"):
+        make()
+
+
+def test_something_has_to_be_tuned():
+    with pytest.raises(ConfigError, match="tune is empty; it must name some of residual"):
+        PersonalizeConfig(tune=())
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: PretrainConfig(resolution=4), "resolution is 4; it must be 8 or more"),
+        (lambda: GenerateConfig(height=0), "height is 0; it must be a multiple of 8"),
+        (lambda: GenerateConfig(width=-8), "width is -8; it must be a multiple of 8"),
+        (lambda: GenerateConfig(width=100), "width is 100; it must be a multiple of 8"),
+        (lambda: GenerateConfig(seed=-1), "seed is -1; it must be 0 or more"),
+    ],
+)
+def test_pictures_have_sides_and_seeds_that_can_be(make, why):
+    with pytest.raises(ConfigError, match=why):
+        make()

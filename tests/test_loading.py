@@ -200,7 +200,10 @@ def test_a_single_file_in_half_precision(backbone, whole, tmp_path):
     assert read(file, whole, layout=str(whole)).dtype == torch.float32
     half = read(file, whole, layout=str(whole), dtype=torch.float16)
     assert half.dtype == half.vae.dtype == half.text_encoder.dtype == torch.float16
-    assert half.fingerprint == backbone.fingerprint
+    brain = read(file, whole, layout=str(whole), dtype=torch.bfloat16)
+    assert brain.dtype == brain.vae.dtype == brain.text_encoder.dtype == brain.image_encoder.dtype == torch.bfloat16
+    assert half.fingerprint == brain.fingerprint == backbone.fingerprint
+    assert half.image_encoder_fingerprint == brain.image_encoder_fingerprint == backbone.image_encoder_fingerprint
 
 
 @pytest.mark.parametrize("part", ["model.", "first_stage_model.", "cond_stage_model."])

@@ -71,6 +71,15 @@ def test_parts_add_up_to_the_batch(tiny_model, picture, config, prior, size, mas
         torch.testing.assert_close(one, other, rtol=0, atol=TOLERANCE * float(one.abs().max()))
 
 
+def test_one_part_is_scaled_too(tiny_model, picture, config):
+    """As many are, so that a mean over parts is the batch's loss however many there are."""
+    objective = E4TObjective(tiny_model, regularisation=0.1, reduction="sum")
+    batch = module.batches(tiny_model, prepare(tiny_model, picture, None), config)(0)
+    with torch.no_grad():
+        whole, (twice,) = objective(batch), (objective(part) for part in batch.split(None, scale=2.0))
+    assert [float(value) for value in vars(twice).values()] == [2 * float(value) for value in vars(whole).values()]
+
+
 def test_a_part_without_any_mask_adds_nothing_to_the_error(tiny_model, picture, config):
     constants = prepare(tiny_model, picture, None)
     latents = torch.cat([constants.latents, -constants.latents])

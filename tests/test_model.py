@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from e4t.checkpoint import TrainedDomain
-from e4t.config import EncoderConfig, OffsetsConfig
+from e4t.config import EncoderConfig, OffsetsConfig, PretrainConfig
 from e4t.domain import Domain
-from e4t.errors import MismatchError
-from e4t.model import E4TModel
+from e4t.errors import ConfigError, MismatchError
+from e4t.model import E4TModel, new_model
 from e4t.personalize import personalize
 
 
@@ -68,7 +68,14 @@ def test_word_starts_at_the_class(tiny_model):
 
 
 def test_from_domain_is_the_same_model(tiny_model):
-    loaded = E4TModel.from_domain(tiny_model.backbone, trained(tiny_model))
+    drawn, domain = torch.get_rng_state(), trained(tiny_model)
+    loaded = E4TModel.from_domain(tiny_model.backbone, domain)
+    assert torch.equal(torch.get_rng_state(), drawn)  # no random values are made to be thrown away
+    assert not any(p.requires_grad for p in loaded.parameters())
+    assert all(loaded.encoder.heads()[n].data_ptr() != t.data_ptr() for n, t in tiny_model.encoder.heads().items())
+    assert (loaded.offsets.config.form, loaded.offsets.config.rank) == ("lowrank", 3)
+    counted = sum(p.numel() for p in loaded.blank.parameters())
+    assert counted == sum(p.numel() for p in loaded.parameters()) < sum(p.numel() for p in tiny_model.parameters())
     assert torch.equal(features(loaded), features(tiny_model))
     with tiny_model.offsets.fused():
         expected = prediction(tiny_model)
@@ -123,3 +130,50 @@ def test_encoder_without_image_or_without_unet(tiny_backbone):
         )
         half = model.encoder.image_half(model.image_features(torch.zeros(1, 3, 16, 16)))
         assert model.offset(torch.zeros(2, 4, 8, 8), torch.tensor([1, 2]), half).shape == (2, 32)
+
+
+def test_the_caller_s_random_numbers_are_left_alone(tiny_backbone, monkeypatch):
+    """Those of GPUs too, which `torch.manual_seed` would set anew."""
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("every device was seeded"))
+    drawn = torch.get_rng_state()
+    model = new_model(tiny_backbone, Domain.named("face"), PretrainConfig(seed=3))
+    model.start_tuning(("deltas",), delta_rank=2, seed=3)
+    model.take_off()
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_concept_that_is_worn_is_held_once(tiny_model, picture, quick_personalize, rank):
+    """In the weights: its matrices, as large as they are, would stay on the device beside them."""
+    config = quick_personalize.updated({"tune": ("deltas",), "delta_rank": rank})
+    *_, last = personalize(tiny_model, picture, config=config)
+    before = prediction(tiny_model)
+    for _ in range(2):
+        with tiny_model.wearing(last.concept, strength=2.0):
+            assert tiny_model.offsets.concept_parameters() == []
+            assert not torch.equal(prediction(tiny_model), before)
+    assert torch.equal(prediction(tiny_model), before)
+
+
+def test_an_encoder_that_would_see_no_layer_is_refused(tiny_backbone):
+    def built(**encoder):
+        config = PretrainConfig(encoder=EncoderConfig(**encoder))
+        return new_model(tiny_backbone, Domain.named("face"), config)
+
+    assert len(built(layer_stride=4).encoder.image_linears) == 1
+    with pytest.raises(ConfigError, match="layer_stride is 5, but the image encoder has 4 layers"):
+        built(layer_stride=5)
+    assert len(built(layer_stride=5, use_image=False).encoder.image_linears) == 0
+
+
+def test_the_type_of_the_base_is_known_while_its_weights_are_tuned(tiny_backbone, make_model):
+    for module in tiny_backbone.modules():
+        module.half()
+    model = make_model(tiny_backbone)
+    model.start_tuning(("unet", "text_encoder"), delta_rank=0, seed=0)
+    assert (tiny_backbone.dtype, model.base_dtype) == (torch.float32, torch.float16)
+    tuned = tiny_backbone.text_encoder.dtype
+    with model.base_text_encoder():
+        assert (tuned, tiny_backbone.text_encoder.dtype) == (torch.float32, torch.float16)
+    assert tiny_backbone.text_encoder.dtype == torch.float32
+    model.take_off()

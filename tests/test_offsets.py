@@ -24,6 +24,11 @@ def run(unet: nn.Module) -> torch.Tensor:
         return unet(sample, torch.tensor(3), encoder_hidden_states=prompt).sample
 
 
+def delta(form: PaperForm | LowRank) -> torch.Tensor:
+    left, right = form.factors()
+    return left @ right.T
+
+
 def four_linears(form: PaperForm) -> torch.Tensor:
     """Δ literally as in the paper's figure."""
     outer = form.to_column(form.v0)[:, None] * form.to_row(form.v0)[None, :]
@@ -35,29 +40,29 @@ def test_paper_form_has_values_and_gradients_of_four_linears():
     randomize(form)
     weight = torch.randn(6, 5)
     gradients = []
-    for delta in (four_linears(form), form()):
+    for value in (four_linears(form), delta(form)):
         form.zero_grad()
-        (delta * weight).sum().backward()
+        (value * weight).sum().backward()
         gradients.append([p.grad.clone() for p in form.parameters()])
-    torch.testing.assert_close(form(), four_linears(form))
+    torch.testing.assert_close(delta(form), four_linears(form))
     for plain, fast in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, fast)
-    assert torch.linalg.matrix_rank(form().detach()) <= 3
+    assert torch.linalg.matrix_rank(delta(form).detach()) <= 3
 
 
 @pytest.mark.parametrize("form", [PaperForm(6, 5), LowRank(6, 5, 3)])
 def test_delta_starts_at_zero_and_learns(form):
     """Through its last factor alone: were more of it zero, the rest could never learn."""
-    assert not form().any()
+    assert not delta(form).any()
     wanted = torch.randn(6, 5)
-    (form() * wanted).sum().backward()
+    (delta(form) * wanted).sum().backward()
     last = {"row_wise.weight", "row_wise.bias", "right"}
     for name, parameter in form.named_parameters():
         assert bool(parameter.grad is not None and parameter.grad.any()) == (name in last), name
     with torch.no_grad():
         for parameter in form.parameters():
             parameter -= 0.1 * parameter.grad
-    (form() * wanted).sum().backward()
+    (delta(form) * wanted).sum().backward()
     assert all(parameter.grad.any() for parameter in form.parameters())
 
 
@@ -118,7 +123,7 @@ def test_composition_with_a_concept_and_strength():
     randomize(offset)
     weight = torch.randn(6, 5)
     offset.strength = 0.5
-    torch.testing.assert_close(offset(weight), weight * (1 + offset.domain()) + 0.5 * offset.concept())
+    torch.testing.assert_close(offset(weight), weight * (1 + delta(offset.domain)) + 0.5 * offset.concept())
 
 
 def test_half_precision_weights_are_composed_in_float32(tiny_backbone):
@@ -149,7 +154,7 @@ def test_half_precision_is_cast_once(tiny_backbone):
     base = [linear.weight.float() for linear, _ in offsets.items()]
     with offsets.fused():
         for (linear, offset), weight in zip(offsets.items(), base, strict=True):
-            expected = weight * (1 + offset.domain()) + offset.concept()
+            expected = weight * (1 + delta(offset.domain)) + offset.concept()
             assert linear.weight.dtype == torch.float16
             assert torch.equal(linear.weight, expected.half())
 
@@ -185,6 +190,34 @@ def test_wrong_order_is_refused(tiny_backbone):
         second.fuse()
 
 
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
+@pytest.mark.parametrize("put_on", ["inject", "fuse"])
+def test_what_ends_half_way_leaves_nothing_behind(tiny_backbone, monkeypatch, put_on, error):
+    """At the fifth matrix: those before it have to be undone, and all of it can be done anew."""
+    unet = tiny_backbone.unet
+    offsets = WeightOffsets(unet, OffsetsConfig())
+    randomize(offsets)
+    before, parameters, forward, calls = run(unet), [*unet.parameters()], WeightOffset.forward, []
+
+    def failing(self, weight):
+        calls.append(self)
+        if len(calls) == 5:
+            raise error
+        return forward(self, weight)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(WeightOffset, "forward", failing)
+        with pytest.raises(type(error)):
+            getattr(offsets, put_on)()
+    assert (len(calls), offsets.state) == (5, "ejected")
+    assert {id(parameter) for parameter in unet.parameters()} == {id(parameter) for parameter in parameters}
+    assert torch.equal(run(unet), before)
+    getattr(offsets, put_on)()
+    assert not torch.equal(run(unet), before)
+    offsets.eject()
+    assert torch.equal(run(unet), before)
+
+
 def test_offsets_own_only_their_parameters(tiny_backbone):
     offsets = WeightOffsets(tiny_backbone.unet, OffsetsConfig())
     base = {id(p) for p in tiny_backbone.unet.parameters()}
@@ -197,8 +230,10 @@ def test_domain_state_reduces_the_paper_form_exactly(tiny_backbone):
     loaded = WeightOffsets(tiny_backbone.unet, OffsetsConfig())
     loaded.load_domain_state(trained.domain_state())
     for (_, one), (_, other) in zip(trained.items(), loaded.items(), strict=True):
-        assert torch.equal(one.domain(), other.domain())
+        assert torch.equal(delta(one.domain), delta(other.domain))
     assert sum(t.numel() for t in trained.domain_state().values()) < sum(p.numel() for p in trained.parameters()) / 3
+    assert (loaded.config.form, loaded.config.rank) == ("lowrank", 3)  # as which it can be built again, to count with
+    assert trained.config.form == "paper"
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -212,7 +247,9 @@ def test_concept_state_round_trip(tiny_backbone, rank):
     with offsets.injected():
         expected = run(tiny_backbone.unet)
     other = WeightOffsets(tiny_backbone.unet, OffsetsConfig(form="none"))
+    drawn = torch.get_rng_state()
     other.load_concept_state(offsets.concept_state())
+    assert torch.equal(torch.get_rng_state(), drawn)
     with other.injected():
         assert torch.equal(run(tiny_backbone.unet), expected)
     assert len(offsets.concept_state()) == (2 if rank else 1)  # few tensors: names cost more than numbers

@@ -13,7 +13,8 @@ from e4t.data import square_pixels
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError, E4TError, MismatchError
 from e4t.model import E4TModel
-from e4t.personalize import personalize, prepare, replayed
+from e4t.objective import E4TObjective
+from e4t.personalize import ClassPictures, personalize, prepare, replayed
 
 
 def last(model, picture, config, **options):
@@ -291,3 +292,49 @@ def test_a_folder_is_as_large_as_what_was_tuned(tiny_model, picture, quick_perso
     share = {"float16": 0.5, "float32": 1.0}[dtype]
     assert sum(f.stat().st_size for f in folder.iterdir()) <= share * size_of(counted) + 40_000
     assert {f.suffix for f in folder.iterdir()} <= {".safetensors", ".json", ".md"}
+
+
+@pytest.mark.parametrize(("dtype", "autocast"), [(torch.float16, "fp16"), (torch.bfloat16, "bf16")])
+@pytest.mark.parametrize("steps", [1, "auto"])
+def test_a_base_in_half_precision_is_tuned_whole_with_its_own_autocast_alone(
+    make_backbone, make_model, picture, quick_personalize, dtype, autocast, steps
+):
+    backbone = make_backbone()
+    for part in backbone.modules():
+        part.to(dtype)
+    model = make_model(backbone)
+    config = quick_personalize.updated({"tune": ("unet", "text_encoder"), "steps": steps, "automatic_loss": 10.0})
+    with pytest.raises(ConfigError, match=f"needs mixed_precision '{autocast}'"):
+        last(model, picture, config)
+    assert last(model, picture, config.updated({"mixed_precision": autocast})).steps == 1
+
+
+def test_where_there_is_nothing_to_tune_it_is_said(tiny_backbone, picture, quick_personalize):
+    model = E4TModel.without_domain(tiny_backbone, Domain.named("cat"), embedding_scale=0.1)
+    with pytest.raises(ConfigError, match="this model has nothing to tune in encoder; add residual"):
+        last(model, picture, quick_personalize.updated({"tune": ("encoder",)}))
+    assert model.offsets.state == "ejected"
+
+
+def test_how_well_the_image_is_known_does_not_ask_the_pictures_of_the_class(
+    tiny_model, picture, quick_personalize, monkeypatch
+):
+    asked, forgotten = [], E4TObjective._forgotten
+    monkeypatch.setattr(E4TObjective, "_forgotten", lambda self, prior: asked.append(1) or forgotten(self, prior))
+    config = quick_personalize.updated({"steps": "auto", "automatic_loss": 10.0, "prior_weight": 1.0})
+    prior = ClassPictures(torch.zeros(1, 4, 8, 8), ("a face",))
+    assert last(tiny_model, picture, config, prior=prior).steps == 1
+    assert len(asked) == 1  # by the step
+
+
+def test_everything_ends_also_where_taking_off_fails(tiny_model, picture, quick_personalize, monkeypatch):
+    def failing():
+        raise MemoryError("no room")
+
+    config = quick_personalize.updated({"steps": 1, "gradient_checkpointing": True})
+    with monkeypatch.context() as patched:
+        patched.setattr(tiny_model, "take_off", failing)
+        with pytest.raises(MemoryError):
+            last(tiny_model, picture, config)
+    assert not tiny_model.backbone.unet.training
+    tiny_model.take_off()

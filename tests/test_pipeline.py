@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -394,3 +397,72 @@ def test_pictures_of_a_frozen_word_are_the_same_alone_and_together(pipe, concept
     alone = [pipe("a photo of S*", seed=seed, **options) for seed in (5, 6)]
     for one, other in zip(together.images, alone, strict=True):
         assert np.abs(np.asarray(one, float) - np.asarray(other.images[0], float)).max() <= 1
+
+
+@pytest.mark.parametrize(("sides", "size"), [({}, (16, 16)), ({"width": 24}, (24, 16)), ({"height": 8}, (16, 8))])
+def test_a_side_that_is_not_said_is_the_base_s(pipe, sides, size):
+    assert pipe("a photo of S*", num_inference_steps=1, **sides).images[0].size == size
+
+
+def test_pictures_of_the_class_are_one_for_each_caption(pipe):
+    """Whatever the domain draws of a prompt by default."""
+    twice = E4TPipeline(pipe.backbone, replace(pipe.trained, generate={"num_images": 2, "num_inference_steps": 1}))
+    assert len(twice.class_pictures(3).latents) == len(twice.class_pictures(3).prompts) == 3
+
+
+def half_precision(backbone):
+    for module in backbone.modules():
+        module.half()
+    return backbone
+
+
+def test_a_glimpse_while_weights_of_half_precision_are_tuned_whole(tiny_backbone, picture):
+    pipe = E4TPipeline(half_precision(tiny_backbone), domain=Domain.named("face"))
+    tuning = {"tune": ("residual", "unet", "text_encoder"), "mixed_precision": "fp16", "steps": 1, "batch_size": 1}
+    for step in pipe.personalize_steps(picture, keep_steps=True, **tuning):
+        assert pipe.glimpse(step.concept, "S*", num_inference_steps=1).size == (16, 16)
+
+
+def test_a_glimpse_s_negative_prompt_is_read_by_the_base(pipe, picture, monkeypatch):
+    before = pipe._negative_embeds(None, 1)
+    seen, drawn = [], SimpleNamespace(images=[Image.new("RGB", (16, 16))])
+    monkeypatch.setattr(type(pipe.stock), "__call__", lambda self, **given: seen.append(given) or drawn)
+    tuning = {"tune": ("residual", "text_encoder"), "text_encoder_learning_rate": 0.1, "steps": 1}
+    for step in pipe.personalize_steps(picture, keep_steps=True, **tuning):
+        pipe.glimpse(step.concept, "S*")
+    assert all(torch.equal(given["negative_prompt_embeds"], before) for given in seen)
+    assert not torch.equal(seen[0]["prompt_embeds"], seen[1]["prompt_embeds"])
+
+
+class Checker(torch.nn.Module):
+    """Stands in for a safety checker: notes where it is, and in which type, whenever it is asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(3, 1, 1))
+        self.seen = []
+
+    @property
+    def device(self):
+        return self.scale.device
+
+    def forward(self, clip_input, images):
+        assert clip_input.dtype == self.scale.dtype
+        self.seen.append((str(self.device), self.scale.dtype))
+        return images, [False] * len(images)
+
+
+def test_a_safety_checker_is_where_the_base_is(tiny_backbone, monkeypatch):
+    """Also once the base has moved, or turned to another type."""
+    from transformers import CLIPImageProcessor
+
+    checker = Checker()
+    safety = {"safety_checker": checker, "feature_extractor": CLIPImageProcessor(size=8, crop_size=8)}
+    pipe = E4TPipeline(tiny_backbone, domain=Domain.named("face"), safety=safety)
+    assert pipe("a photo of S*", num_inference_steps=1).images
+    half_precision(tiny_backbone)
+    assert pipe("a photo of S*", num_inference_steps=1).images
+    assert checker.seen == [("cpu", torch.float32), ("cpu", torch.float16)]
+    monkeypatch.setattr(type(tiny_backbone), "device", property(lambda self: torch.device("meta")))
+    pipe._checker_follows()
+    assert checker.device.type == "meta"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -19,9 +20,13 @@ def test_a_gpu_comes_before_apple_s_and_that_before_the_processor(cuda, mps, bes
 
 @pytest.mark.parametrize("supported", [True, False])
 def test_gpus_are_asked(supported, monkeypatch):
-    """A T4 emulates bfloat16."""
+    """Each itself, as there may be several kinds: a T4 emulates bfloat16."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: asked.append(device) or nullcontext())
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported or including_emulation)
-    assert has_fast_bfloat16("cuda") == supported
+    assert has_fast_bfloat16("cuda") == has_fast_bfloat16("cuda:1") == supported
+    assert asked == ["cuda", "cuda:1"]
     assert training_dtype("cuda") == (torch.bfloat16 if supported else torch.float32)
     assert training_dtype("mps") == torch.bfloat16
 
@@ -42,3 +47,9 @@ def test_arm_processors_are_asked_through_onednn(supported, monkeypatch):
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
     assert has_fast_bfloat16(torch.device("cpu")) == supported
+
+
+def test_a_gpu_that_is_not_here_is_taken_for_one_of_today(monkeypatch):
+    """What a training would take on it can be reckoned on any machine."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert has_fast_bfloat16("cuda")

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+from contextlib import ExitStack
 
 import pytest
 import torch
 
+from e4t.batches import _look
 from e4t.checkpoint import TrainedDomain, require_place
 from e4t.config import EncoderConfig, OffsetsConfig, PretrainConfig
+from e4t.data import Ahead
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError
 from e4t.model import E4TModel
 from e4t.objective import E4TObjective
 from e4t.pretrain import Pretraining, batches, new_model, pictures_of, pretrain
+from e4t.processes import Processes
 
 FACE = Domain.named("face")
 
@@ -185,3 +190,28 @@ def test_captions_are_prompts_and_lose_words_that_do_not_fit(tiny_backbone, imag
     assert sorted(alike) == [False, True, True, True, True]
     assert written.tokens.placeholder.sum(dim=1).tolist() == [1] * 5
     assert not any(torch.equal(row, short.ids[0]) for row in plain.tokens.ids)
+
+
+@pytest.mark.parametrize("stop", [None, 1])
+def test_threads_that_prepare_pictures_end_with_the_training(
+    tiny_backbone, image_folder, quick_pretrain, tmp_path, monkeypatch, stop
+):
+    ahead, close = [], Ahead.close
+    monkeypatch.setattr(Ahead, "close", lambda self: ahead.append(self) or close(self))
+    run(tiny_backbone, image_folder, quick_pretrain.updated({"workers": 2, "steps": 2}), tmp_path / "face", stop)
+    gc.collect()  # a training that is left is over once nobody holds it
+    assert len(ahead) == 1
+    assert not any(thread.is_alive() for pool in (ahead[0]._reader, ahead[0]._workers) for thread in pool._threads)
+
+
+def test_what_is_remembered_of_pictures_is_what_will_be_asked(tiny_backbone, image_folder, quick_pretrain):
+    """No spread to draw latents from, as large as the latents: they are the same every time."""
+    plain = {"crop_scale": (1.0, 1.0), "flip": False, "color_jitter": 0.0, "sample_latents": False, "cache": True}
+    config = quick_pretrain.updated(plain)
+    model, pictures = new_model(tiny_backbone, FACE, config), pictures_of(image_folder, tiny_backbone, config)
+    look = _look(model, pictures, config, Processes(), ExitStack())
+    seen = [look(0), look(1)]
+    assert [one.mean.shape for one in seen] == [(2, 4, 8, 8)] * 2
+    assert len(look.known) == 4
+    for one in look.known.values():
+        assert (one.mean.device.type, one.std.numel(), len(one.features)) == ("cpu", 1, 2)

@@ -50,14 +50,15 @@ def test_the_recipes_of_the_paper(recipe, variable, steps, image_folder, tmp_pat
 
 
 def test_one_card_overnight(image_folder, tmp_path):
-    """But for the 8-bit optimiser and bfloat16, which need the card."""
+    """But for the 8-bit optimiser, which needs the card: cached in one type, trained in another."""
     text = (RUNS / "face-24gb.sh").read_text()
     assert " --use-8bit-adam --mixed-precision bf16" in text
     small = tmp_path / "runs" / "face-24gb.sh"
     small.parent.mkdir()
-    text = text.replace(" --use-8bit-adam --mixed-precision bf16", " --device cpu").replace("--dtype bfloat16 ", "")
+    assert "--dtype bfloat16" in text
+    text = text.replace(" --use-8bit-adam", " --device cpu")
     small.write_text(text.replace("--views 1", "--views 1 --device cpu"))
-    variables = {"FACES": str(image_folder), "CACHE": str(tmp_path / "cache"), "RESOLUTION": "16", "DTYPE": "float32"}
+    variables = {"FACES": str(image_folder), "CACHE": str(tmp_path / "cache"), "RESOLUTION": "16"}
     config = run(str(small), tmp_path, STEPS="2", **variables)
     assert (tmp_path / "cache" / "index.json").is_file()
     assert config["training"]["effective_batch"] == 16

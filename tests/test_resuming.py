@@ -65,8 +65,8 @@ def test_killed_at_random_moments(base, tmp_path):
 
 
 def training(backbone, pictures, output, **changes):
-    config = PretrainConfig().updated({**SETTINGS, "steps": 4, "caption_share": 0.0, "keep_states": 2, **changes})
     resume = changes.pop("resume", "latest")
+    config = PretrainConfig().updated({**SETTINGS, "steps": 4, "caption_share": 0.0, "keep_states": 2, **changes})
     return Pretraining(Domain.named("face"), pictures, backbone=backbone, config=config, output=output, resume=resume)
 
 
@@ -133,6 +133,28 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(make_backb
     assert all(torch.equal(good[name], tensor) for name, tensor in again.model.domain_tensors().items())
     assert len(list(again.steps())) == 2
     assert not (tmp_path / "face").with_suffix(".new").exists()
+
+
+def test_before_the_first_step_there_is_nothing_to_keep(make_backbone, image_folder, tmp_path):
+    run = training(make_backbone(), image_folder, tmp_path / "face")
+    run.model.class_embedding.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"the loss of step 1 is nan.*; no step was taken$"):
+        next(run.steps())
+    assert not (tmp_path / "face.training").exists()
+
+
+def test_what_is_said_of_another_folder_of_states_names_it(make_backbone, image_folder, tmp_path):
+    steps = training(make_backbone(), image_folder, tmp_path / "face").steps()
+    next(steps)
+    steps.close()
+    begun = str(tmp_path / "face.training")
+    other = rf"'{begun}' was begun with other settings \(learning_rate\); resume from another state"
+    with pytest.raises(CheckpointError, match=other):
+        training(make_backbone(), image_folder, tmp_path / "new", learning_rate=0.5, resume=begun)
+    run = training(make_backbone(), image_folder, tmp_path / "new", resume=begun)
+    run.model.class_embedding.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=f"the state after step 1 is kept in '{begun}'"):
+        next(run.steps())
 
 
 def test_what_is_saved_is_the_average(make_backbone, image_folder, tmp_path):

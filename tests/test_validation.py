@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,6 +49,31 @@ def test_looking_changes_nothing(make_backbone, image_folder, tmp_path, predicti
     assert scores[0]["validation_loss"] != scores[1]["validation_loss"]
     with Image.open(tmp_path / "two.seen" / "step-000000004.png") as sheet:
         assert sheet.size == (3 * 16, 2 * 16)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
+def test_pictures_are_drawn_as_the_domain_would_draw_them(make_backbone, image_folder, tmp_path):
+    """By samplers that draw noise as they go, always the same, and with the guidance that is recorded for it."""
+    from diffusers import EulerAncestralDiscreteScheduler
+
+    backbone = make_backbone()
+    backbone.scheduler = EulerAncestralDiscreteScheduler.from_config(backbone.scheduler.config)
+    likeness = {}
+    for rescale in (0.0, 0.7):
+        training = Pretraining(
+            Domain.named("face"),
+            image_folder,
+            backbone=backbone,
+            config=PretrainConfig().updated(QUICK),
+            output=tmp_path / "face",
+            generate={"guidance_rescale": rescale},
+        )
+        validation = Validation(training, image_folder, tmp_path / "seen", replace(LOOKS, pictures=1))
+        drawn = torch.get_rng_state()
+        likeness[rescale] = validation.look(2)["likeness"]
+        assert torch.equal(torch.get_rng_state(), drawn)
+        assert validation.look(2)["likeness"] == likeness[rescale]
+    assert likeness[0.0] != likeness[0.7]
 
 
 def test_shards_are_looked_at_again_and_again(make_backbone, image_folder, tmp_path):

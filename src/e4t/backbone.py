@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from e4t.errors import ConfigError
 from e4t.loading import (
     CLIP_MEAN,
     CLIP_STD,
+    Parts,
     image_encoder_config,
     load_image_encoder,
     load_parts,
@@ -57,7 +58,7 @@ class Backbone:
     image_std: Sequence[float] = CLIP_STD
     reading: BaseConfig = field(default_factory=BaseConfig)
     folder: Path | None = None
-    known_image_encoder: str | None = None  # the fingerprint of one whose weights are not here
+    known_image_encoder: str | None = None  # its fingerprint, where it cannot be taken from the weights that are here
 
     def __post_init__(self) -> None:
         for module in self.modules():
@@ -81,22 +82,11 @@ class Backbone:
         at hand, and ConfigError for an option that does not apply to it.
         """
         name, place = resolve(source), torch.device(device) if device is not None else best_device()
-        parts = load_parts(name, BaseConfig().updated(reading), dtype=dtype, device=place)
-        vision = load_image_encoder(str(image_encoder) if image_encoder else None, parts, dtype=dtype)
-        backbone = cls(
-            unet=parts.unet,
-            vae=parts.vae,
-            text_encoder=parts.text_encoder,
-            tokenizer=parts.tokenizer,
-            scheduler=parts.scheduler,
-            image_encoder=vision.model,
-            name=_portable(name),
-            image_encoder_name=vision.name,
-            image_mean=vision.mean,
-            image_std=vision.std,
-            reading=parts.reading,
-            folder=parts.folder,
-        )
+        parts, fingerprint = _loaded(name, reading, dtype=dtype, device=place)
+        vision = load_image_encoder(str(image_encoder) if image_encoder else None, parts, dtype=_read_as(dtype))
+        seen = _cast(dtype, vision.image_encoder)
+        backbone = cls(**vars(parts), **vars(vision), name=_portable(name), known_image_encoder=seen)
+        backbone.fingerprint = fingerprint
         return backbone.to(place)
 
     @classmethod
@@ -112,17 +102,7 @@ class Backbone:
         name = resolve(source)
         parts = load_shapes(name, BaseConfig().updated(reading), dtype=dtype)
         vision = shape_of_image_encoder(image_encoder_config(str(image_encoder) if image_encoder else None, parts))
-        backbone = cls(
-            unet=parts.unet,
-            vae=parts.vae,
-            text_encoder=parts.text_encoder,
-            tokenizer=parts.tokenizer,
-            scheduler=parts.scheduler,
-            image_encoder=vision.to(dtype),
-            name=_portable(name),
-            reading=parts.reading,
-            known_image_encoder="none",
-        )
+        backbone = cls(**vars(parts), image_encoder=vision.to(dtype), name=_portable(name), known_image_encoder="none")
         backbone.fingerprint = "none"
         return backbone
 
@@ -144,20 +124,15 @@ class Backbone:
         Otherwise as `from_pretrained`.
         """
         name, place = resolve(source), torch.device(device) if device is not None else best_device()
-        parts = load_parts(name, BaseConfig().updated(reading), dtype=dtype, device=place, vae=vae)
+        parts, fingerprint = _loaded(name, reading, dtype=dtype, device=place, vae=vae)
         backbone = cls(
-            unet=parts.unet,
-            vae=parts.vae,
-            text_encoder=parts.text_encoder,
-            tokenizer=parts.tokenizer,
-            scheduler=parts.scheduler,
+            **vars(parts),
             image_encoder=shape_of_image_encoder(image_encoder),
             name=_portable(name),
             image_encoder_name=image_encoder_name,
-            reading=parts.reading,
-            folder=parts.folder,
             known_image_encoder=known_image_encoder,
         )
+        backbone.fingerprint = fingerprint
         return backbone.to(place)
 
     def blank(self) -> Self:
@@ -205,16 +180,14 @@ class Backbone:
     @contextmanager
     def unloaded(self) -> Iterator[None]:
         """Autoencoder and image encoder wait in the main memory inside the ``with``; nothing moves on CPUs."""
-        waiting = [part for part in (self.vae, self.image_encoder) if self.device.type != "cpu"]
-        for part in waiting:
-            part.to("cpu")
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # or the room stays with torch, in blocks of sizes that nobody asks for any more
-        try:
+        device = self.device
+        with ExitStack() as back:  # brings back each that left, also where another cannot move
+            for part in (self.vae, self.image_encoder) if device.type != "cpu" else ():
+                back.callback(part.to, device)
+                part.to("cpu")
+            if device.type == "cuda":
+                torch.cuda.empty_cache()  # or the room stays with torch, in blocks of sizes that nobody asks for now
             yield
-        finally:
-            for part in waiting:
-                part.to(self.device)
 
     @contextmanager
     def differentiable_attention(self, device: torch.device | None = None) -> Iterator[None]:
@@ -294,7 +267,8 @@ class Backbone:
     def fingerprint(self) -> str:
         """Identifies the weights of U-Net and text encoder: a hash of a sample of every tensor, alike in fp16 and fp32.
 
-        Take it before anything is injected.
+        Of a base that was loaded it is that of the weights as they were read, whatever ``dtype`` they are in since.
+        Otherwise take it before anything is injected.
         """
         return fingerprint_of(self.unet, self.text_encoder)
 
@@ -385,7 +359,7 @@ class Backbone:
         """CLIP's input from pixels in [-1, 1]: resized (bicubic, antialiased) and normalised, [B, 3, S, S]."""
         size = self.image_encoder.config.image_size
         values = pixels.float() / 2 + 0.5
-        if values.shape[-2:] != (size, size):  # where the pixels are: Apple's GPUs do not resize with antialiasing
+        if values.shape[-2:] != (size, size):  # where the pixels are, on the CPU as a rule: alike for every device
             values = F.interpolate(values, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
         values = values.to(self.device)
         mean = values.new_tensor(self.image_mean).view(1, 3, 1, 1)
@@ -400,6 +374,33 @@ class Backbone:
         inputs = self.image_pixels(pixels).to(self.image_encoder.dtype)
         hidden = self.image_encoder(pixel_values=inputs, output_hidden_states=True).hidden_states
         return [states[:, 0].float() for states in hidden[layer_stride::layer_stride]]  # hidden[0] precedes layer 1
+
+
+def _loaded(
+    name: str,
+    reading: Mapping[str, str | None],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    vae: Mapping[str, Any] | None = None,
+) -> tuple[Parts, str]:
+    """The parts of a base in ``dtype``, and their fingerprint. As `load_parts`."""
+    parts = load_parts(name, BaseConfig().updated(reading), dtype=_read_as(dtype), device=device, vae=vae)
+    parts.vae.to(dtype)
+    return parts, _cast(dtype, parts.unet, parts.text_encoder)
+
+
+def _read_as(dtype: torch.dtype) -> torch.dtype:
+    """What weights are read as that end in ``dtype``: bfloat16 rounds further than their fingerprint does."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
+def _cast(dtype: torch.dtype, *modules: nn.Module) -> str:
+    """Turn modules into ``dtype``; the fingerprint that they had before."""
+    fingerprint = fingerprint_of(*modules)
+    for module in modules:
+        module.to(dtype)
+    return fingerprint
 
 
 def fingerprint_of(*modules: nn.Module) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -22,14 +23,19 @@ Look = Callable[[int], Seen]
 
 
 def batches(
-    model: E4TModel, data: ImageData | CachedData, config: PretrainConfig, processes: Processes | None = None
+    model: E4TModel,
+    data: ImageData | CachedData,
+    config: PretrainConfig,
+    processes: Processes | None = None,
+    during: ExitStack | None = None,
 ) -> Callable[[int], Batch]:
     """Batch i; of several processes, the rows that are this one's.
 
     Random numbers are drawn for the rows of all processes, so that how these are shared out makes no difference.
+    Threads that prepare pictures end with ``during``.
     """
     backbone, together = model.backbone, processes or Processes()
-    look = _look(model, data, config, together)
+    look = _look(model, data, config, together, during or ExitStack())
     prompts = model.tokens(model.domain.prompts)
     low, high = timestep_range(config, backbone.num_timesteps)
     size, rows = config.batch_size * together.count, together.rows(config.batch_size)
@@ -58,12 +64,16 @@ def batches(
     return batch_at
 
 
-def _look(model: E4TModel, data: ImageData | CachedData, config: PretrainConfig, processes: Processes) -> Look:
+def _look(
+    model: E4TModel, data: ImageData | CachedData, config: PretrainConfig, processes: Processes, during: ExitStack
+) -> Look:
     rows = _Rows(config.batch_size, processes)
     if isinstance(data, CachedData):
         return _Kept(model, data, rows)
     if not config.cache:
-        return _Fresh(model, data, rows, Ahead(lambda index, run: _prepared(data, rows, index, run), config.workers))
+        ahead = Ahead(lambda index, run: _prepared(data, rows, index, run), config.workers)
+        during.callback(ahead.close)
+        return _Fresh(model, data, rows, ahead)
     if data.stream is not None:
         raise ConfigError("cache keeps numbered pictures in memory, and shards have no numbers; use 'e4t cache'")
     return _Remembered(model, data, rows)
@@ -108,7 +118,7 @@ class _Fresh:
 
 @dataclass(frozen=True)
 class _Remembered:
-    """The same of pictures that always look alike, encoded when they first come up.
+    """The same of pictures that always look alike, encoded when they first come up and kept on the CPU.
 
     One at a time: a resumed training meets them in other batches, and batches of another size round differently.
     """
@@ -119,7 +129,8 @@ class _Remembered:
     known: dict[int, Seen] = field(default_factory=dict)
 
     def __call__(self, index: int) -> Seen:
-        return Seen.joined([self._first_readable(place) for place in self.rows.of(index)])
+        seen = Seen.joined([self._first_readable(place) for place in self.rows.of(index)])
+        return seen.to(self.model.backbone.device)
 
     def _first_readable(self, place: int) -> Seen:
         return self.data.first_readable(place, self._see, self.data.broken)
@@ -129,8 +140,10 @@ class _Remembered:
         if number not in self.known:
             entry = self.data.entries[number]
             pixels = square_pixels(entry.image(), self.data.resolution)[None]
-            mean, std = self.model.backbone.posterior(pixels)
-            self.known[number] = Seen(mean, std, self.model.image_features(pixels), [entry.caption()])
+            mean, _ = self.model.backbone.posterior(pixels)
+            nothing = mean.new_zeros(1, 1, 1, 1)  # what is drawn from the posterior would not look alike
+            seen = Seen(mean, nothing, self.model.image_features(pixels), [entry.caption()])
+            self.known[number] = seen.to("cpu")
         return self.known[number]
 
 
@@ -145,8 +158,7 @@ class _Kept:
     def __call__(self, index: int) -> Seen:
         seen = self.data.at(self.rows.of(index), layer_stride=self.model.encoder.config.layer_stride)
         features = seen.features if self.model.encoder.config.use_image else []
-        device = self.model.backbone.device
-        return Seen(seen.mean.to(device), seen.std.to(device), [f.to(device) for f in features], seen.captions)
+        return replace(seen, features=features).to(self.model.backbone.device)
 
 
 def _with_captions(model: E4TModel, tokens: Tokens, captions: Sequence[str | None], chosen: Sequence[bool]) -> Tokens:

@@ -39,7 +39,7 @@ class Seen:
     """What the frozen networks see in pictures: the autoencoder's posterior (unscaled), CLIP's features, captions."""
 
     mean: Tensor  # [B, C, h, w]
-    std: Tensor  # as mean
+    std: Tensor  # as mean, or one number of each picture [B, 1, 1, 1]
     features: Sequence[Tensor]  # [B, width] each
     captions: Sequence[str | None]
 
@@ -51,6 +51,9 @@ class Seen:
             [torch.cat(layer) for layer in zip(*(part.features for part in parts), strict=True)],
             [caption for part in parts for caption in part.captions],
         )
+
+    def to(self, device: torch.device | str) -> Seen:
+        return Seen(self.mean.to(device), self.std.to(device), [f.to(device) for f in self.features], self.captions)
 
 
 @dataclass(frozen=True)

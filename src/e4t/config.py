@@ -1,4 +1,4 @@
-"""Every setting and its default; nothing else in the package has defaults of its own.
+"""The settings of both stages and of drawing, with their defaults: what domains and concepts record.
 
 Marks: [P] said by the authors, [R] agreed on by independent re-implementations, [?] open, our choice. ``paper()`` gives
 every [P] and [R] value at once. Learning rates, ``embedding_scale`` and ``regularisation`` depend on the width of the
@@ -20,6 +20,7 @@ from e4t.errors import ConfigError
 DEFAULT_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # [R], in transformers' format
 _MOST_FROZEN = 1_000  # timesteps whose mean is the frozen embedding: they are looked at together
 _LARGE = 2**63  # what no whole number of torch or safetensors can be, and no setting means
+_SMALLEST = 8  # pixels of a side, of which an autoencoder makes one latent
 _MOST_STEPS = 15  # [P] the most that the authors take for a concept
 TUNABLE = ("residual", "bias", "encoder", "deltas", "unet", "unet_vectors", "text_encoder")
 """Parts of a model that one image can tune. "unet_vectors" are the U-Net's biases and the scales of its norms."""
@@ -167,14 +168,12 @@ class PretrainConfig(_Section):
         for name in ("warmup_steps", "cooldown_steps", "workers", "min_timestep"):
             at_least(name, getattr(self, name), 0)
         at_least("max_timestep", self.max_timestep, 1)
+        at_least("resolution", self.resolution, _SMALLEST)
+        _check_training(self)
         for name, most in (("ema_decay", 0.99999), ("caption_share", 1)):
             if not 0 <= getattr(self, name) <= most:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be between 0 and {most}")
         _check("schedule", self.schedule, ("constant", "linear", "cosine"))
-        _check("optimizer", self.optimizer, ("adamw", "adamw8bit"))
-        _check("regularisation_reduction", self.regularisation_reduction, ("sum", "mean"))
-        _check("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
-        _check("save_dtype", self.save_dtype, ("float32", "float16"))
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ConfigError(
                 f"crop_scale is {self.crop_scale}; it must be two shares of the area, 0 < from <= to <= 1"
@@ -252,8 +251,11 @@ class PersonalizeConfig(_Section):
         at_least("micro_batch_size", self.micro_batch_size, 1)
         at_least("prior_weight", self.prior_weight, 0)
         at_least("automatic_loss", self.automatic_loss, 0)
+        _check_training(self)
         if self.prior_weight and self.keep == "replay":
             raise ConfigError("a replay keeps one image, not the pictures of the class; set prior_weight to 0")
+        if not self.tune:
+            raise ConfigError(f"tune is empty; it must name some of {', '.join(TUNABLE)}")
         for name in self.tune:
             _check("tune", name, TUNABLE)
         if {"unet", "unet_vectors"} <= set(self.tune):
@@ -261,11 +263,7 @@ class PersonalizeConfig(_Section):
         if isinstance(self.memory, str):
             _check("memory", self.memory, ("auto",))
         at_least("memory", self.memory if not isinstance(self.memory, str) else None, 0)
-        _check("optimizer", self.optimizer, ("adamw", "adamw8bit"))
         _check("keep", self.keep, ("tuned", "replay"))
-        _check("regularisation_reduction", self.regularisation_reduction, ("sum", "mean"))
-        _check("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
-        _check("save_dtype", self.save_dtype, ("float32", "float16"))
 
     def updated(self, values: Mapping[str, Any]) -> Self:
         """As usual, and ``steps`` may be "auto": at most 15, and fewer where the image is learned before.
@@ -344,6 +342,10 @@ class GenerateConfig(_Section):
     def __post_init__(self) -> None:
         at_least("num_images", self.num_images, 1)
         at_least("num_inference_steps", self.num_inference_steps, 1)
+        at_least("seed", self.seed, 0)
+        for name, side in (("height", self.height), ("width", self.width)):
+            if side is not None and (side < _SMALLEST or side % _SMALLEST):
+                raise ConfigError(f"{name} is {_shortened(side)}; it must be a multiple of {_SMALLEST}")
         _check("embedding", self.embedding, ("live", "frozen"))
         _check("unconditional", self.unconditional, ("concept", "base"))
         if not 0 <= self.dual_path <= 1:
@@ -374,6 +376,19 @@ def at_least(name: str, value: float | None, least: float) -> None:
     """Raises ConfigError for a number below ``least``; None is a setting that was not given."""
     if value is not None and value < least:
         raise ConfigError(f"{name} is {_shortened(value)}; it must be {least} or more")
+
+
+def _check_training(config: PretrainConfig | PersonalizeConfig) -> None:
+    """What holds in both stages."""
+    rates = [name for name in vars(config) if name.endswith("learning_rate")]
+    for name in (*rates, "weight_decay", "regularisation", "seed"):
+        at_least(name, getattr(config, name), 0)
+    if config.max_grad_norm is not None and config.max_grad_norm <= 0:
+        raise ConfigError(f"max_grad_norm is {_shortened(config.max_grad_norm)}; it must be above 0, or left out")
+    _check("optimizer", config.optimizer, ("adamw", "adamw8bit"))
+    _check("regularisation_reduction", config.regularisation_reduction, ("sum", "mean"))
+    _check("mixed_precision", config.mixed_precision, ("no", "bf16", "fp16"))
+    _check("save_dtype", config.save_dtype, ("float32", "float16"))
 
 
 def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -21,7 +21,7 @@ from e4t.pictures import Entry, open_pictures
 from e4t.shards import ShardStream, shard_urls
 
 _MOST_IN_A_ROW = 1_000  # pictures that cannot be decoded, before that is taken for the fault of the source
-_AHEAD = 2  # batches that are prepared before they are asked for, for each worker
+_UNDER_WAY = 2  # batches that are read or ready at a time: the one that is asked for, and the next
 _T = TypeVar("_T")
 
 
@@ -205,12 +205,11 @@ class Ahead(Generic[_T]):
         self._workers = ThreadPoolExecutor(workers) if workers else None
         self._reader = ThreadPoolExecutor(1)  # one batch after another: shards are read from first to last
         self._coming: dict[int, Future[_T]] = {}
-        self._depth = _AHEAD
 
     def __call__(self, index: int) -> _T:
         if self._workers is None:
             return self._load(index, map)
-        for number in range(index, index + self._depth):
+        for number in range(index, index + _UNDER_WAY):
             if number not in self._coming:
                 self._coming[number] = self._reader.submit(self._load, number, self._workers.map)
         return self._coming.pop(index).result()

@@ -15,7 +15,7 @@ from e4t.backbone import Backbone
 from e4t.config import PretrainConfig
 from e4t.counting import RUNTIME, Count, bytes_of, count_looking, count_step, held, numbers
 from e4t.domain import Domain
-from e4t.model import E4TModel
+from e4t.model import new_model
 from e4t.training import arithmetic
 
 _SHARE_OF_PEAK = {"cpu": 0.45, "cuda": 0.35}
@@ -73,7 +73,8 @@ def forecast(
     """
     resolution = config.resolution or backbone.resolution
     frozen = [backbone.unet, backbone.text_encoder, *(() if cached else (backbone.vae, backbone.image_encoder))]
-    model = _model(backbone, domain, config)
+    with torch.device("meta"):
+        model = new_model(backbone.blank(), domain, config)
     trained = sum(p.numel() for p in (*model.encoder.heads().values(), *model.offsets.domain_parameters()))
     rows = config.batch_size
     looking = Count(0, 0) if cached else count_looking(model, rows=rows, resolution=resolution)
@@ -120,17 +121,3 @@ def multiplication_rate(device: torch.device, dtype: torch.dtype) -> float:
         float((a @ b)[0, 0])  # waits for the device
         best = min(best, time.perf_counter() - began)
     return 2 * side**3 / best
-
-
-def _model(backbone: Backbone, domain: Domain, config: PretrainConfig) -> E4TModel:
-    with torch.device("meta"):
-        model = E4TModel(
-            backbone.blank(),
-            domain,
-            encoder=config.encoder,
-            offsets=config.offsets,
-            embedding_scale=config.embedding_scale,
-        )
-    model.encoder.bias.requires_grad_(False)
-    model.encoder.residual.requires_grad_(False)
-    return model

@@ -53,12 +53,12 @@ class Parts:
 
 @dataclass(frozen=True)
 class ImageEncoder:
-    """A CLIP vision tower and how its pixels are normalised. ``name`` is None for one inside the base's folder."""
+    """A CLIP vision tower and how its pixels are normalised. The name is None for one inside the base's folder."""
 
-    model: Any
-    mean: Sequence[float]
-    std: Sequence[float]
-    name: str | None
+    image_encoder: Any
+    image_mean: Sequence[float]
+    image_std: Sequence[float]
+    image_encoder_name: str | None
 
 
 def load_parts(

@@ -230,6 +230,7 @@ def _made(
     config = fitted(pipe.model, config.updated(entry.overrides))  # what was fitted is what a concept records
     photo = opened(entry.image, entry.mask)
     image, mask = photo.picture, photo.mask
+    preview = preview and pipe.draws_concepts
     present = _present(entry.output)
     if present is not None and _matches(present, pipe, config, image, mask) and (present.preview or not preview):
         yield 1.0, Outcome(entry, "kept", time.perf_counter() - began, concept=present, notes=photo.notes)

@@ -7,7 +7,8 @@ that word, and applying a concept to the weights and taking it off again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from e4t.backbone import Backbone
 from e4t.checkpoint import BaseModel, Concept, TrainedDomain, group, prefixed
-from e4t.config import EncoderConfig, OffsetsConfig
+from e4t.config import EncoderConfig, OffsetsConfig, PretrainConfig
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError, MismatchError
 from e4t.models.encoder import ConceptEncoder
@@ -41,7 +42,12 @@ class E4TModel(nn.Module):
         encoder: EncoderConfig,
         offsets: OffsetsConfig,
         embedding_scale: float,
+        heads: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """``heads`` are the encoder's, where they are known; else, as the offsets, they begin at random.
+
+        Raises CheckpointError for heads that are not of this encoder, and ConfigError for a base that cannot be one.
+        """
         super().__init__()
         taken, made = backbone.unet.config.in_channels, backbone.vae.config.latent_channels
         if taken != made:
@@ -53,9 +59,9 @@ class E4TModel(nn.Module):
         self.domain = domain
         self.domain_id: str | None = None
         self.embedding_scale = embedding_scale
-        self.base = _base_of(backbone)
+        self.base = base_of(backbone)
         self.class_id = class_token(backbone.tokenizer, domain.class_word)
-        self.encoder = _build_encoder(backbone, encoder)
+        self.encoder = _build_encoder(backbone, encoder, heads)
         self.offsets = WeightOffsets(backbone.unet, offsets)
         self.tuned: dict[str, TunedWeights] = {}
         with torch.no_grad():
@@ -68,7 +74,7 @@ class E4TModel(nn.Module):
     @classmethod
     def from_domain(cls, backbone: Backbone, trained: TrainedDomain) -> E4TModel:
         """Raises MismatchError if the domain was trained on other weights of the base or of the image encoder."""
-        loaded, owner = _base_of(backbone), f"the domain '{trained.domain.name}'"
+        loaded, owner = base_of(backbone), f"the domain '{trained.domain.name}'"
         trained.base.check(loaded, owner=owner)
         if trained.encoder.use_image:
             trained.base.check_image_encoder(loaded, owner=owner)
@@ -76,16 +82,11 @@ class E4TModel(nn.Module):
             backbone,
             trained.domain,
             encoder=trained.encoder,
-            offsets=trained.offsets,
+            offsets=replace(trained.offsets, form="none"),  # theirs are loaded, in another form than they may have had
             embedding_scale=trained.embedding_scale,
+            heads=group(trained.tensors, "encoder"),
         )
         model.domain_id = trained.id
-        heads, stored = model.encoder.heads(), group(trained.tensors, "encoder")
-        odd = [name for name in heads.keys() | stored.keys() if _shape(heads, name) != _shape(stored, name)]
-        if odd:
-            raise CheckpointError(f"the domain's encoder does not fit this base model: '{min(odd)}' is missing or odd")
-        for name, tensor in stored.items():
-            heads[name].data.copy_(tensor)
         if trained.offsets.form != "none":
             model.offsets.load_domain_state(group(trained.tensors, "offsets"))
         return model.requires_grad_(False)
@@ -172,6 +173,19 @@ class E4TModel(nn.Module):
                 stack.enter_context(self.tuned[part].base_weights())
             yield
 
+    @contextmanager
+    def base_text_encoder(self) -> Iterator[None]:
+        """The text encoder as it was loaded, whatever has been tuned since."""
+        tuned = self.tuned.get("text_encoder")
+        with tuned.base_weights() if tuned is not None else nullcontext():
+            yield
+
+    @property
+    def base_dtype(self) -> torch.dtype:
+        """Of the U-Net's weights as they were loaded: what is tuned whole is float32 meanwhile."""
+        with self.base_weights():
+            return self.backbone.dtype
+
     def tunable(self, part: str) -> TunedWeights:
         """Weights of "unet" (but those with offsets), "text_encoder" or "encoder" (its heads) to be tuned whole.
 
@@ -197,8 +211,7 @@ class E4TModel(nn.Module):
             if part in _WHOLE:
                 found[part] = self.tuned[part].start()
             elif part == "deltas":
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed)
+                with _seeded(seed):
                     self.offsets.add_concept(delta_rank)
                 found[part] = self.offsets.concept_parameters()
             else:
@@ -248,6 +261,7 @@ class E4TModel(nn.Module):
                     difference = tuned.unpacked(_only(difference, "value"))
                 tuned.apply(difference, strength=1.0 if part == "encoder" else strength)
         self.offsets.fuse()
+        self.offsets.drop_concept()  # it is in the weights now, and may be as large as they are
 
     def take_off(self) -> None:
         """The domain and base exactly as they were before `put_on`."""
@@ -270,6 +284,35 @@ class E4TModel(nn.Module):
             self.take_off()
 
 
+def new_model(backbone: Backbone, domain: Domain, config: PretrainConfig) -> E4TModel:
+    """An untrained domain on a backbone; its initial weights follow from the seed.
+
+    Raises ConfigError where there would be nothing to train.
+    """
+    blind = not config.encoder.use_image and config.encoder.unet_blocks == "none"
+    if blind and config.offsets.form == "none":
+        raise ConfigError("nothing can be learned: the encoder has no input, and there are no offsets")
+    with _seeded(config.seed):
+        model = E4TModel(
+            backbone,
+            domain,
+            encoder=config.encoder,
+            offsets=config.offsets,
+            embedding_scale=config.embedding_scale,
+        )
+    model.encoder.bias.requires_grad_(False)  # a concept's own, not a domain's
+    model.encoder.residual.requires_grad_(False)
+    return model
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Modules made inside have values that follow from the seed; no generator of the caller's notices."""
+    with torch.random.fork_rng(devices=[]):  # the CPU's, on which modules are made
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would set those of GPUs too
+        yield
+
+
 def _only(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     if tensors.keys() != {name}:
         raise CheckpointError(f"tuned vectors are one tensor, '{name}'; these are {', '.join(sorted(tensors))[:60]}")
@@ -280,7 +323,8 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size | None:
     return tensors[name].shape if name in tensors else None
 
 
-def _base_of(backbone: Backbone) -> BaseModel:
+def base_of(backbone: Backbone) -> BaseModel:
+    """What folders record of a backbone."""
     return BaseModel(
         backbone.name,
         backbone.fingerprint,
@@ -290,11 +334,31 @@ def _base_of(backbone: Backbone) -> BaseModel:
     )
 
 
-def _build_encoder(backbone: Backbone, config: EncoderConfig) -> ConceptEncoder:
+def _build_encoder(backbone: Backbone, config: EncoderConfig, heads: Mapping[str, Tensor] | None) -> ConceptEncoder:
+    if config.use_image and config.layer_stride > backbone.image_layers:
+        raise ConfigError(
+            f"encoder.layer_stride is {config.layer_stride}, but the image encoder has {backbone.image_layers} layers, "
+            "so none would be seen; choose fewer, or set encoder.use_image to false"
+        )
     layers = backbone.image_layers // config.layer_stride if config.use_image else 0
-    return ConceptEncoder(
-        image_widths=[backbone.image_width] * layers,
-        unet_widths=feature_widths(backbone.unet, config.unet_blocks),
-        embedding_dim=backbone.embedding_dim,
-        config=config,
-    )
+    with torch.device("meta") if heads is not None else nullcontext():  # what is known need not be drawn at random
+        encoder = ConceptEncoder(
+            image_widths=[backbone.image_width] * layers,
+            unet_widths=feature_widths(backbone.unet, config.unet_blocks),
+            embedding_dim=backbone.embedding_dim,
+            config=config,
+        )
+    if heads is not None:
+        _fill(encoder, heads)
+    return encoder
+
+
+def _fill(encoder: ConceptEncoder, heads: Mapping[str, Tensor]) -> None:
+    """Copies of known heads into an encoder without values; the concept's own vectors are zero."""
+    wanted = encoder.heads()
+    odd = [name for name in wanted.keys() | heads.keys() if _shape(wanted, name) != _shape(heads, name)]
+    if odd:
+        raise CheckpointError(f"the domain's encoder does not fit this base model: '{min(odd)}' is missing or odd")
+    values = {name: tensor.to(torch.float32, copy=True) for name, tensor in heads.items()}
+    own = {name: torch.zeros(encoder.embedding_dim) for name in ("bias", "residual")}
+    encoder.load_state_dict({**values, **own}, assign=True)

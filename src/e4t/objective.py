@@ -53,7 +53,7 @@ class Batch:
         """
         rows = len(self.latents)
         if size is None or size >= rows:
-            return [self]
+            return [replace(self, share_of_error=scale, share_of_rows=scale)]
         masked = self.mask is not None and bool(self.mask.any())
         mask = self.mask.expand(rows, -1, -1, -1) if self.mask is not None and masked else None
         weights = mask.float().sum(dim=(1, 2, 3)) if mask is not None else torch.ones(rows)

@@ -17,7 +17,7 @@ from e4t.backbone import draw_noise
 from e4t.checkpoint import Concept, prefixed
 from e4t.config import PersonalizeConfig
 from e4t.data import square_mask, square_pixels
-from e4t.errors import CheckpointError, MismatchError
+from e4t.errors import CheckpointError, ConfigError, MismatchError
 from e4t.memory import fitted
 from e4t.model import E4TModel
 from e4t.objective import Batch, E4TObjective, Prior
@@ -92,9 +92,9 @@ def personalize(
     The last step carries the concept, with ``keep_steps`` every step does; with ``config.automatic`` that is the first
     one after which the image counts as learned. ``mask`` says where the loss counts (white),
     ``prior`` what the model is not to forget if ``config.prior_weight`` is above 0.
-    With ``config.memory`` the settings are changed to fit (`e4t.memory.fitted`), and the concept says to which. With
-    ``config.unload`` nothing can be drawn before the last step.
-    The model is afterwards as it was before, also when the caller stops early.
+    With ``config.memory`` the settings are changed to fit (`e4t.memory.fitted`), and the concept says to which.
+    Once the last step is taken and asked for another, or the caller has stopped early, the model is as it was before.
+    With ``config.unload`` nothing can be drawn until then.
     """
     config = fitted(model, config)
     mask = mask if config.mask_loss else None
@@ -156,6 +156,8 @@ def tune(
         yield PersonalizeStep(0, config.steps, None, first)
         if not config.steps:
             return
+        if not groups:
+            raise ConfigError(f"this model has nothing to tune in {' and '.join(config.tune)}; add residual to tune")
         optimizer = new_optimizer(
             config.optimizer, groups, weight_decay=config.weight_decay, device=model.backbone.device
         )
@@ -193,10 +195,9 @@ def _part_at(batch_at: Callable[[int], Batch], config: PersonalizeConfig) -> Cal
 
 
 def _watched(objective: E4TObjective, probe: Batch, config: PersonalizeConfig) -> Callable[[], float]:
-    """Tells how much is left of the denoising loss that ``probe`` has now, before any tuning."""
-    backbone = objective.model.backbone
-    parts = probe.split(config.micro_batch_size)
-    cast = autocast(config.mixed_precision, backbone.device, backbone.dtype)
+    """Tells how much is left of the denoising loss on the image that ``probe`` has now, before any tuning."""
+    parts = replace(probe, prior=None).split(config.micro_batch_size)
+    cast = autocast(config.mixed_precision, objective.model.backbone.device, objective.model.base_dtype)
 
     def loss() -> float:
         with torch.no_grad(), cast:
@@ -294,9 +295,9 @@ class _Tuning:
 
     def stop(self) -> None:
         """Base, domain and encoder exactly as before."""
-        self.model.take_off()
-        self.model.requires_grad_(False)
-        self._during.close()
+        with self._during:  # ends what was entered at the start, also after an error
+            self.model.take_off()
+            self.model.requires_grad_(False)
 
     @torch.no_grad()
     def concept(self, steps: int) -> Concept:

@@ -34,6 +34,7 @@ from e4t.model import E4TModel
 from e4t.models import dual
 from e4t.models.text import Tokens
 from e4t.personalize import ClassPictures, PersonalizeStep, personalize, replayed
+from e4t.training import autocast_beside
 
 _BATCH = 8  # pictures of the class drawn at a time
 
@@ -78,6 +79,7 @@ class E4TPipeline:
         else:
             raise ConfigError("a pipeline needs a trained domain, or at least a domain's class word")
         self.stock = _stock_pipeline(backbone, safety or {})
+        self._checker_follows()
         self._replayed: tuple[Concept, Concept] | None = None  # the last one, as loaded and as tuned again
         self._class_pictures: dict[Any, ClassPictures] = {}  # by all that they depend on
 
@@ -141,6 +143,11 @@ class E4TPipeline:
     def generate_config(self) -> GenerateConfig:
         return self.trained.generate_config if self.trained else GenerateConfig()
 
+    @property
+    def draws_concepts(self) -> bool:
+        """Whether the base's weights can be changed to a concept's: in bfloat16, rounding would undo most of it."""
+        return self.backbone.dtype != torch.bfloat16
+
     # Personalizing
 
     def personalize(
@@ -201,7 +208,7 @@ class E4TPipeline:
         return float((near - far) / max(1 - far, 1e-6))
 
     def _class_latents(self, prompts: list[str], seed: int, overrides: dict[str, Any]) -> Tensor:
-        images = self(prompts, seed=seed, **overrides).images
+        images = self(prompts, seed=seed, **{**overrides, "num_images": 1}).images
         return torch.cat([self.backbone.encode(square_pixels(i, self.backbone.resolution)[None]) for i in images])
 
     def ready(self, concept: Concept) -> Concept:
@@ -252,8 +259,8 @@ class E4TPipeline:
                 num_inference_steps=settings.num_inference_steps,
                 guidance_scale=settings.guidance_scale,
                 guidance_rescale=settings.guidance_rescale,
-                height=settings.height,
-                width=settings.width,
+                height=settings.height or self.backbone.resolution,
+                width=settings.width or self.backbone.resolution,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             ).images
         return Output(images, seeds)
@@ -266,17 +273,19 @@ class E4TPipeline:
         offset = concept.tensors["frozen_offset"].to(self.backbone.device)
         settings = self.generate_config
         unet, tokens = self.backbone.unet, self.model.tokens([prompt])
+        self._checker_follows()
         training = unet.training
         unet.eval()
         try:
-            image: Image.Image = self.stock(
-                prompt_embeds=self._embeds(tokens, self.model.word(offset)),
-                negative_prompt_embeds=self._negative_embeds(None, 1),
-                num_inference_steps=num_inference_steps,
-                guidance_scale=settings.guidance_scale,
-                guidance_rescale=settings.guidance_rescale,
-                generator=torch.Generator().manual_seed(seed),
-            ).images[0]
+            with autocast_beside(self.backbone.device, self.model.base_dtype):
+                image: Image.Image = self.stock(
+                    prompt_embeds=self._embeds(tokens, self.model.word(offset)),
+                    negative_prompt_embeds=self._negative_embeds(None, 1),
+                    num_inference_steps=num_inference_steps,
+                    guidance_scale=settings.guidance_scale,
+                    guidance_rescale=settings.guidance_rescale,
+                    generator=torch.Generator().manual_seed(seed),
+                ).images[0]
         finally:
             unet.train(training)
         return image
@@ -306,6 +315,7 @@ class E4TPipeline:
         """
         GenerateConfig(embedding=embedding, unconditional=unconditional, dual_path=dual_path)  # refuses odd ones
         self.backbone.require_in_place()
+        self._checker_follows()
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         distinct = self.model.tokens(prompts, expected=concept is not None)
         tokens = distinct.repeat(num_images)
@@ -331,6 +341,14 @@ class E4TPipeline:
                 stack.enter_context(dual.dual_path(self.backbone.unet, self.model.base_weights, untuned, dual_path))
             yield result
 
+    def _checker_follows(self) -> None:
+        """The safety checker goes where the base is by now, and takes its type.
+
+        It is shown pictures of that device and type, and diffusers may take a whole pipeline to be where it is.
+        """
+        if self.stock.safety_checker is not None:
+            self.stock.safety_checker.to(self.backbone.device, self.backbone.text_encoder.dtype)
+
     @torch.no_grad()
     def _embeds(self, tokens: Tokens, word: Tensor | None) -> Tensor:
         return self.model.prompt_embeds(tokens, word)
@@ -341,7 +359,8 @@ class E4TPipeline:
         texts = [texts] * count if isinstance(texts, str) else list(texts)
         if len(texts) != count:
             raise ConfigError(f"{len(texts)} negative prompts were given for {count} prompts")
-        return self._embeds(self.model.tokens(texts, expected=False), None)
+        with self.model.base_text_encoder():
+            return self._embeds(self.model.tokens(texts, expected=False), None)
 
     @contextmanager
     def _scheduler(self, name: str | None) -> Iterator[None]:

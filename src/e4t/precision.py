@@ -20,11 +20,15 @@ def best_device() -> torch.device:
 def has_fast_bfloat16(device: torch.device | str) -> bool:
     """Whether ``device`` multiplies in bfloat16 at least as fast as in float32.
 
-    CPUs need AVX-512 BF16, AMX or SVE, and NVIDIA's GPUs compute capability 8 (a T4 or V100 has less).
+    CPUs need AVX-512 BF16, AMX or SVE, and NVIDIA's GPUs compute capability 8 (a T4 or V100 has less). Of a GPU that is
+    not here, because something is reckoned for another machine, it is assumed.
     """
     kind = torch.device(device).type
     if kind == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        if not torch.cuda.is_available():
+            return True
+        with torch.cuda.device(device):  # torch asks the current one
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if kind != "cpu":
         return True
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]

@@ -26,7 +26,7 @@ from e4t.config import PretrainConfig
 from e4t.data import ImageData
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError, MismatchError, TrainingError
-from e4t.model import E4TModel
+from e4t.model import E4TModel, base_of, new_model
 from e4t.objective import E4TObjective
 from e4t.optimizers import MovingAverage, new_optimizer
 from e4t.processes import Processes
@@ -110,6 +110,7 @@ class Pretraining:
             "image_encoder": backbone.image_encoder_fingerprint if backbone.sees else None,
             "pictures": len(self.data),
         }
+        self.kept_in = self.states.folder if resume == LATEST else Path(resume)  # where the last state lies
         self.start, self.losses = self._resumed(resume)
         if self.start > config.steps:
             raise ConfigError(f"the last saved state is of step {self.start}, and only {config.steps} are asked for")
@@ -142,7 +143,8 @@ class Pretraining:
         except TrainingError as error:
             if done > saved:
                 self._save(done)
-            raise TrainingError(f"{error}; the state after step {done} is kept in '{self.states.folder}'") from error
+            kept = f"the state after step {done} is kept in '{self.kept_in}'" if done else "no step was taken"
+            raise TrainingError(f"{error}; {kept}") from error
         broken = dict(self.processes.gathered(list(self.data.broken.items())))
         if self.processes.is_first:
             self._trained(len(broken)).save(self.output, dtype=config.save_dtype)
@@ -153,8 +155,8 @@ class Pretraining:
         objective = E4TObjective(
             self.model, regularisation=config.regularisation, reduction=config.regularisation_reduction
         )
-        batch_at = batches(self.model, self.data, config, self.processes)
         with ExitStack() as stack:
+            batch_at = batches(self.model, self.data, config, self.processes, stack)
             if config.gradient_checkpointing:
                 stack.enter_context(backbone.gradient_checkpointing())
             stack.enter_context(self.model.offsets.injected())
@@ -211,6 +213,7 @@ class Pretraining:
         stream = self.data.stream if isinstance(self.data, ImageData) else None
         known = {**self.arguments, "first_losses": self.losses, "shards": dict(stream.sizes) if stream else {}}
         known["broken"] = dict(self.processes.gathered(list(self.data.broken.items())))
+        self.kept_in = self.states.folder
         if not self.processes.is_first:
             return
         tensors |= prefixed("optimizer", optimizer_tensors(self.optimizer))
@@ -232,9 +235,8 @@ class Pretraining:
         changed = sorted(name for name in before | now if before.get(name) != now.get(name))
         if other or changed:
             what = " and ".join(_SAME[name] for name in other) or f"settings ({', '.join(changed)})"
-            raise CheckpointError(
-                f"'{self.states.folder}' was begun with other {what}; delete it or choose another output"
-            )
+            instead = "delete it or choose another output" if which == LATEST else "resume from another state"
+            raise CheckpointError(f"'{self.kept_in}' was begun with other {what}; {instead}")
         targets = self.model.encoder.heads() | dict(self.model.offsets.named_parameters())
         for name, tensor in (state.group("encoder") | state.group("offsets")).items():
             targets[name].data.copy_(tensor)
@@ -247,25 +249,6 @@ class Pretraining:
         if isinstance(self.data, ImageData) and self.data.stream is not None:
             self.data.stream.sizes.update(begun.get("shards", {}))
         return state.step, list(begun["first_losses"])
-
-
-def new_model(backbone: Backbone, domain: Domain, config: PretrainConfig) -> E4TModel:
-    """An untrained domain on a backbone; its initial weights follow from the seed."""
-    blind = not config.encoder.use_image and config.encoder.unet_blocks == "none"
-    if blind and config.offsets.form == "none":
-        raise ConfigError("nothing can be learned: the encoder has no input, and there are no offsets")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = E4TModel(
-            backbone,
-            domain,
-            encoder=config.encoder,
-            offsets=config.offsets,
-            embedding_scale=config.embedding_scale,
-        )
-    model.encoder.bias.requires_grad_(False)  # a concept's own, not a domain's
-    model.encoder.residual.requires_grad_(False)
-    return model
 
 
 def pictures_of(data: str | Path, backbone: Backbone, config: PretrainConfig) -> ImageData:
@@ -282,7 +265,11 @@ def pictures_of(data: str | Path, backbone: Backbone, config: PretrainConfig) ->
 
 
 def data_of(source: str | Path, backbone: Backbone, config: PretrainConfig) -> ImageData | CachedData:
-    """What is trained on. Raises MismatchError for a cache of another base, ConfigError for a base that cannot see."""
+    """What is trained on.
+
+    Raises MismatchError for a cache of another base, or of another image encoder if that is used, and ConfigError for
+    pictures where the base cannot see.
+    """
     if not CachedData.is_one(source):
         if not backbone.sees:
             raise ConfigError(f"'{source}' is no cache, and the base was opened without its autoencoder")
@@ -293,6 +280,8 @@ def data_of(source: str | Path, backbone: Backbone, config: PretrainConfig) -> I
             f"the cache '{source}' was made with the base model '{cached.base.name}' ({cached.base.fingerprint}), "
             f"but '{backbone.name}' ({backbone.fingerprint}) is loaded"
         )
+    if config.encoder.use_image:
+        cached.base.check_image_encoder(base_of(backbone), owner=f"the cache '{source}'")
     return cached
 
 

@@ -58,10 +58,7 @@ def train(
     ``processes``, ``batch_at`` gives this one's share. Raises TrainingError, before it changes a weight, where the loss
     is no number any more.
     """
-    device, weights = objective.model.backbone.device, objective.model.backbone.dtype
-    needed = _AUTOCAST_OF.get(weights, mixed_precision)
-    if mixed_precision != needed:
-        raise ConfigError(f"training on weights of {weights} needs mixed_precision '{needed}'")
+    device, weights = objective.model.backbone.device, objective.model.base_dtype
     cast = autocast(mixed_precision, device, weights)
     scaler = scaler or gradient_scaler(mixed_precision, device)
     together = processes or Processes()
@@ -111,9 +108,20 @@ def gradient_scaler(mixed_precision: str, device: torch.device) -> torch.amp.Gra
 
 
 def autocast(mixed_precision: str, device: torch.device, weights: torch.dtype) -> torch.autocast:
-    """For "no", "bf16" and "fp16"; off where bfloat16 would only be emulated."""
+    """For "no", "bf16" and "fp16"; off where bfloat16 would only be emulated.
+
+    Raises ConfigError where ``weights``, the type of the frozen ones, need another.
+    """
+    needed = _AUTOCAST_OF.get(weights, mixed_precision)
+    if mixed_precision != needed:
+        raise ConfigError(f"training on weights of {weights} needs mixed_precision '{needed}'")
     dtype = arithmetic(mixed_precision, device, weights)
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def autocast_beside(device: torch.device, weights: torch.dtype) -> torch.autocast:
+    """What a picture between two steps needs: of half-precision ``weights``, those that are tuned whole are float32."""
+    return autocast(_AUTOCAST_OF.get(weights, "no"), device, weights)
 
 
 def arithmetic(mixed_precision: str, device: torch.device, weights: torch.dtype) -> torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn import functional
 from e4t.backbone import draw_noise
 from e4t.batches import batches
 from e4t.cache import CachedData
-from e4t.config import PretrainConfig, at_least
+from e4t.config import GenerateConfig, PretrainConfig, at_least
 from e4t.data import ImageData, square_pixels
 from e4t.errors import DataError
 from e4t.objective import E4TObjective
@@ -91,7 +92,7 @@ class Validation:
         objective = E4TObjective(
             training.model, regularisation=config.regularisation, reduction=config.regularisation_reduction
         )
-        with autocast(config.mixed_precision, backbone.device, backbone.dtype):
+        with autocast(config.mixed_precision, backbone.device, training.model.base_dtype):
             losses = [float(objective(self._batch_at(number)).diffusion) for number in range(self.config.batches)]
         return sum(losses) / len(losses)
 
@@ -115,8 +116,11 @@ class Validation:
 
     def _draw(self, pixels: Tensor, template: str, number: int) -> Tensor:
         """What the encoder's word draws [1, 3, R, R], predicted anew at every step of the base's own sampler."""
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
         model, backbone = self.training.model, self.training.backbone
         scheduler = type(backbone.scheduler).from_config(backbone.scheduler.config)
+        rescale = GenerateConfig.from_dict(self.training.recorded["generate"]).guidance_rescale
         scheduler.set_timesteps(self.config.steps, device=backbone.device)
         mean, _ = backbone.posterior(pixels)
         generator = generator_at(self.training.config.seed, number)
@@ -124,7 +128,8 @@ class Validation:
         tokens = model.tokens([template.replace("{}", model.domain.placeholder)])
         empty = model.prompt_embeds(model.tokens([""], expected=False))
         half = model.encoder.image_half(model.image_features(pixels))
-        with autocast(self.training.config.mixed_precision, backbone.device, backbone.dtype):
+        drawing = {"generator": generator} if "generator" in signature(scheduler.step).parameters else {}
+        with autocast(self.training.config.mixed_precision, backbone.device, model.base_dtype):
             for timestep in scheduler.timesteps:
                 scaled = scheduler.scale_model_input(sample, timestep)
                 times = timestep.expand(1)
@@ -132,7 +137,9 @@ class Validation:
                 embeds = torch.cat([empty, model.prompt_embeds(tokens, word)])
                 without, given = model.denoise(torch.cat([scaled] * 2), times.expand(2), embeds).chunk(2)
                 guided = without + self.config.guidance_scale * (given - without)
-                sample = scheduler.step(guided, timestep, sample, return_dict=False)[0]
+                if rescale:
+                    guided = rescale_noise_cfg(guided, given, guidance_rescale=rescale)
+                sample = scheduler.step(guided, timestep, sample, **drawing, return_dict=False)[0]
         return backbone.decode(sample.float())
 
 

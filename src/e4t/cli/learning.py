@@ -124,7 +124,9 @@ class Personalize:
         if config.automatic:
             get_console().print(f"learned after {concept.steps} step{'s' if concept.steps > 1 else ''}")
         likeness = None
-        if self.preview:
+        if self.preview and not pipe.draws_concepts:
+            get_console().print("no preview: concepts cannot be drawn in bfloat16")
+        elif self.preview:
             with denoising(pipe, "preview"):
                 drawn, likeness = portrait(pipe, concept, image)
             concept = concept.with_preview(drawn)

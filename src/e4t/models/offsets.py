@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from weakref import WeakSet
 
@@ -50,10 +51,6 @@ class PaperForm(nn.Module):
         left = torch.stack([w_c @ column, b_c, torch.ones_like(b_c)], dim=1)
         right = torch.stack([w_r @ row, w_r.sum(dim=1), b_r], dim=1)
         return left, right
-
-    def forward(self) -> Tensor:
-        left, right = self.factors()
-        return left @ right.T  # [rows, columns]
 
 
 class LowRank(nn.Module):
@@ -154,10 +151,10 @@ class WeightOffsets(nn.Module):
     def inject(self) -> None:
         """Reparametrise the weights; gradients reach the offsets."""
         self.require("ejected", "inject")
-        for linear, offset in self.items():
-            offset.to(linear.weight.device)
-            parametrize.register_parametrization(linear, "weight", offset)
-        self.state = "injected"
+        with self._all_or_none("injected"):
+            for linear, offset in self.items():
+                offset.to(linear.weight.device)
+                parametrize.register_parametrization(linear, "weight", offset)
 
     def fuse(self) -> None:
         """Replace the weights by their composed values.
@@ -168,24 +165,34 @@ class WeightOffsets(nn.Module):
         for linear, _ in self.items():
             if linear.weight.dtype == torch.bfloat16:
                 raise OffsetsError("offsets cannot be fused into bfloat16 weights; load the base in float16 or float32")
-        for path, linear in self._linears.items():
-            offset = self.offsets[_key(path)]
-            self._base[path] = linear.weight
-            with torch.no_grad():
-                fused: Tensor = offset.to(linear.weight.device)(linear.weight)
-            linear.weight = nn.Parameter(fused, requires_grad=False)
-            _FUSED.add(linear)
-        self.state = "fused"
+        with self._all_or_none("fused"):
+            for path, linear in self._linears.items():
+                offset = self.offsets[_key(path)]
+                with torch.no_grad():
+                    fused: Tensor = offset.to(linear.weight.device)(linear.weight)
+                self._base[path] = linear.weight
+                linear.weight = nn.Parameter(fused, requires_grad=False)
+                _FUSED.add(linear)
+
+    @contextmanager
+    def _all_or_none(self, state: str) -> Iterator[None]:
+        """The state once all matrices are done; after an error, or Ctrl-C, none is."""
+        self.state = state
+        try:
+            yield
+        except BaseException:
+            self.eject()
+            raise
 
     def eject(self) -> None:
         """Back to the very tensors that were there before."""
         if self.state == "injected":
             for linear, _ in self.items():
-                parametrize.remove_parametrizations(linear, "weight", leave_parametrized=False)
-        elif self.state == "fused":
-            for path, linear in self._linears.items():
-                linear.weight = self._base.pop(path)
-                _FUSED.discard(linear)
+                if parametrize.is_parametrized(linear, "weight"):  # not all of them after an error
+                    parametrize.remove_parametrizations(linear, "weight", leave_parametrized=False)
+        for path in list(self._base):
+            self._linears[path].weight = self._base.pop(path)
+            _FUSED.discard(self._linears[path])
         self.state = "ejected"
 
     @contextmanager
@@ -251,13 +258,18 @@ class WeightOffsets(nn.Module):
         return _stacked(("left", "right"), factors)
 
     def load_domain_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take Δ from `domain_state`, whatever form it was trained in. Raises OffsetsError if it does not fit."""
+        """Take Δ from `domain_state`, whatever form it was trained in: it is low-rank from then on.
+
+        Raises OffsetsError if it does not fit.
+        """
         _check_names(state)
         lefts, rights = self._split(state, "left", 0), self._split(state, "right", 1)
+        rank = state["left"].shape[1]
+        self.config = replace(self.config, form="lowrank", rank=rank)
         for (linear, offset), left, right in zip(self.items(), lefts, rights, strict=True):
-            domain = LowRank(linear.out_features, linear.in_features, left.shape[1])
-            domain.left.data, domain.right.data = left.clone(), right.clone()
-            offset.domain = domain.to(linear.weight.device)
+            with torch.device("meta"):  # no random numbers are drawn for what comes from the domain
+                offset.domain = LowRank(linear.out_features, linear.in_features, rank)
+            _fill(offset.domain, {"left": left, "right": right}, linear.weight.device)
 
     def concept_state(self) -> dict[str, Tensor]:
         """D, laid out as in `domain_state`; dense ones as ``value``, all entries in a row. Empty without a concept."""
@@ -275,11 +287,10 @@ class WeightOffsets(nn.Module):
         parts = {name: self._split(state, name, axis) for name, axis in _AXES.items() if name in state}
         rank = 0 if "value" in parts else parts["left"][0].shape[1]
         for number, (linear, offset) in enumerate(self.items()):
-            offset.add_concept(rank)
-            for name, tensors in parts.items():
-                parameter = getattr(offset.concept, name)
-                parameter.data = tensors[number].reshape(parameter.shape).clone()
-            offset.to(linear.weight.device)
+            with torch.device("meta"):  # as above
+                offset.add_concept(rank)
+            assert offset.concept is not None
+            _fill(offset.concept, {name: tensors[number] for name, tensors in parts.items()}, linear.weight.device)
 
     def _split(self, state: Mapping[str, Tensor], name: str, axis: int | None) -> list[Tensor]:
         """The share of every matrix in a tensor of `domain_state` or `concept_state`, float32."""
@@ -349,9 +360,9 @@ class TunedWeights:
         self._put(self._live)
 
     def difference(self) -> dict[str, Tensor]:
-        """Tuned minus base, by parameter name, float32."""
+        """Tuned minus base, by parameter name, float32 on the CPU: there may be no room for all of it on a GPU."""
         pairs = zip(self._places, self._live, self._base, strict=True)
-        return {name: live.detach() - base.float() for (name, _, _), live, base in pairs if base is not None}
+        return {name: (live.detach() - base.float()).cpu() for (name, _, _), live, base in pairs if base is not None}
 
     def packed(self) -> Tensor:
         """`difference` in one vector, parameter by parameter: hundreds of names would outweigh short tensors."""
@@ -400,6 +411,12 @@ def _check_names(state: Mapping[str, Tensor]) -> None:
     if state.keys() != {"left", "right"} or len(ranks) != 1 or 0 in ranks:
         found = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in sorted(state.items())[:4]) or "nothing"
         raise OffsetsError(f"offsets must be two factors, left and right, of one rank, or one value; not {found:.120}")
+
+
+def _fill(module: nn.Module, values: Mapping[str, Tensor], device: torch.device) -> None:
+    """Give a module that was made without values copies of these, by parameter name, on ``device``."""
+    for name, parameter in list(module.named_parameters()):
+        setattr(module, name, nn.Parameter(values[name].reshape(parameter.shape).to(device, copy=True)))
 
 
 def _stacked(names: tuple[str, str], factors: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
