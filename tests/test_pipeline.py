@@ -210,6 +210,57 @@ def test_dual_path_is_a_share(pipe, concept, share):
         pipe("S*", concept=concept, dual_path=0.5, unconditional="base")
 
 
+@pytest.mark.parametrize("embedding", ["live", "frozen"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_a_delayed_concept_comes_in_after_the_base(pipe, concept, guidance_scale, embedding):
+    def draw(concept, **options):
+        settings = {"guidance_scale": guidance_scale, "embedding": embedding, "num_inference_steps": 4}
+        return arrays(pipe("a photo of S*", concept=concept, **settings, **options))[0]
+
+    tuned, base, between = draw(concept), draw(None), draw(concept, delay=0.5)
+    assert np.array_equal(tuned, draw(concept, delay=0.0))
+    assert np.array_equal(base, draw(concept, delay=1.0))
+    assert np.abs(between - base).mean() > 0
+    assert np.abs(between - tuned).mean() > 0
+    assert np.array_equal(tuned, draw(concept))  # nothing of it stays behind
+
+
+def test_a_delayed_concept_has_no_word_and_no_weights_at_first(pipe, concept):
+    with pipe.applied(concept, "a photo of S*", delay=0.3) as applied:
+        sample = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+        def call(timestep):
+            return pipe.backbone.unet(sample, torch.tensor(timestep), encoder_hidden_states=applied.prompt_embeds)[0]
+
+        early = call(700)
+        assert not applied.words
+        late = call(699)
+        assert len(applied.words) == 1
+    tokens = pipe.model.tokens(["a photo of S*"])
+    plain = pipe.model.denoise(sample, torch.tensor(700), pipe.model.prompt_embeds(tokens))
+    assert torch.equal(early, plain)
+    assert not torch.allclose(late, early)
+
+
+def test_weights_have_a_strength_of_their_own(pipe, concept):
+    def draw(**options):
+        return arrays(pipe("a photo of S*", concept=concept, **options))[0]
+
+    assert np.array_equal(draw(weights=1.0), draw())
+    assert np.array_equal(draw(strength=0.5, weights=0.5), draw(strength=0.5))
+    with pipe.applied(concept, "a photo of S*", weights=0.0, embedding="frozen") as applied:
+        word = applied.prompt_embeds
+    with pipe.applied(concept, "a photo of S*", embedding="frozen") as applied:
+        assert torch.equal(word, applied.prompt_embeds)
+    assert not np.array_equal(draw(weights=0.0), draw())
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_delay_is_a_share(pipe, concept, share):
+    with pytest.raises(ConfigError, match="delay"), pipe.applied(concept, "S*", delay=share):
+        pass
+
+
 def test_strength_zero_is_the_class_word(pipe, concept):
     with pipe.applied(concept, "S*", strength=0.0) as none:
         word = none.prompt_embeds

@@ -334,6 +334,8 @@ class GenerateConfig(_Section):
     strength: float = 1.0  # of the concept: scales its embedding offset and its own weight deltas
     embedding: str = "live"  # "live": predicted at every denoising step [R]; "frozen": one vector
     unconditional: str = "concept"  # whose prediction without the prompt guidance starts from: "concept" or "base"
+    weights: float | None = None  # scales the concept's own weight deltas alone; None: by ``strength``
+    delay: float = 0.0  # share of denoising that is the base's and the class word's, at its start (arXiv 2305.10431)
     dual_path: float = 0.0  # share of every attention that comes from the base and the class word (arXiv 2307.06925)
     scheduler: str | None = None  # a diffusers scheduler class; None: the base model's own
     height: int | None = None
@@ -348,8 +350,9 @@ class GenerateConfig(_Section):
                 raise ConfigError(f"{name} is {_shortened(side)}; it must be a multiple of {_SMALLEST}")
         _check("embedding", self.embedding, ("live", "frozen"))
         _check("unconditional", self.unconditional, ("concept", "base"))
-        if not 0 <= self.dual_path <= 1:
-            raise ConfigError(f"dual_path is {self.dual_path}; it must be between 0 and 1")
+        for name in ("dual_path", "delay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
         if self.dual_path and self.unconditional == "base":
             raise ConfigError("dual_path needs unconditional 'concept': it already mixes the base into every row")
 

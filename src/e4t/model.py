@@ -222,15 +222,17 @@ class E4TModel(nn.Module):
                 parameter.requires_grad_(True)
         return found
 
-    def put_on(self, concept: Concept, *, strength: float = 1.0) -> None:
+    def put_on(self, concept: Concept, *, strength: float = 1.0, weights: float | None = None) -> None:
         """Put a concept's vectors and weights in place, fused; all of them or, after an error, none.
+
+        ``weights`` scales the weights alone: between 0 and 1 they are an average of tuned and untuned. None: strength.
 
         Raises MismatchError for a concept of another domain, and OffsetsError while one is on: its tuned weights would
         be taken for the base.
         """
         self.offsets.require("ejected", "apply")
         try:
-            self._put_on(concept, strength)
+            self._put_on(concept, strength if weights is None else weights)
         except BaseException:
             self.take_off()
             raise
@@ -276,8 +278,8 @@ class E4TModel(nn.Module):
             self.encoder.residual.zero_()
 
     @contextmanager
-    def wearing(self, concept: Concept, *, strength: float = 1.0) -> Iterator[E4TModel]:
-        self.put_on(concept, strength=strength)
+    def wearing(self, concept: Concept, *, strength: float = 1.0, weights: float | None = None) -> Iterator[E4TModel]:
+        self.put_on(concept, strength=strength, weights=weights)
         try:
             yield self
         finally:

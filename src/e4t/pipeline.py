@@ -6,8 +6,6 @@ and timestep the U-Net is called with, and replaces the conditional rows of its 
 
 from __future__ import annotations
 
-import functools
-import inspect
 import itertools
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,11 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._pytree import tree_map
 from typing_extensions import Self
 
 from e4t.backbone import Backbone, resolve
 from e4t.checkpoint import Concept, TrainedDomain
+from e4t.conditioning import Conditioning, base_first, base_for_negatives
 from e4t.config import GenerateConfig, PersonalizeConfig, PretrainConfig
 from e4t.data import square_pixels
 from e4t.domain import Domain
@@ -251,6 +249,8 @@ class E4TPipeline:
                     strength=settings.strength,
                     unconditional=settings.unconditional,
                     dual_path=settings.dual_path,
+                    delay=settings.delay,
+                    weights=settings.weights,
                 )
             )
             images = self.stock(
@@ -302,6 +302,8 @@ class E4TPipeline:
         strength: float = 1.0,
         unconditional: str = "concept",
         dual_path: float = 0.0,
+        delay: float = 0.0,
+        weights: float | None = None,
         also: Sequence[nn.Module] = (),
     ) -> Iterator[Applied]:
         """The concept in place, for any stock pipeline on this U-Net: image-to-image, inpainting, ControlNet, …
@@ -310,10 +312,13 @@ class E4TPipeline:
         ``also`` are further modules that take prompt embeddings (a ControlNet, another U-Net): they get the word, not
         the weights. With ``unconditional="base"`` the rows of negative prompts go through the untuned weights: a tuned
         model's own idea of any picture has drifted towards the concept (arXiv 2503.20240). ``dual_path`` is the share
-        of every attention that is left to the base and the class word (`e4t.models.dual`). Afterwards the base is as
-        it was.
+        of every attention that is left to the base and the class word (`e4t.models.dual`), ``delay`` the share of
+        denoising that is, at its beginning (`e4t.conditioning`). ``strength`` scales word and weights, ``weights``
+        the weights by another number. Afterwards the base is as it was.
         """
-        GenerateConfig(embedding=embedding, unconditional=unconditional, dual_path=dual_path)  # refuses odd ones
+        GenerateConfig(
+            embedding=embedding, unconditional=unconditional, dual_path=dual_path, delay=delay
+        )  # refuses odd ones
         self.backbone.require_in_place()
         self._checker_follows()
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -325,20 +330,32 @@ class E4TPipeline:
                 yield Applied(self.stock, self._embeds(distinct, None).repeat_interleave(num_images, 0), negative)
                 return
             concept = self.ready(concept)
-            untuned = self._embeds(tokens, None) if dual_path else None
-            stack.enter_context(self.model.wearing(concept, strength=strength))
+            class_prompts = self._embeds(tokens, None) if dual_path or delay else None
+            stack.enter_context(self.model.wearing(concept, strength=strength, weights=weights))
             frozen = self.model.word(concept.tensors["frozen_offset"].to(self.backbone.device), strength=strength)
             embeds = self._embeds(distinct, frozen).repeat_interleave(num_images, 0)  # one word in all of them
             result = Applied(self.stock, embeds, negative)
             if unconditional == "base":
-                stack.enter_context(_base_for_negatives(self.model, len(tokens)))
-            if embedding == "live":
-                hook = _LiveEmbedding(self, concept, tokens, strength, result)
+                stack.enter_context(base_for_negatives(self.model, len(tokens)))
+            until = (1 - delay) * self.backbone.num_timesteps
+            if delay:
+                stack.enter_context(base_first(self.model, until))
+            if embedding == "live" or delay:
+                hook = Conditioning(
+                    self.model,
+                    tokens,
+                    image_half=concept.tensors["image_half"].to(self.backbone.device) if embedding == "live" else None,
+                    strength=strength,
+                    class_prompts=class_prompts if delay else None,
+                    until=until,
+                    words=result.words,
+                )
                 for module in (self.backbone.unet, *also):
                     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
                     stack.callback(handle.remove)
-            if untuned is not None:
-                stack.enter_context(dual.dual_path(self.backbone.unet, self.model.base_weights, untuned, dual_path))
+            if dual_path and class_prompts is not None:
+                unet, base = self.backbone.unet, self.model.base_weights
+                stack.enter_context(dual.dual_path(unet, base, class_prompts, dual_path))
             yield result
 
     def _checker_follows(self) -> None:
@@ -381,67 +398,6 @@ class E4TPipeline:
             yield
         finally:
             self.stock.scheduler = own
-
-
-class _LiveEmbedding:
-    """The hook: v* from the sample and timestep at hand, into the conditional rows."""
-
-    def __init__(
-        self, pipeline: E4TPipeline, concept: Concept, tokens: Tokens, strength: float, applied: Applied
-    ) -> None:
-        self.model = pipeline.model
-        self.tokens = tokens
-        self.strength = strength
-        self.applied = applied
-        self.image_half = concept.tensors["image_half"].to(pipeline.backbone.device)[None]
-
-    @torch.no_grad()
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        bound = inspect.signature(module.forward).bind(*args, **kwargs)
-        call = bound.arguments
-        prompts: Tensor = call["encoder_hidden_states"]
-        count = len(self.tokens)
-        if len(prompts) not in (count, 2 * count):
-            raise ConfigError(
-                f"the concept was applied for {count} pictures, but the U-Net is called with {len(prompts)} rows"
-            )
-        channels = self.model.backbone.vae.config.latent_channels  # inpainting models append mask and image
-        sample = call["sample"][-count:, :channels].float()
-        timesteps = torch.as_tensor(call["timestep"], device=sample.device).reshape(-1)[-count:].expand(count)
-        word = self.model.word(self.model.offset(sample, timesteps, self.image_half), strength=self.strength)
-        self.applied.words.append(word)
-        conditional = self.model.prompt_embeds(self.tokens, word).to(prompts.dtype)
-        call["encoder_hidden_states"] = torch.cat([prompts[:-count], conditional])
-        return bound.args, bound.kwargs
-
-
-@contextmanager
-def _base_for_negatives(model: E4TModel, count: int) -> Iterator[None]:
-    """While it lasts, the first ``count`` of ``2 * count`` rows go through the U-Net's base weights."""
-    unet = model.backbone.unet
-    tuned, replaced = unet.forward, "forward" in vars(unet)  # by offloading, for one
-
-    def rows(inputs: Any, part: slice) -> Any:
-        return tree_map(lambda x: x[part] if isinstance(x, Tensor) and x.ndim and len(x) == 2 * count else x, inputs)
-
-    @functools.wraps(tuned)  # hooks ask for its signature
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        if len(args[0] if args else kwargs["sample"]) != 2 * count:
-            return tuned(*args, **kwargs)
-        negative, positive = slice(count), slice(count, None)
-        with model.base_weights():
-            without = tuned(*rows(args, negative), **rows(kwargs, negative))
-        within = tuned(*rows(args, positive), **rows(kwargs, positive))
-        return tree_map(lambda *both: torch.cat(both), without, within)
-
-    unet.forward = forward
-    try:
-        yield
-    finally:
-        if replaced:
-            unet.forward = tuned
-        else:
-            del unet.forward
 
 
 def _stock_pipeline(backbone: Backbone, safety: dict[str, Any]) -> Any:
