@@ -54,6 +54,11 @@ ROWS: dict[str, Row] = {
     "no regulariser": Row({"regularisation": 0.0}, {"regularisation": 0.0}),
     "regulariser x 10": Row({"regularisation": 1e-5}, {"regularisation": 1e-5}),
     "regulariser x 1000": Row({"regularisation": 1e-3}, {"regularisation": 1e-3}),
+    "held to the nearest word": Row({"regularisation_anchor": "nearest"}, {"regularisation_anchor": "nearest"}),
+    "held to the nearest word x 100": Row(
+        {"regularisation_anchor": "nearest", "regularisation": 1e-4},
+        {"regularisation_anchor": "nearest", "regularisation": 1e-4},
+    ),
     "no denoiser features": Row({"encoder": {"unet_blocks": "none"}}),
     "all denoiser features": Row({"encoder": {"unet_blocks": "all"}}),
     "no image features": Row({"encoder": {"use_image": False}}),

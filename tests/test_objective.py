@@ -134,3 +134,31 @@ def test_pictures_of_the_class_count_as_much_as_their_weight_says(tiny_model):
     assert extra(0.0) == pytest.approx(0, abs=1e-6)
     assert extra(1.0) == pytest.approx(forgotten, rel=1e-4)
     assert extra(0.5) == pytest.approx(forgotten / 2, rel=1e-4)
+
+
+def test_the_word_can_be_held_to_the_nearest_one_of_the_vocabulary(tiny_model):
+    """At any other word the penalty is nothing; at the class word both are the same."""
+    table = tiny_model.backbone.text_encoder.get_input_embeddings().weight
+    near = table[[5, 9]] + 0.01 * torch.randn(2, table.shape[1], generator=torch.Generator().manual_seed(0))
+    assert torch.equal(tiny_model.nearest_word(near), table[[5, 9]])
+
+    def penalty(word, anchor):
+        objective = E4TObjective(tiny_model, regularisation=1.0, reduction="sum", anchor=anchor)
+        offset = (word - tiny_model.class_embedding) / tiny_model.embedding_scale
+        return objective._squared_norm(objective._from_anchor(offset, tiny_model.word(offset))).sum()
+
+    assert penalty(table[[5]], "nearest") == pytest.approx(0, abs=1e-6)
+    assert penalty(table[[5]], "class") > 1
+    close = tiny_model.class_embedding[None] + 1e-3
+    assert penalty(close, "nearest") == pytest.approx(float(penalty(close, "class")), rel=1e-3)
+
+
+def test_gradients_of_a_word_held_to_the_nearest_reach_the_encoder(make_backbone, make_model):
+    model = make_model(make_backbone("epsilon"))
+    objective = E4TObjective(model, regularisation=1.0, reduction="sum", anchor="nearest")
+    batch = make_batch(model)
+    loss = objective(batch)
+    plain = E4TObjective(model, regularisation=1.0, reduction="sum")(batch)
+    assert loss.diffusion == plain.diffusion
+    loss.total.backward()
+    assert model.encoder.image_linears[0].weight.grad.any()

@@ -140,6 +140,7 @@ class PretrainConfig(_Section):
     embedding_scale: float = 0.1  # [R] s in v* = v_class + s E
     regularisation: float = 0.01  # [R] λ
     regularisation_reduction: str = "sum"  # [?] over the embedding's dimensions: "sum" or "mean"
+    regularisation_anchor: str = "class"  # [P] "class": ‖E‖²; "nearest": from the vocabulary's nearest word
     min_timestep: int = 0  # [?] timesteps are uniform in [min_timestep, max_timestep)
     max_timestep: int | None = None  # None: all of the schedule
     stratified_timesteps: bool = False  # [?] one timestep from each of batch_size equal intervals
@@ -223,6 +224,7 @@ class PersonalizeConfig(_Section):
     max_grad_norm: float | None = None
     regularisation: float = 0.1  # [R]
     regularisation_reduction: str = "sum"
+    regularisation_anchor: str = "class"
     min_timestep: int = 0
     max_timestep: int | None = None
     stratified_timesteps: bool = False  # [?] one timestep from each of batch_size equal intervals
@@ -390,6 +392,7 @@ def _check_training(config: PretrainConfig | PersonalizeConfig) -> None:
         raise ConfigError(f"max_grad_norm is {_shortened(config.max_grad_norm)}; it must be above 0, or left out")
     _check("optimizer", config.optimizer, ("adamw", "adamw8bit"))
     _check("regularisation_reduction", config.regularisation_reduction, ("sum", "mean"))
+    _check("regularisation_anchor", config.regularisation_anchor, ("class", "nearest"))
     _check("mixed_precision", config.mixed_precision, ("no", "bf16", "fp16"))
     _check("save_dtype", config.save_dtype, ("float32", "float16"))
 

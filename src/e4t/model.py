@@ -140,6 +140,15 @@ class E4TModel(nn.Module):
         """v* = v_class + s E, [B, D]."""
         return self.class_embedding + strength * self.embedding_scale * offset
 
+    @torch.no_grad()
+    def nearest_word(self, words: Tensor) -> Tensor:
+        """The embeddings of the vocabulary's words that are nearest to ``words``, [B, D] float32 each."""
+        table = self.backbone.text_encoder.get_input_embeddings().weight
+        lengths = torch.linalg.vector_norm(table, dim=-1, dtype=torch.float32) ** 2
+        products = words.to(table.dtype) @ table.T
+        nearest: Tensor = table[(lengths - 2 * products.float()).argmin(dim=-1)].float()
+        return nearest
+
     def tokens(self, prompts: Sequence[str], *, expected: bool = True) -> Tokens:
         """Tokenised prompts on the model's device; a warning where an ``expected`` placeholder is missing."""
         return tokenize(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from e4t.config import PersonalizeConfig, PretrainConfig
 from e4t.model import E4TModel
 from e4t.models.text import Tokens
 
@@ -91,17 +92,38 @@ class Loss:
 class E4TObjective(nn.Module):
     """Noise-prediction loss plus a penalty on how far the word moves from its class.
 
-    ``regularisation`` is λ; ``reduction`` says whether ‖E‖² is summed or averaged over the embedding's dimensions.
-    ``prior_weight`` is of the loss on a batch's pictures of the class, if it has any: prior preservation of DreamBooth
-    (arXiv 2208.12242, section 3.3).
+    ``regularisation`` is λ; ``reduction`` says whether ‖E‖² is summed or averaged over the embedding's dimensions. With
+    ``anchor`` "nearest" it is the word's distance from the nearest one of the vocabulary, in units of E (after Arar et
+    al. 2023, arXiv 2307.06925). ``prior_weight`` is of the loss on a batch's pictures of the class, if it has any:
+    prior preservation of DreamBooth (arXiv 2208.12242, section 3.3).
     """
 
-    def __init__(self, model: E4TModel, *, regularisation: float, reduction: str, prior_weight: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: E4TModel,
+        *,
+        regularisation: float,
+        reduction: str,
+        anchor: str = "class",
+        prior_weight: float = 0.0,
+    ) -> None:
         super().__init__()
         self.model = model
         self.regularisation = regularisation
         self.reduction = reduction
+        self.anchor = anchor
         self.prior_weight = prior_weight
+
+    @classmethod
+    def of(cls, model: E4TModel, config: PretrainConfig | PersonalizeConfig) -> E4TObjective:
+        """As the settings of a stage have it."""
+        return cls(
+            model,
+            regularisation=config.regularisation,
+            reduction=config.regularisation_reduction,
+            anchor=config.regularisation_anchor,
+            prior_weight=getattr(config, "prior_weight", 0.0),
+        )
 
     def forward(self, batch: Batch) -> Loss:
         model, backbone = self.model, self.model.backbone
@@ -113,12 +135,20 @@ class E4TObjective(nn.Module):
 
         target = backbone.target(batch.latents, batch.noise, batch.timesteps)
         diffusion = batch.share_of_error * masked_mean((prediction - target) ** 2, batch.mask)
-        regularizer = self.regularisation * self._squared_norm(offset).mean()  # of E alone, a mean over the batch
+        moved = self._from_anchor(offset, word)  # E alone, unless asked otherwise
+        regularizer = self.regularisation * self._squared_norm(moved).mean()  # a mean over the batch
         regularizer = batch.share_of_rows * regularizer
         total = diffusion + regularizer
         if batch.prior is not None:
             total = total + batch.share_of_rows * self.prior_weight * self._forgotten(batch.prior)
         return Loss(total, diffusion.detach(), regularizer.detach(), batch.share_of_rows * self._ratio(offset))
+
+    def _from_anchor(self, offset: Tensor, word: Tensor) -> Tensor:
+        """How far the word is from what it is held to, in units of E: from its class that is E itself."""
+        if self.anchor == "class":
+            return offset
+        nearest = self.model.nearest_word(word)
+        return offset - (nearest - self.model.class_embedding) / self.model.embedding_scale
 
     def _forgotten(self, prior: Prior) -> Tensor:
         """The denoising loss on pictures of the class."""

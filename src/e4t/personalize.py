@@ -144,12 +144,7 @@ def tune(
     model.offsets.require("ejected", "tune")
     model.backbone.require_in_place()
     tuning = _Tuning(model, config, constants, provenance)
-    objective = E4TObjective(
-        model,
-        regularisation=config.regularisation,
-        reduction=config.regularisation_reduction,
-        prior_weight=config.prior_weight,
-    )
+    objective = E4TObjective.of(model, config)
     try:
         groups = tuning.start()
         first = tuning.concept(0) if _kept(0, keep_steps) or not config.steps else None

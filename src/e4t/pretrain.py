@@ -152,9 +152,7 @@ class Pretraining:
 
     def _train(self) -> Iterator[Step]:
         config, backbone = self.config, self.backbone
-        objective = E4TObjective(
-            self.model, regularisation=config.regularisation, reduction=config.regularisation_reduction
-        )
+        objective = E4TObjective.of(self.model, config)
         with ExitStack() as stack:
             batch_at = batches(self.model, self.data, config, self.processes, stack)
             if config.gradient_checkpointing:

@@ -89,9 +89,7 @@ class Validation:
     def _loss(self) -> float:
         training = self.training
         config, backbone = training.config, training.backbone
-        objective = E4TObjective(
-            training.model, regularisation=config.regularisation, reduction=config.regularisation_reduction
-        )
+        objective = E4TObjective.of(training.model, config)
         with autocast(config.mixed_precision, backbone.device, training.model.base_dtype):
             losses = [float(objective(self._batch_at(number)).diffusion) for number in range(self.config.batches)]
         return sum(losses) / len(losses)

@@ -163,7 +163,7 @@ class LoRA:
                 learned.append(self._learned(0, seconds, peak, unet))
             parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
             optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-            objective = E4TObjective(self.pipe.model, regularisation=0.0, reduction="sum")
+            objective = E4TObjective.of(self.pipe.model, config)
             batch_at = batches(self.pipe.model, constants, config)
             for step in train(
                 objective, batch_at, optimizer, steps=config.steps, mixed_precision=config.mixed_precision
@@ -189,7 +189,7 @@ class LoRA:
             r=self.rank, lora_alpha=self.rank, init_lora_weights="gaussian", target_modules=projections
         )
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed)
+            torch.default_generator.manual_seed(self.config.seed)  # those of devices are the caller's
             unet.add_adapter(adapters)
         try:
             if state is not None:
