@@ -346,6 +346,16 @@ def test_two_processes_make_the_same_records(finished: Path, tmp_path: Path) -> 
         assert a["clip_i"] == pytest.approx(b["clip_i"], abs=1e-3) if "clip_i" in a else "clip_i" not in b
 
 
+def test_a_plan_is_read_from_a_file_and_kept_with_the_results(finished: Path) -> None:
+    plan = PLANS["quick"].updated({"methods": ["E4T"], "e4t_steps": [0, 2], "concepts": 2})
+    assert (plan.methods, plan.e4t_steps, plan.concepts, plan.prompts) == (("E4T",), (0, 2), 2, PLANS["quick"].prompts)
+    for odd in ({"concepts": 0}, {"e4t_steps": [-1]}, {"concept": 3}, {"methods": "E4T"}):
+        with pytest.raises(ConfigError):
+            plan.updated(odd)
+    (results,) = json.loads((finished / "results.json").read_text())
+    assert Plan.from_dict(results["plan"]) == SMALL
+
+
 def test_concepts_that_were_trained_on_are_refused() -> None:
     with pytest.raises(ConfigError, match="'train' were trained on"):
         DrawnContest("tiny-face", replace(SMALL, namespace="train"))

@@ -28,7 +28,7 @@ KEPT = ("full", "vectors", "low-rank", "embedding", "replay")
 """What can be kept of a concept (`PersonalizeConfig.keeping`)."""
 
 
-class _Section:
+class Section:
     """What all configurations share: reading and writing themselves."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,13 +57,13 @@ class _Section:
 
     def _plain(self, name: str, value: Any) -> Any:
         current = getattr(self, name)
-        if isinstance(current, _Section) and isinstance(value, Mapping):
+        if isinstance(current, Section) and isinstance(value, Mapping):
             return current.updated(value)
         return tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
-class BaseConfig(_Section):
+class BaseConfig(Section):
     """How a base model is read, where its name alone does not say. See docs/bases.md."""
 
     revision: str | None = None  # of a hub id: a branch, a tag or a commit
@@ -81,7 +81,7 @@ class BaseConfig(_Section):
 
 
 @dataclass(frozen=True)
-class EncoderConfig(_Section):
+class EncoderConfig(Section):
     """How the encoder looks at its inputs."""
 
     layer_stride: int = 2  # [P] the [CLS] of every 2nd CLIP layer
@@ -104,7 +104,7 @@ class EncoderConfig(_Section):
 
 
 @dataclass(frozen=True)
-class OffsetsConfig(_Section):
+class OffsetsConfig(Section):
     """Where the weight offsets of a domain sit and how they are parametrised."""
 
     form: str = "paper"  # "paper": four linears [P]; "lowrank": the same matrices, directly; "none"
@@ -122,7 +122,7 @@ class OffsetsConfig(_Section):
 
 
 @dataclass(frozen=True)
-class PretrainConfig(_Section):
+class PretrainConfig(Section):
     """Stage 1, once per domain."""
 
     steps: int = 30_000  # [R] faces; cats 60,000, art 100,000
@@ -201,7 +201,7 @@ class PretrainConfig(_Section):
 
 
 @dataclass(frozen=True)
-class PersonalizeConfig(_Section):
+class PersonalizeConfig(Section):
     """Stage 2, once per concept."""
 
     steps: int = 5  # [P] 5 to 15
@@ -325,7 +325,7 @@ class PersonalizeConfig(_Section):
 
 
 @dataclass(frozen=True)
-class GenerateConfig(_Section):
+class GenerateConfig(Section):
     """Sampling."""
 
     num_inference_steps: int = 50  # [R]

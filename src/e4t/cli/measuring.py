@@ -29,6 +29,7 @@ from e4t.cli.options import (
 from e4t.cli.terminal import device_of, progress_bar, quiet, require_extra, status
 from e4t.config import at_least
 from e4t.errors import ConfigError
+from e4t.sources import read_json
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Benchmark:
     """Domains that come with the package, or domain folders. Default: those of the size that are shipped."""
     size: Literal["quick", "standard", "full"] = "quick"
     """quick: minutes; standard: about an hour; full: a day or more, resumable."""
+    config: File = None
+    """A JSON file with fields of a plan (docs/benchmark.md), on top of the size; options given here come on top."""
     output: Output = Path("out/benchmark")
     """Where report.html, results.csv, results.json and the records go."""
     method: Annotated[Many[str], arg(metavar="NAME ...", help_behavior_hint="")] = ()
@@ -72,8 +75,10 @@ class Benchmark:
         from e4t.evaluation.benchmark import PLANS, compare
         from e4t.evaluation.contest import DrawnContest, OwnContest
 
-        plan = PLANS[self.size]
-        domains = each(self.domain) or tuple(name for name in plan.domains if name in shipped())
+        given = read_json(self.config) if self.config else {}
+        plan = PLANS[self.size].updated(given)
+        usual = plan.domains if "domains" in given else tuple(name for name in plan.domains if name in shipped())
+        domains = each(self.domain) or usual
         if len(domains) > 1 and (self.images or self.domain_base):
             raise ConfigError("--images and --domain-base are of one domain: say which with --domain")
         if self.faces and not self.images:
@@ -84,7 +89,7 @@ class Benchmark:
             plan,
             methods=each(self.method) or plan.methods,
             namespace=self.namespace or plan.namespace,
-            concepts=self.concepts or (sys.maxsize if self.images else plan.concepts),
+            concepts=self.concepts or (sys.maxsize if self.images and "concepts" not in given else plan.concepts),
             seeds=self.seeds or plan.seeds,
         )
         quiet()

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from e4t.backbone import fingerprint_of
+from e4t.config import Section, at_least
 from e4t.errors import ConfigError, DataError
 from e4t.evaluation.baselines import Example, Learned, image_vectors
 from e4t.evaluation.copying import PoseReader, backdrop, poses
@@ -59,7 +60,7 @@ REFERENCES = (DRAWINGS, BY_NAME, NAMED_DRAWINGS)
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Section):
     """What is compared. Runs of one plan give the same figures, except for seconds."""
 
     domains: tuple[str, ...] = ("tiny-face", "tiny-cat", "tiny-art")
@@ -71,6 +72,12 @@ class Plan:
     e4t_steps: tuple[int, ...] = (0, 5, 15)
     baseline_steps: tuple[int, ...] = ()  # (): the number of steps that was found best
     num_inference_steps: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("concepts", "prompts", "seeds", "num_inference_steps"):
+            at_least(name, getattr(self, name), 1)
+        for steps in (*self.e4t_steps, *self.baseline_steps):
+            at_least("steps", steps, 0)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,8 @@ def figures(
                 row.setdefault("against_ours", {})[name] = metrics.bootstrap(gap, samples).to_dict()
         rows.append(row)
     judge = contest.judge.number if contest.judge else None
-    return {"domain": contest.name, "judge": judge, "concepts": contest.size, "rows": rows}
+    plan = {**contest.plan.to_dict(), "concepts": contest.size}
+    return {"domain": contest.name, "judge": judge, "concepts": contest.size, "plan": plan, "rows": rows}
 
 
 def _statistics(
