@@ -186,7 +186,7 @@ def test_personalize_without_a_domain(base: Path, pictures: Path, tmp_path: Path
     command = ["personalize", "cat", str(pictures / "0.png"), "--base", str(base), "--output", str(folder)]
     assert cli.main([*command, "--steps", "1", "--batch-size", "1"]) == 0
     assert cli.main(["generate", str(folder), "a photo of S*", "--num-inference-steps", "1", "-o", str(tmp_path)]) == 0
-    assert (tmp_path / "a-photo-of-s-0.png").is_file()
+    assert (tmp_path / "rex-a-photo-of-s-0.png").is_file()
 
 
 def recorded(folder: Path) -> dict[str, str]:
@@ -255,7 +255,7 @@ def test_generate_prints_its_pictures(concept: Path, tmp_path: Path, capsys: pyt
     command += ["--output", str(tmp_path), "--negative-prompt", "blue", "--num-inference-steps", "2"]
     assert cli.main(command) == 0
     printed = [Path(line) for line in capsys.readouterr().out.splitlines()]
-    assert [path.name for path in printed] == [f"a-photo-of-s-at-the-beach-{seed}.png" for seed in (5, 6)]
+    assert [path.name for path in printed] == [f"anna-a-photo-of-s-at-the-beach-{seed}.png" for seed in (5, 6)]
     with Image.open(printed[1]) as image:
         assert image.size == (16, 16)
         lines = image.info["parameters"].splitlines()
@@ -268,10 +268,15 @@ def test_generate_prints_its_pictures(concept: Path, tmp_path: Path, capsys: pyt
     with Image.open(printed[1]) as image:
         avoiding = np.asarray(image)
     assert cli.main([*command, "--negative-prompt", ""]) == 0
-    with Image.open(printed[1]) as image:
+    again = Path(capsys.readouterr().out.splitlines()[1])
+    with Image.open(again) as image:
         assert not np.array_equal(np.asarray(image), avoiding)
+    with Image.open(printed[1]) as image:  # the picture drawn before is still there
+        assert np.array_equal(np.asarray(image), avoiding)
     assert cli.main([*command, "--no-metadata"]) == 0
-    assert cli.main(["info", str(printed[1])]) == 2
+    bare = Path(capsys.readouterr().out.splitlines()[1])
+    assert [path.name for path in (again, bare)] == [f"{printed[1].stem}-{number}.png" for number in (2, 3)]
+    assert cli.main(["info", str(bare)]) == 2
     assert "does not say how it was made" in capsys.readouterr().err
 
 
@@ -302,9 +307,9 @@ def test_replay_makes_the_same_concept_or_says_what_differs(
 def test_settings_say_how_many_pictures_and_from_which_seed(concept: Path, tmp_path: Path) -> None:
     command = ["generate", str(concept), "S*", "--num-inference-steps", "1", "--output", str(tmp_path)]
     assert cli.main([*command, "--set", "num_images=2", "--set", "seed=5"]) == 0
-    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["s-5.png", "s-6.png"]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["anna-s-5.png", "anna-s-6.png"]
     assert cli.main([*command, "--set", "seed=5", "--seed", "0"]) == 0
-    assert (tmp_path / "s-0.png").exists()
+    assert (tmp_path / "anna-s-0.png").exists()
 
 
 @pytest.mark.parametrize("name", ["DDIMPipeline", "__version__", "UNet2DModel", "NoScheduler"])
@@ -334,7 +339,7 @@ def test_generate_is_repeatable_and_the_seed_counts(concept: Path, tmp_path: Pat
     def drawn(seed: int, folder: str) -> bytes:
         command = ["generate", str(concept), "S*", "--num-inference-steps", "1", "--seed", str(seed)]
         assert cli.main([*command, "--output", str(tmp_path / folder)]) == 0
-        return Image.open(tmp_path / folder / f"s-{seed}.png").tobytes()
+        return Image.open(tmp_path / folder / f"anna-s-{seed}.png").tobytes()
 
     assert drawn(0, "a") == drawn(0, "b")
     assert drawn(0, "a") != drawn(1, "a")
@@ -447,7 +452,14 @@ def test_options_beat_settings_and_zero_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "name"), [("a photo of S*", "a-photo-of-s"), ("../../x", "x"), ("**", "picture"), ("x" * 300, "x" * 60)]
+    ("prompt", "name"),
+    [
+        ("a photo of S*", "a-photo-of-s"),
+        ("../../x", "x"),
+        ("**", "picture"),
+        ("x" * 300, "x" * 60),
+        ("é" * 300, "é" * 30),
+    ],
 )
 def test_prompts_make_safe_file_names(prompt: str, name: str) -> None:
     assert drawing.slug(prompt) == name
@@ -517,7 +529,11 @@ def test_many_pictures_are_made_kept_and_failed(
     assert cli.main([*drawing, "--json"]) == 0
     *steps, result = events(capsys)
     assert [(step["done"], step["total"]) for step in steps] == [(1, 2), (2, 2)]
-    assert Path(result["pictures"][0]["path"]).is_file()
+    assert Path(result["pictures"][0]["path"]).name == "rex-s-0.png"
+    assert cli.main([*drawing, "--json"]) == 0
+    second = Path(events(capsys)[-1]["pictures"][0]["path"])
+    assert second.name == "rex-s-0-2.png"
+    assert second.is_file()
 
 
 def test_a_failure_among_many_is_one_sentence_for_people(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from e4t.config import GenerateConfig, at_least
 
 if TYPE_CHECKING:
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     from e4t.checkpoint import Concept
     from e4t.pipeline import E4TPipeline
@@ -145,10 +147,10 @@ class Generate:
             drawn = pipe(self.prompt, concept=concept, negative_prompt=self.negative_prompt, config=config)
         pictures: list[dict[str, Any]] = []
         self.output.mkdir(parents=True, exist_ok=True)
+        name = f"{slug(self._name())}-{slug(self.prompt)}"
         for image, seed in zip(drawn.images, drawn.seeds, strict=True):
             notes = picture_notes(self._made(pipe, concept, config, image, seed)) if self.metadata else None
-            path = self.output / f"{slug(self.prompt)}-{seed}.png"
-            image.save(path, pnginfo=notes)
+            path = save_anew(image, self.output / f"{name}-{seed}.png", notes)
             pictures.append({"path": path, "seed": seed, "width": image.width, "height": image.height})
         return Result([picture["path"] for picture in pictures], {"pictures": pictures})
 
@@ -165,16 +167,38 @@ class Generate:
             size=image.size,
             scheduler=config.scheduler or type(pipe.stock.scheduler).__name__,
             base=concept.base.name,
-            concept=self.concept.resolve().name,
+            concept=self._name(),
             domain=concept.domain_id,
             steps=concept.steps,
         )
+
+    def _name(self) -> str:
+        return self.concept.resolve().name
 
     def _given(self) -> dict[str, Any]:
         names = ("num_images", "seed", "num_inference_steps", "guidance_scale", "strength", "embedding", "scheduler")
         return {name: getattr(self, name) for name in (*names, "height", "width")}
 
 
-def slug(prompt: str) -> str:
-    """A file name for a prompt: "a photo of S*" → "a-photo-of-s"."""
-    return "-".join(re.findall(r"\w+", prompt.lower()))[:60].strip("-") or "picture"
+def slug(text: str) -> str:
+    """A part of a file name for a text: "a photo of S*" → "a-photo-of-s". At most 60 bytes, as names have an end."""
+    plain = "-".join(re.findall(r"\w+", text.lower())).encode()[:60]
+    return plain.decode(errors="ignore").strip("-") or "picture"
+
+
+def save_anew(image: Image.Image, path: Path, notes: PngInfo | None) -> Path:
+    """Write a PNG where no file is yet: at ``path``, or with -2, -3, … behind its name. Gives the place."""
+    place = path
+    for number in itertools.count(2):
+        try:
+            file = place.open("xb")  # which two processes cannot do with one name
+            break
+        except FileExistsError:
+            place = path.with_stem(f"{path.stem}-{number}")
+    try:
+        with file:
+            image.save(file, "PNG", pnginfo=notes)
+    except BaseException:
+        place.unlink()
+        raise
+    return place
