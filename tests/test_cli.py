@@ -446,6 +446,35 @@ def test_settings_have_the_type_of_what_they_replace() -> None:
             settings.overridden(PretrainConfig(), [pair], {})
 
 
+@pytest.mark.parametrize(
+    ("config", "pairs", "wanted"),
+    [
+        (PretrainConfig(), ["offsets.form=none"], {"offsets": {"form": "none"}}),
+        (PretrainConfig(), ["encoder.unet_blocks=none"], {"encoder": {"unet_blocks": "none"}}),
+        (PretrainConfig(), ["encoder.head='linear'", "encoder.head_gain=1"], {"encoder": {"head_gain": 1.0}}),
+        (PretrainConfig(), ["crop_scale=0.7,1.0"], {"crop_scale": (0.7, 1.0)}),
+        (PretrainConfig(), ["crop_scale=(.7, 1)", "flip=True"], {"crop_scale": (0.7, 1.0), "flip": True}),
+        (PretrainConfig(), ["resolution=none", "offsets.projections=[]"], {"resolution": None}),
+        (PersonalizeConfig(), ["automatic=on", "learning_rate=.001"], {"automatic": True, "learning_rate": 0.001}),
+        (PersonalizeConfig(), ["steps=auto", "memory=8"], {"steps": 15, "automatic": True, "memory": 8.0}),
+        (PersonalizeConfig(), ["memory=auto", 'tune=["unet", "residual"]'], {"memory": "auto"}),
+        (GenerateConfig(), ["scheduler=None", "guidance_scale=3"], {"scheduler": None, "guidance_scale": 3.0}),
+    ],
+)
+def test_settings_are_read_as_they_are_documented(config: PretrainConfig, pairs: list[str], wanted: dict) -> None:
+    values = settings.overridden(config, pairs, {}).to_dict()
+    for name, value in wanted.items():
+        assert values[name] == (values[name] | value if isinstance(value, dict) else value)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_the_order_of_settings_does_not_matter(order: tuple[int, ...]) -> None:
+    pairs = ("cache=true", "crop_scale=[1.0,1.0]", "sample_latents=false")
+    assert settings.overridden(PretrainConfig(), [pairs[place] for place in order], {}).cache
+    with pytest.raises(ConfigError, match=r"cache needs crop_scale \[1.0, 1.0\]"):
+        settings.overridden(PretrainConfig(), ["cache=true"], {})
+
+
 def test_options_beat_settings_and_zero_counts() -> None:
     config = settings.overridden(PretrainConfig(), ["seed=4", "steps=9"], {"seed": 0, "steps": None})
     assert (config.seed, config.steps) == (0, 9)
