@@ -19,8 +19,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from bases import save_single_file
 from conftest import build_backbone
-from e4t import cli, demo
+from e4t import cli, demo, photos
 from e4t.cli import drawing, learning, settings, terminal
+from e4t.cli.domains import Pretrain
 from e4t.cli.options import each
 from e4t.config import GenerateConfig, PersonalizeConfig, PretrainConfig
 from e4t.errors import ConfigError
@@ -248,6 +249,78 @@ def test_weights_of_half_precision_learn_with_their_own_autocast_alone(
     assert cli.main([*personalize, "--mixed-precision", autocast]) == 0
     drawing = ["generate", str(tmp_path / "anna"), "S*", "--num-inference-steps", "1", "-o", str(tmp_path / "out")]
     assert cli.main([*drawing, "--dtype", dtype]) == (2 if dtype == "bfloat16" else 0)
+    capsys.readouterr()
+    again = ["replay", str(tmp_path / "anna"), str(pictures / "0.png")]
+    assert cli.main(again) == 0
+    assert "the same, bit for bit" in capsys.readouterr().out
+    if dtype == "float16":  # a domain of bfloat16 weights knows its base by those
+        assert cli.main([*again, "--dtype", "float32"]) == 0
+        assert "weights in float16 then, in float32 now" in capsys.readouterr().out
+
+
+def test_a_concept_kept_as_a_replay_is_tuned_again_in_the_dtype_it_was_made_in(
+    domain: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["personalize", str(domain), str(pictures / "0.png"), "--keep", "replay", "--no-preview", "--steps", "1"]
+    command += ["--batch-size", "1", "--dtype", "float16", "--mixed-precision", "fp16", "--output", str(tmp_path / "a")]
+    assert cli.main(command) == 0
+    drawing = ["generate", str(tmp_path / "a"), "S*", "--num-inference-steps", "1", "-o", str(tmp_path / "out")]
+    assert cli.main(drawing) == 0
+    assert "can differ" not in capsys.readouterr().err
+    assert cli.main([*drawing, "--dtype", "float32"]) == 0
+    assert "was tuned in float16 and is tuned again in float32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spelling", [["--memory", "8"], ["--set", "memory=8"], ["--set", "memory=auto"]])
+def test_little_memory_means_half_precision_however_it_is_said(
+    spelling: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "device_of", lambda name: "cuda:0" if name == "auto" else name)
+    command = ["personalize", "tiny-face", "a.png", "--output", "anna", *spelling]
+    for further, wanted in (
+        ([], "float16"),
+        (["--dtype", "float32"], "float32"),
+        (["--mixed-precision", "bf16"], "float32"),  # which float16 weights would refuse
+        (["--device", "cpu"], "float32"),
+    ):
+        asked = cli._parsed([*command, *further])
+        assert isinstance(asked, learning.Personalize)
+        assert asked._dtype() == wanted
+
+
+def test_switches_turn_off_what_is_on_by_default() -> None:
+    off = ["--no-gradient-checkpointing", "--no-use-8bit-adam"]
+    on = ["--gradient-checkpointing", "--use_8bit_adam"]
+    pretrain = ["pretrain", "photos", "--domain", "face", "--base", "tiny", "--output", "face"]
+    personalize = ["personalize", "tiny-face", "a.png", "--output", "anna"]
+    saving = {"gradient_checkpointing": True, "optimizer": "adamw8bit"}
+    for command, config in ((pretrain, PretrainConfig()), (personalize, PersonalizeConfig())):
+        for given, wanted in ((off, (False, "adamw")), (on, (True, "adamw8bit")), ([], (True, "adamw8bit"))):
+            parsed = cli._parsed([*command, *given])
+            assert isinstance(parsed, (Pretrain, learning.Personalize))
+            result = settings.overridden(config.updated(saving), (), parsed._given())
+            assert (result.gradient_checkpointing, result.optimizer) == wanted
+    parsed = cli._parsed([*pretrain, "--no-compile"])
+    assert isinstance(parsed, Pretrain)
+    assert parsed._given()["compile"] is False
+
+
+def test_options_of_diffusers_scripts_are_understood() -> None:
+    spelt = ["--checkpoints_total_limit", "3", "--validation_steps", "50"]
+    pretrain = cli._parsed(["pretrain", "photos", "--domain", "face", "--base", "tiny", "--output", "face", *spelt])
+    assert isinstance(pretrain, Pretrain)
+    assert (pretrain.keep_states, pretrain.validate_every) == (3, 50)
+    spelt = ["--gradient_accumulation_steps", "4", "--use_8bit_adam"]
+    personalize = cli._parsed(["personalize", "tiny-face", "a.png", "--output_dir", "anna", *spelt])
+    assert isinstance(personalize, learning.Personalize)
+    assert (personalize._given()["accumulation"], personalize._given()["optimizer"]) == (4, "adamw8bit")
+
+
+def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    from e4t import __version__
+
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"e4t {__version__}\n"
 
 
 def test_generate_prints_its_pictures(concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -301,7 +374,26 @@ def test_replay_makes_the_same_concept_or_says_what_differs(
     assert cli.main(["replay", str(concept), str(pictures / "1.png")]) == 0
     told = capsys.readouterr().out
     assert "the image is another one" in told
+    assert "if it was made with --mask, give the same mask here" in told
     assert "image_half differs by" in told
+
+
+def test_replay_crops_as_the_concept_was_cropped(
+    domain: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a photo, by --mask auto, one at a time or many."""
+    monkeypatch.setattr(photos, "framed", lambda image: photos.Framed(image.crop((2, 2, 18, 18)), None, ()))
+    (tmp_path / "in").mkdir()
+    picture = noise(tmp_path / "in" / "anna.png")
+    quick = ["--mask", "auto", "--steps", "1", "--batch-size", "1", "--no-preview", "--output"]
+    assert cli.main(["personalize", str(domain), str(picture), *quick, str(tmp_path / "one")]) == 0
+    assert cli.main(["personalize", str(domain), str(tmp_path / "in"), *quick, str(tmp_path / "many")]) == 0
+    capsys.readouterr()
+    for folder in (tmp_path / "one", tmp_path / "many" / "anna"):
+        assert cli.main(["replay", str(folder), str(picture)]) == 0
+        assert capsys.readouterr().out == "the same, bit for bit\n"
+    assert cli.main(["replay", str(tmp_path / "one"), str(picture), "--mask", "none"]) == 0
+    assert "the image is another one" in capsys.readouterr().out
 
 
 def test_settings_say_how_many_pictures_and_from_which_seed(concept: Path, tmp_path: Path) -> None:
@@ -395,6 +487,7 @@ def test_info(concept: Path, domain: Path, base: Path, capsys: pytest.CaptureFix
         ("info nowhere", "neither a concept"),
         ("generate nowhere S*", "no concept folder"),
         ("personalize nowhere PICTURE --output x", "no domain folder"),
+        ("personalize dog PICTURE --output x", "a class word needs --base MODEL"),
         ("personalize nowhere nothing.png --output x", "there is no picture"),
         ("demo --image nothing.png", "there is no picture"),
         ("demo --steps -1", "0 or more"),

@@ -12,7 +12,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -240,12 +240,18 @@ def _made(
         yield step.number / (step.total_steps + 1), None
     if concept is None:
         raise CheckpointError("personalizing ended without a concept; please report this")
+    concept = noted(concept, entry.mask)
     if preview:
         drawn, likeness = portrait(pipe, concept, image)
         concept = concept.with_preview(drawn)
     concept.save(entry.output)
     seconds = time.perf_counter() - began
     yield 1.0, Outcome(entry, "made", seconds, likeness=likeness, concept=concept, notes=photo.notes)
+
+
+def noted(concept: Concept, mask: str | Path | None) -> Concept:
+    """With a note in it that the picture was cropped and masked by "auto", so that a repetition can do the same."""
+    return replace(concept, provenance={**concept.provenance, "framing": "auto"}) if mask == "auto" else concept
 
 
 def _present(folder: Path) -> Concept | None:

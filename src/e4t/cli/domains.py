@@ -18,6 +18,7 @@ from e4t.cli.options import (
     File,
     Integer,
     Json,
+    KeepStates,
     Number,
     Output,
     Precision,
@@ -25,7 +26,9 @@ from e4t.cli.options import (
     Result,
     Settings,
     Steps,
+    Switch,
     Text,
+    optimizer_of,
 )
 from e4t.cli.settings import overridden, read_sections
 from e4t.cli.terminal import device_of, dtype_of, get_console, progress_bar, quiet, status
@@ -77,13 +80,13 @@ class Pretrain:
     """Autocast; what is trained stays float32."""
     dtype: Dtype = "float32"
     """Of the base's weights; float16 needs --mixed-precision fp16, bfloat16 bf16. What is trained stays float32."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Switch = None
     """Less memory, more time."""
-    compile: bool = False
+    compile: Switch = None
     """Compile the U-Net: minutes before the first step, faster ones afterwards."""
     checkpoint_every: Every = None
     """Steps between two saved states."""
-    keep_states: Integer = None
+    keep_states: KeepStates = None
     """How many of the last saved states stay on the disk."""
     resume: Annotated[str, arg(aliases=["--resume-from-checkpoint"], metavar="latest|DIR")] = "latest"
     """Where to go on from: the last saved state beside the output, if there is one, or a folder of states."""
@@ -98,7 +101,7 @@ class Pretrain:
     """Longer gradients are shortened to this."""
     ema_decay: Number = None
     """Save a moving average of the weights, of this decay, e.g. 0.9999."""
-    use_8bit_adam: bool = False
+    use_8bit_adam: Switch = None
     """Keep the optimiser's moments in 8 bits (the extra lab)."""
     workers: Annotated[int | None, arg(aliases=["--dataloader-num-workers"], metavar="N", help_behavior_hint="")] = None
     """Threads that prepare pictures ahead."""
@@ -106,7 +109,7 @@ class Pretrain:
     """Seed of weights, order, noise and timesteps."""
     validation: Text = None
     """Pictures to look at while training, not among those of DATA: as DATA, and a cache if that is one."""
-    validate_every: Annotated[int, arg(metavar="N")] = 1_000
+    validate_every: Annotated[int, arg(aliases=["--validation-steps"], metavar="N")] = 1_000
     """Steps between two looks: the loss on them, and what the encoder alone draws of the first four."""
     report_to: Annotated[Services | None, arg(metavar="{tensorboard,wandb,all}", help_behavior_hint="")] = None
     """Also send losses and scores there (the extra lab); files go to OUTPUT.tracking."""
@@ -213,10 +216,8 @@ class Pretrain:
     def _given(self) -> dict[str, Any]:
         names = ["steps", "batch_size", "accumulation", "learning_rate", "resolution", "mixed_precision", "schedule"]
         names += ["warmup_steps", "max_grad_norm", "ema_decay", "workers", "checkpoint_every", "keep_states", "seed"]
-        given = {name: getattr(self, name) for name in names}
-        switches = {"gradient_checkpointing": self.gradient_checkpointing, "compile": self.compile}
-        given["optimizer"] = "adamw8bit" if self.use_8bit_adam else None
-        return given | {name: on or None for name, on in switches.items()}
+        given = {name: getattr(self, name) for name in (*names, "gradient_checkpointing", "compile")}
+        return given | {"optimizer": optimizer_of(self.use_8bit_adam)}
 
 
 def _said(training: Pretraining) -> str:

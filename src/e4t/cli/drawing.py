@@ -14,11 +14,11 @@ from tyro.conf import Positional, arg
 from e4t.cli.folders import ConceptOptions, OfConcept, shipped
 from e4t.cli.options import (
     Device,
-    Dtype,
     Integer,
     Json,
     Many,
     Number,
+    OptionalDtype,
     Output,
     Result,
     Settings,
@@ -127,8 +127,9 @@ class Generate:
     """Of the pictures, in pixels."""
     settings: Settings = ()
     """Any other setting of GenerateConfig, e.g. --set guidance_rescale=0.7. Can be repeated."""
-    dtype: Dtype = "float32"
-    """Of the model's weights; concepts with weights of their own cannot be drawn in bfloat16."""
+    dtype: OptionalDtype = None
+    """Number type of the model's weights; concepts with weights of their own cannot be drawn in bfloat16. Default:
+    float32, and float16 for a concept that was kept as a replay and tuned in it."""
     metadata: bool = True
     """Say in every picture how it was made; web UIs read it, and so does e4t info."""
     model: OfConcept = field(default_factory=ConceptOptions)

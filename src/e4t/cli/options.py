@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, UseAppendAction, arg
+from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, UseAppendAction, arg
 
 _T = TypeVar("_T")
 Many = UseAppendAction[tuple[tuple[_T, ...], ...]]
@@ -27,6 +27,7 @@ StepsOrAuto = Annotated[
 ]
 BatchSize = Annotated[int | None, arg(aliases=["--train-batch-size"], metavar="N", help_behavior_hint="")]
 Accumulation = Annotated[int | None, arg(aliases=["--gradient-accumulation-steps"], metavar="N", help_behavior_hint="")]
+KeepStates = Annotated[int | None, arg(aliases=["--checkpoints-total-limit"], metavar="N", help_behavior_hint="")]
 Every = Annotated[int | None, arg(aliases=["--checkpointing-steps"], metavar="N", help_behavior_hint="")]
 Settings = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="NAME=VALUE", help_behavior_hint="")]
 Integer = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
@@ -34,6 +35,9 @@ Number = Annotated[float | None, arg(metavar="X", help_behavior_hint="")]
 Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
 ClassWord = Annotated[str | None, arg(aliases=["--initializer-token"], metavar="TEXT", help_behavior_hint="")]
 File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
+Folder = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")]
+Switch = Annotated[DisallowNone[bool | None], arg(help_behavior_hint="")]
+"""--name or --no-name; None, where neither is given, leaves what a domain or file of settings says."""
 Mask = Annotated[str | None, arg(metavar="auto|none|FILE", help_behavior_hint="")]
 Precision = Annotated[Literal["no", "fp16", "bf16"] | None, arg(metavar="{no,fp16,bf16}", help_behavior_hint="")]
 Device = Annotated[str, arg(metavar="NAME")]
@@ -46,6 +50,11 @@ Memory = Annotated[float | Literal["auto"] | None, arg(metavar="GB|auto", help_b
 def each(given: Sequence[Sequence[_T]]) -> tuple[_T, ...]:
     """The values of `Many`, in the order they were given in."""
     return tuple(chain.from_iterable(given))
+
+
+def optimizer_of(use_8bit_adam: bool | None) -> str | None:
+    """What ``--use-8bit-adam`` means as a setting; None where it was not given."""
+    return {True: "adamw8bit", False: "adamw", None: None}[use_8bit_adam]
 
 
 @dataclass(frozen=True)
