@@ -101,7 +101,8 @@ def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(
 ) -> None:
     monkeypatch.setattr(terminal, "find_spec", lambda name: None if name == "peft" else name)
     assert cli.main(["benchmark"]) == 2
-    assert "this needs peft: install the extra with pip install 'e4t[benchmark]'" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "this needs peft: install the extra with pip install '.[benchmark]' in the checkout of e4t" in told
 
 
 @pytest.mark.parametrize("low", [False, True])
@@ -752,7 +753,10 @@ def test_doctor_says_what_is_broken(
     (broken / "config.json").write_text('{"kind": "domain"}')
     monkeypatch.setattr(doctor, "shipped", lambda: {"tiny-face": broken})
     assert cli.main(["doctor"]) == 1
-    assert re.search(r"BROKEN +models +tiny-face", capsys.readouterr().out)
+    told = capsys.readouterr().out
+    assert re.search(r"BROKEN +models +tiny-face", told)
+    assert "pip install --force-reinstall --no-deps " in told
+    assert "no-deps e4t\n" not in told  # which is on no package index
 
 
 def test_bash_completes_commands_and_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -797,6 +801,26 @@ def test_colour_is_for_terminals_and_as_the_environment_says(
     with terminal.progress_bar("work") as progress:
         progress.at(1, 2)
     assert ("work" in said.getvalue()) is terminal_here  # a coloured log is no terminal: nothing moves in it
+
+
+@pytest.mark.parametrize(
+    ("file", "shown"),
+    [
+        (Path(terminal.__file__).parents[1] / "memory.py", True),
+        (Path("/venv/lib/python3.11/site-packages/diffusers/utils.py"), False),
+        (Path("/venv/lib/python3.11/dist-packages/torch/nn/modules/linear.py"), False),
+        (Path("/people/anna/diffusers/src/diffusers/utils.py"), False),
+        (Path("/people/anna/torch/venv/lib/python3.11/site-packages/mine/script.py"), True),
+    ],
+)
+def test_warnings_of_libraries_alone_are_kept_back(
+    file: Path, shown: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal.show_warning("look here", UserWarning, str(file), 1)
+    assert ("look here" in capsys.readouterr().err) is shown
+    monkeypatch.setattr(terminal, "_OWN", Path("/people/anna/diffusers/src/e4t"))
+    terminal.show_warning("and here", UserWarning, str(terminal._OWN / "memory.py"), 1)
+    assert "and here" in capsys.readouterr().err
 
 
 # Values given again, and readers that leave

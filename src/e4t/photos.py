@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from e4t.errors import ConfigError, ImageError
+from e4t.errors import ConfigError, ImageError, install_extra
 from e4t.images import load_image, load_mask
 
 _DETECTOR_SIDE = 1000  # pixels of the longer side that faces are looked for in
@@ -95,7 +95,7 @@ def faces(image: Image.Image) -> list[Square]:
     try:
         import dlib
     except ImportError:
-        raise ConfigError("finding faces needs dlib: install the extra with pip install 'e4t[photos]'") from None
+        raise ConfigError(f"finding faces needs dlib: {install_extra('photos')}") from None
 
     small = image.convert("RGB")
     small.thumbnail((_DETECTOR_SIDE, _DETECTOR_SIDE))
@@ -119,7 +119,7 @@ def subject_mask(image: Image.Image) -> Image.Image | None:
     try:
         import cv2
     except ImportError:
-        raise ConfigError("a mask needs OpenCV: install the extra with pip install 'e4t[photos]'") from None
+        raise ConfigError(f"a mask needs OpenCV: {install_extra('photos')}") from None
 
     small = image.convert("RGB")
     small.thumbnail((_MASK_SIDE, _MASK_SIDE))
