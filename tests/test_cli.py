@@ -360,9 +360,19 @@ def test_export_writes_a_file_and_says_what_it_keeps(
     file = tmp_path / "anna.safetensors"
     assert cli.main(["export", str(concept), "--to", "diff", "--output", str(file)]) == 0
     out, err = capsys.readouterr()
-    assert out == f"{file}\n"
+    word = tmp_path / "anna.S.safetensors"
+    assert out == f"{file}\n{word}\n"
     assert re.search(r"keeps \d+\.\d% of what the concept does", err)
     assert file.is_file()
+    assert word.is_file()
+    assert cli.main(["info", str(word)]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"^export +textual-inversion$", told, re.MULTILINE)
+    assert re.search(r"^e4t.token +S\*$", told, re.MULTILINE)
+    assert "thumbnail" not in told
+    command = ["export", str(concept), "--to", "textual-inversion", "--output", str(tmp_path / "word.safetensors")]
+    assert cli.main([*command, "--json"]) == 0
+    assert events(capsys)[-1]["paths"] == [str(tmp_path / "word.safetensors")]
     assert cli.main(["export", str(concept), "--to", "single-file", "--output", str(tmp_path / "anna")]) == 2
     assert ".safetensors" in capsys.readouterr().err
 
@@ -426,6 +436,18 @@ def test_info_of_odd_files_is_one_sentence(tmp_path: Path, capsys: pytest.Captur
     Image.new("RGB", (4, 4)).save(tmp_path / "deep.png", pnginfo=notes)
     assert cli.main(["info", str(tmp_path / "deep.png")]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_info_says_what_it_takes_where_it_cannot_tell(
+    concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["info", str(concept / "concept.safetensors")]) == 2
+    assert "is no export of this package; 'e4t info' takes those" in capsys.readouterr().err
+    (tmp_path / "text.safetensors").write_text("text")
+    assert cli.main(["info", str(tmp_path / "text.safetensors")]) == 2
+    assert "cannot be read as a .safetensors file" in capsys.readouterr().err
+    assert cli.main(["info", str(tmp_path / "nothing")]) == 2
+    assert "there is nothing there" in capsys.readouterr().err
 
 
 def test_generate_is_repeatable_and_the_seed_counts(concept: Path, tmp_path: Path) -> None:

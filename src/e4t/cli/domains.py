@@ -73,13 +73,14 @@ class Pretrain:
     accumulation: Accumulation = None
     """Batches in an optimiser step."""
     learning_rate: Number = None
-    """Of the encoder, and of the offsets unless --set offsets_learning_rate says otherwise."""
+    """Learning rate of the encoder, and of the offsets unless --set offsets_learning_rate says otherwise."""
     resolution: Integer = None
     """Side of the pictures. Default: the base's own."""
     mixed_precision: Precision = None
     """Autocast; what is trained stays float32."""
     dtype: Dtype = "float32"
-    """Of the base's weights; float16 needs --mixed-precision fp16, bfloat16 bf16. What is trained stays float32."""
+    """Number type of the base's weights, not of what is trained; float16 needs --mixed-precision fp16, bfloat16
+    bf16."""
     gradient_checkpointing: Switch = None
     """Less memory, more time."""
     compile: Switch = None
@@ -94,7 +95,7 @@ class Pretrain:
         Literal["constant", "linear", "cosine"] | None,
         arg(aliases=["--lr-scheduler"], metavar="{constant,linear,cosine}", help_behavior_hint=""),
     ] = None
-    """Of the learning rate, after the warm-up."""
+    """How the learning rate goes on after the warm-up."""
     warmup_steps: Annotated[int | None, arg(aliases=["--lr-warmup-steps"], metavar="N", help_behavior_hint="")] = None
     """Steps over which the learning rate rises."""
     max_grad_norm: Number = None
@@ -110,7 +111,7 @@ class Pretrain:
     validation: Text = None
     """Pictures to look at while training, not among those of DATA: as DATA, and a cache if that is one."""
     validate_every: Annotated[int, arg(aliases=["--validation-steps"], metavar="N")] = 1_000
-    """Steps between two looks: the loss on them, and what the encoder alone draws of the first four."""
+    """Steps between two looks at them: their loss, and what the encoder alone draws of the first four."""
     report_to: Annotated[Services | None, arg(metavar="{tensorboard,wandb,all}", help_behavior_hint="")] = None
     """Also send losses and scores there (the extra lab); files go to OUTPUT.tracking."""
     dry_run: bool = False
@@ -264,15 +265,15 @@ class Cache:
     color_jitter: Annotated[float, arg(metavar="X")] = 0.0
     """How far colours change in what the image encoder sees."""
     layer_stride: Annotated[int, arg(metavar="N")] = 2
-    """Keep every so manieth layer of the image encoder."""
+    """Keep every N-th layer of the image encoder."""
     shard_size: Annotated[int, arg(metavar="N")] = 1_000
     """Pictures in a file."""
     save_dtype: Literal["float16", "float32"] = "float16"
-    """Of what is kept."""
+    """Number type of the cached values."""
     seed: Annotated[int, arg(metavar="N")] = 0
     """Seed of the crops."""
     dtype: Dtype = "float32"
-    """Of the networks' weights."""
+    """Number type of the networks' weights."""
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
     base_model: Reading = field(default_factory=BaseOptions)

@@ -104,27 +104,27 @@ class Generate:
     prompt: Annotated[Positional[str], arg(metavar="PROMPT")]
     """What to draw; S* is the concept."""
     output: Output = Path("out")
-    """Where the pictures go."""
+    """The folder that the pictures go into."""
     num_images: Integer = None
     """How many pictures. Default: the domain's, 1."""
     seed: Integer = None
     """The first picture's seed; picture i has seed + i. Default: the domain's, 0."""
     negative_prompt: Text = None
-    """What to keep out."""
+    """What to keep out of the pictures."""
     num_inference_steps: Integer = None
     """Denoising steps."""
     guidance_scale: Number = None
     """How strictly to follow the prompt."""
     strength: Number = None
-    """Of the concept: 0 is the bare domain, 1 the concept as tuned."""
+    """How much of the concept: 0 is the bare domain, 1 the concept as tuned."""
     embedding: Annotated[Literal["live", "frozen"] | None, arg(metavar="{live,frozen}", help_behavior_hint="")] = None
     """The word predicted anew at every denoising step, or once."""
     scheduler: Text = None
     """A scheduler class of diffusers, e.g. DPMSolverMultistepScheduler."""
     height: Integer = None
-    """Of the pictures, in pixels."""
+    """Height of the pictures, in pixels."""
     width: Integer = None
-    """Of the pictures, in pixels."""
+    """Width of the pictures, in pixels."""
     settings: Settings = ()
     """Any other setting of GenerateConfig, e.g. --set guidance_rescale=0.7. Can be repeated."""
     dtype: OptionalDtype = None

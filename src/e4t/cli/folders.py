@@ -124,7 +124,8 @@ def description(folder: Path) -> dict[str, str]:
     """What a folder holds. Reads no weights."""
     kind = kind_of(folder)
     if kind is None:
-        raise CheckpointError(f"'{folder}' is neither a concept, nor a domain, nor a diffusers model")
+        why = "" if folder.exists() else ": there is nothing there, and no shipped model has that name"
+        raise CheckpointError(f"'{folder}' is neither a concept, nor a domain, nor a diffusers model{why}")
     from e4t.demo import folder_bytes, readable_bytes
 
     rows = {"kind": kind, "size": readable_bytes(folder_bytes(folder))}

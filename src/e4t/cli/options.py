@@ -64,15 +64,15 @@ class BaseOptions:
     image_encoder: Text = None
     """A CLIP in transformers' format: a folder or hub id. Default: the domain's, the base's own, else ViT-H/14."""
     revision: Text = None
-    """Of a hub id: a branch, a tag or a commit."""
+    """Branch, tag or commit of a hub id."""
     variant: Text = None
-    """Of the weight files of a folder or hub id, e.g. fp16."""
+    """Which weight files of a folder or hub id are read, e.g. fp16."""
     layout: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None
     """For a single file of unusual shapes: a folder or hub id with its configs and tokenizer."""
     prediction_type: Annotated[
         Literal["epsilon", "v_prediction"] | None, arg(metavar="{epsilon,v_prediction}", help_behavior_hint="")
     ] = None
-    """Of a single file. Default: what it says, else epsilon for Stable Diffusion 1.x, and found by trying for 2.x."""
+    """What a single-file model predicts. Default: as it says, else epsilon for 1.x, and found by trying for 2.x."""
 
     def given(self) -> dict[str, str]:
         """As arguments of `Backbone.from_pretrained`."""

@@ -26,7 +26,7 @@ class Web:
     domain: Annotated[Many[str], arg(metavar="DOMAIN ...", help_behavior_hint="")] = ()
     """Shipped domains or domain folders. Default: all shipped ones."""
     concepts: Annotated[Path, arg(metavar="DIR")] = Path("concepts")
-    """Where saved concepts lie."""
+    """The folder of saved concepts."""
     host: Annotated[str, arg(metavar="NAME")] = "127.0.0.1"
     """The address to listen at; 0.0.0.0 opens the page, saved concepts included, to everybody on the network."""
     port: Annotated[int, arg(metavar="N")] = 7860
@@ -34,7 +34,7 @@ class Web:
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
     dtype: Dtype = "float32"
-    """Of the models' weights; float16 for drawing alone."""
+    """Number type of the models' weights; float16 is for drawing alone."""
     json: Json = False
 
     def run(self) -> Result:
