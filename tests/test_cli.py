@@ -25,6 +25,7 @@ from e4t.cli.domains import Pretrain
 from e4t.cli.options import each
 from e4t.config import GenerateConfig, PersonalizeConfig, PretrainConfig
 from e4t.errors import ConfigError
+from e4t.manifest import read_entries
 
 RNG = np.random.default_rng(0)
 
@@ -482,15 +483,17 @@ def test_demo_writes_page_grid_and_concepts(
 ) -> None:
     # The random model's tokenizer spells most words out and has room for few.
     monkeypatch.setattr(demo, "SUBJECT_PROMPTS", ("a photo of S*", "S* at the beach", "a blue S*", "<b>S*", "the S*"))
-    images = [word for index in (0, 1) for word in ("--image", str(pictures / f"{index}.png"))]
-    command = ["demo", "--domain", str(domain), "--output", str(tmp_path), "--num-inference-steps", "1", *images]
+    other = noise(tmp_path / "0.png")  # of the same name as one of the others
+    images = [word for path in (pictures / "0.png", pictures / "1.png", other) for word in ("--image", str(path))]
+    place = tmp_path / "demo"
+    command = ["demo", "--domain", str(domain), "--output", str(place), "--num-inference-steps", "1", *images]
     assert cli.main(command) == 0
     out, err = capsys.readouterr()
-    assert out == f"{tmp_path / 'index.html'}\n"
+    assert out == f"{place / 'index.html'}\n"
     assert "2 tuning steps" in err
-    assert {path.name for path in tmp_path.iterdir()} == {"index.html", "grid.png", "0", "1"}
-    page = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 2 + 2 * 3 * len(demo.SUBJECT_PROMPTS)
+    assert {path.name for path in place.iterdir()} == {"index.html", "grid.png", "face-0", "face-1", "face-0-2"}
+    page = (place / "index.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 3 + 3 * 3 * len(demo.SUBJECT_PROMPTS)
     assert not re.search(r"(src|href)=\"(?!data:)", page)  # it fetches nothing
     assert "prefers-color-scheme: dark" in page
     assert "&lt;b&gt;" in page
@@ -679,6 +682,28 @@ def test_many_pictures_are_made_kept_and_failed(
     second = Path(events(capsys)[-1]["pictures"][0]["path"])
     assert second.name == "rex-s-0-2.png"
     assert second.is_file()
+
+
+def test_masks_of_a_folder_belong_to_its_pictures_and_what_is_left_out_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for name in ("anna.jpg", "anna-mask.png", "rex.png", "eve-MASK.png", "IMG_1.HEIC", "notes", ".hidden.txt"):
+        (folder / name).touch()
+    said = r"other kinds than .*: 2 \(.heic, no ending\); sub-folders: 1; masks without a picture: 1 \(eve\)"
+    with pytest.warns(UserWarning, match=said):
+        entries = read_entries(folder, tmp_path / "out", domain="face", mask="auto")
+    assert [(entry.image.name, entry.mask) for entry in entries] == [
+        ("anna.jpg", folder / "anna-mask.png"),
+        ("rex.png", "auto"),
+    ]
+    with pytest.warns(UserWarning, match="left out"):
+        assert {entry.mask for entry in read_entries(folder, tmp_path / "out", domain="face", mask="none")} == {"none"}
+    for name in ("eve-MASK.png", "IMG_1.HEIC", "notes"):
+        (folder / name).unlink()
+    (folder / "more").rmdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_entries(folder, tmp_path / "out", domain="face")
 
 
 def test_a_failure_among_many_is_one_sentence_for_people(

@@ -47,7 +47,7 @@ class Demo:
     domain: Annotated[Many[str], arg(metavar="DOMAIN ...", help_behavior_hint="")] = ()
     """Domains that come with the package, or domain folders. Default: all shipped ones; tiny-face for your pictures."""
     output: Output = Path("out/demo")
-    """Where the page, the grid and the concepts go."""
+    """Where the page, the grid and the concepts go, these in folders named after domain and picture."""
     steps: Steps = None
     """Tuning steps. Default: as measured for the domain."""
     num_inference_steps: int = 25

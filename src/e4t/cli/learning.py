@@ -145,7 +145,9 @@ class Personalize:
         from e4t.manifest import personalize_many, read_entries
 
         if self.mask not in (None, "auto", "none"):
-            raise ConfigError("a mask is of one picture: of many, say which mask belongs to which in a manifest")
+            raise ConfigError(
+                "a mask is of one picture: of many, name each after its picture, as anna-mask.png, or use a manifest"
+            )
         entries = read_entries(self.image, self.output, domain=self.domain, mask=self.mask)
         quiet()
         outcomes = []
