@@ -145,9 +145,7 @@ class Personalize:
         from e4t.manifest import personalize_many, read_entries
 
         if self.mask not in (None, "auto", "none"):
-            raise ConfigError(
-                "a mask is of one picture: of many, name each after its picture, as anna-mask.png, or use a manifest"
-            )
+            raise ConfigError("a mask is of one picture: of many, name each after its own (anna-mask.png for anna.jpg)")
         entries = read_entries(self.image, self.output, domain=self.domain, mask=self.mask)
         quiet()
         outcomes = []
