@@ -55,9 +55,9 @@ def opened(path: str | Path, mask: str | Path | None) -> Framed:
     return Framed(picture, fitting_mask(mask, picture) if mask not in (None, "none") else None, ())
 
 
-def fitting_mask(path: str | Path, picture: Image.Image) -> Image.Image:
-    """A mask file, of the picture's size. Raises ImageError for one of another shape."""
-    mask = load_mask(path)
+def fitting_mask(source: str | Path | Image.Image, picture: Image.Image) -> Image.Image:
+    """A mask, in a file or loaded, of the picture's size. Raises ImageError for one of another shape."""
+    mask = load_mask(source)
     if abs(mask.width * picture.height - mask.height * picture.width) > picture.width + picture.height:
         raise ImageError(
             f"the mask is {mask.width} x {mask.height} pixels and the picture {picture.width} x {picture.height}; "
