@@ -63,7 +63,7 @@ class Pretrain:
     class_word: ClassWord = None
     """One common word for what the pictures show. Default: the domain's own, else its name."""
     preset: Literal["default", "paper"] = "default"
-    """paper: every value known of the paper."""
+    """paper: every value known from the paper."""
     config: File = None
     """A JSON file with sections "pretrain", "personalize" and "generate"; options given here come on top."""
     steps: Steps = None

@@ -73,7 +73,7 @@ class Personalize:
     """Where the subject is. FILE: a black-and-white picture of the same shape, white inside; auto: for photos, crop to
     the largest face and cut the subject out (extra "photos"); none: everything counts, which is the default."""
     preset: Literal["default", "paper"] = "default"
-    """paper: every value known of the paper; default: as measured for the domain."""
+    """paper: every value known from the paper; default: as measured for the domain."""
     keep: Annotated[
         Literal["full", "vectors", "low-rank", "embedding", "replay"] | None,
         arg(metavar="{full,vectors,low-rank,embedding,replay}", help_behavior_hint=""),
