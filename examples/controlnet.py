@@ -31,6 +31,11 @@ def untrained(unet: Any) -> Any:
     return ControlNetModel.from_unet(unet).to(unet.device, unet.dtype).eval()
 
 
+def pretrained(source: str, unet: Any) -> Any:
+    """On the U-Net's device and in its type: pipelines do not move what they are given."""
+    return ControlNetModel.from_pretrained(source).to(unet.device, unet.dtype).eval()
+
+
 def main() -> None:
     first, second, *_ = example_pictures("face")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -48,7 +53,7 @@ def main() -> None:
     pipe = E4TPipeline.from_pretrained(arguments.domain)
     concept = pipe.personalize(arguments.picture)
     unet, settings = pipe.backbone.unet, pipe.generate_config
-    net = ControlNetModel.from_pretrained(arguments.controlnet) if arguments.controlnet else untrained(unet)
+    net = pretrained(arguments.controlnet, unet) if arguments.controlnet else untrained(unet)
     control = load_image(arguments.control) if arguments.control else outline(second)
     controlled = StableDiffusionControlNetPipeline(
         **pipe.stock.components, controlnet=net, requires_safety_checker=False

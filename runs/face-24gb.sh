@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A face domain on one card with 24 GB, overnight: pictures are cached first, so that training loads neither autoencoder
 # nor image encoder; U-Net in bfloat16 with checkpointing, optimiser in 8 bits, four batches of four a step.
-# Every step resumes: run the same command again. Needs the extra lab: pip install 'e4t[lab]'.
+# Every step resumes: run the same command again. Needs the extra lab: pip install '.[lab]'.
 #
 #   FACES=photos/faces bash runs/face-24gb.sh
 #

@@ -259,7 +259,7 @@ def test_no_face_is_nobodys() -> None:
 
 def test_without_the_recogniser_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("e4t.evaluation.similarity.find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=r"e4t\[faces\]"):
+    with pytest.raises(ConfigError, match=r"'\.\[faces\]'"):
         Faces.load()
 
 

@@ -102,6 +102,10 @@ def test_the_whole_path(browser: Any, address: str, shelf: Shelf, tmp_path: Path
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
     personalized(page, picture(tmp_path, 0))
+    for area, said in (("#progress", "done"), ("#counted", "48 × 48 pixels; all of it counts")):  # for screen readers
+        live = page.locator(f"{area}[role=status][aria-live=polite], {area} [role=status][aria-live=polite]")
+        assert said in live.inner_text()
+    assert page.locator("#progress progress").get_attribute("aria-label") == "Tuning steps"
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= SIZES[device][0]
 

@@ -19,11 +19,13 @@ from PIL.PngImagePlugin import PngInfo
 
 from bases import save_single_file
 from conftest import build_backbone
-from e4t import cli, demo
+from e4t import cli, demo, photos
 from e4t.cli import drawing, learning, settings, terminal
+from e4t.cli.domains import Pretrain
 from e4t.cli.options import each
 from e4t.config import GenerateConfig, PersonalizeConfig, PretrainConfig
 from e4t.errors import ConfigError
+from e4t.manifest import read_entries
 
 RNG = np.random.default_rng(0)
 
@@ -100,7 +102,8 @@ def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(
 ) -> None:
     monkeypatch.setattr(terminal, "find_spec", lambda name: None if name == "peft" else name)
     assert cli.main(["benchmark"]) == 2
-    assert "this needs peft: install the extra with pip install 'e4t[benchmark]'" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "this needs peft: install the extra with pip install '.[benchmark]' in the checkout of e4t" in told
 
 
 @pytest.mark.parametrize("low", [False, True])
@@ -186,7 +189,7 @@ def test_personalize_without_a_domain(base: Path, pictures: Path, tmp_path: Path
     command = ["personalize", "cat", str(pictures / "0.png"), "--base", str(base), "--output", str(folder)]
     assert cli.main([*command, "--steps", "1", "--batch-size", "1"]) == 0
     assert cli.main(["generate", str(folder), "a photo of S*", "--num-inference-steps", "1", "-o", str(tmp_path)]) == 0
-    assert (tmp_path / "a-photo-of-s-0.png").is_file()
+    assert (tmp_path / "rex-a-photo-of-s-0.png").is_file()
 
 
 def recorded(folder: Path) -> dict[str, str]:
@@ -251,6 +254,77 @@ def test_weights_of_half_precision_learn_with_their_own_autocast_alone(
     drawing = ["generate", str(tmp_path / "anna"), "S*", "--num-inference-steps", "1", "-o", str(tmp_path / "out")]
     assert cli.main([*drawing, "--dtype", dtype]) == (2 if dtype == "bfloat16" else 0)
     assert cli.main(drawing) == 0  # in float32: it is the same base
+    capsys.readouterr()
+    again = ["replay", str(tmp_path / "anna"), str(pictures / "0.png")]
+    assert cli.main(again) == 0
+    assert "the same, bit for bit" in capsys.readouterr().out
+    assert cli.main([*again, "--dtype", "float32"]) == 0
+    assert f"weights in {dtype} then, in float32 now" in capsys.readouterr().out
+
+
+def test_a_concept_kept_as_a_replay_is_tuned_again_in_the_dtype_it_was_made_in(
+    domain: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["personalize", str(domain), str(pictures / "0.png"), "--keep", "replay", "--no-preview", "--steps", "1"]
+    command += ["--batch-size", "1", "--dtype", "float16", "--mixed-precision", "fp16", "--output", str(tmp_path / "a")]
+    assert cli.main(command) == 0
+    drawing = ["generate", str(tmp_path / "a"), "S*", "--num-inference-steps", "1", "-o", str(tmp_path / "out")]
+    assert cli.main(drawing) == 0
+    assert "can differ" not in capsys.readouterr().err
+    assert cli.main([*drawing, "--dtype", "float32"]) == 0
+    assert "was tuned in float16 and is tuned again in float32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spelling", [["--memory", "8"], ["--set", "memory=8"], ["--set", "memory=auto"]])
+def test_little_memory_means_half_precision_however_it_is_said(
+    spelling: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "device_of", lambda name: "cuda:0" if name == "auto" else name)
+    command = ["personalize", "tiny-face", "a.png", "--output", "anna", *spelling]
+    for further, wanted in (
+        ([], "float16"),
+        (["--dtype", "float32"], "float32"),
+        (["--mixed-precision", "bf16"], "float32"),  # which float16 weights would refuse
+        (["--device", "cpu"], "float32"),
+    ):
+        asked = cli._parsed([*command, *further])
+        assert isinstance(asked, learning.Personalize)
+        assert asked._dtype() == wanted
+
+
+def test_switches_turn_off_what_is_on_by_default() -> None:
+    off = ["--no-gradient-checkpointing", "--no-use-8bit-adam"]
+    on = ["--gradient-checkpointing", "--use_8bit_adam"]
+    pretrain = ["pretrain", "photos", "--domain", "face", "--base", "tiny", "--output", "face"]
+    personalize = ["personalize", "tiny-face", "a.png", "--output", "anna"]
+    saving = {"gradient_checkpointing": True, "optimizer": "adamw8bit"}
+    for command, config in ((pretrain, PretrainConfig()), (personalize, PersonalizeConfig())):
+        for given, wanted in ((off, (False, "adamw")), (on, (True, "adamw8bit")), ([], (True, "adamw8bit"))):
+            parsed = cli._parsed([*command, *given])
+            assert isinstance(parsed, (Pretrain, learning.Personalize))
+            result = settings.overridden(config.updated(saving), (), parsed._given())
+            assert (result.gradient_checkpointing, result.optimizer) == wanted
+    parsed = cli._parsed([*pretrain, "--no-compile"])
+    assert isinstance(parsed, Pretrain)
+    assert parsed._given()["compile"] is False
+
+
+def test_options_of_diffusers_scripts_are_understood() -> None:
+    spelt = ["--checkpoints_total_limit", "3", "--validation_steps", "50"]
+    pretrain = cli._parsed(["pretrain", "photos", "--domain", "face", "--base", "tiny", "--output", "face", *spelt])
+    assert isinstance(pretrain, Pretrain)
+    assert (pretrain.keep_states, pretrain.validate_every) == (3, 50)
+    spelt = ["--gradient_accumulation_steps", "4", "--use_8bit_adam"]
+    personalize = cli._parsed(["personalize", "tiny-face", "a.png", "--output_dir", "anna", *spelt])
+    assert isinstance(personalize, learning.Personalize)
+    assert (personalize._given()["accumulation"], personalize._given()["optimizer"]) == (4, "adamw8bit")
+
+
+def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    from e4t import __version__
+
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"e4t {__version__}\n"
 
 
 def test_generate_prints_its_pictures(concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,7 +332,7 @@ def test_generate_prints_its_pictures(concept: Path, tmp_path: Path, capsys: pyt
     command += ["--output", str(tmp_path), "--negative-prompt", "blue", "--num-inference-steps", "2"]
     assert cli.main(command) == 0
     printed = [Path(line) for line in capsys.readouterr().out.splitlines()]
-    assert [path.name for path in printed] == [f"a-photo-of-s-at-the-beach-{seed}.png" for seed in (5, 6)]
+    assert [path.name for path in printed] == [f"anna-a-photo-of-s-at-the-beach-{seed}.png" for seed in (5, 6)]
     with Image.open(printed[1]) as image:
         assert image.size == (16, 16)
         lines = image.info["parameters"].splitlines()
@@ -271,10 +345,15 @@ def test_generate_prints_its_pictures(concept: Path, tmp_path: Path, capsys: pyt
     with Image.open(printed[1]) as image:
         avoiding = np.asarray(image)
     assert cli.main([*command, "--negative-prompt", ""]) == 0
-    with Image.open(printed[1]) as image:
+    again = Path(capsys.readouterr().out.splitlines()[1])
+    with Image.open(again) as image:
         assert not np.array_equal(np.asarray(image), avoiding)
+    with Image.open(printed[1]) as image:  # the picture drawn before is still there
+        assert np.array_equal(np.asarray(image), avoiding)
     assert cli.main([*command, "--no-metadata"]) == 0
-    assert cli.main(["info", str(printed[1])]) == 2
+    bare = Path(capsys.readouterr().out.splitlines()[1])
+    assert [path.name for path in (again, bare)] == [f"{printed[1].stem}-{number}.png" for number in (2, 3)]
+    assert cli.main(["info", str(bare)]) == 2
     assert "does not say how it was made" in capsys.readouterr().err
 
 
@@ -284,9 +363,19 @@ def test_export_writes_a_file_and_says_what_it_keeps(
     file = tmp_path / "anna.safetensors"
     assert cli.main(["export", str(concept), "--to", "diff", "--output", str(file)]) == 0
     out, err = capsys.readouterr()
-    assert out == f"{file}\n"
+    word = tmp_path / "anna.S.safetensors"
+    assert out == f"{file}\n{word}\n"
     assert re.search(r"keeps \d+\.\d% of what the concept does", err)
     assert file.is_file()
+    assert word.is_file()
+    assert cli.main(["info", str(word)]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"^export +textual-inversion$", told, re.MULTILINE)
+    assert re.search(r"^e4t.token +S\*$", told, re.MULTILINE)
+    assert "thumbnail" not in told
+    command = ["export", str(concept), "--to", "textual-inversion", "--output", str(tmp_path / "word.safetensors")]
+    assert cli.main([*command, "--json"]) == 0
+    assert events(capsys)[-1]["paths"] == [str(tmp_path / "word.safetensors")]
     assert cli.main(["export", str(concept), "--to", "single-file", "--output", str(tmp_path / "anna")]) == 2
     assert ".safetensors" in capsys.readouterr().err
 
@@ -299,15 +388,34 @@ def test_replay_makes_the_same_concept_or_says_what_differs(
     assert cli.main(["replay", str(concept), str(pictures / "1.png")]) == 0
     told = capsys.readouterr().out
     assert "the image is another one" in told
+    assert "if it was made with --mask, give the same mask here" in told
     assert "image_half differs by" in told
+
+
+def test_replay_crops_as_the_concept_was_cropped(
+    domain: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a photo, by --mask auto, one at a time or many."""
+    monkeypatch.setattr(photos, "framed", lambda image: photos.Framed(image.crop((2, 2, 18, 18)), None, ()))
+    (tmp_path / "in").mkdir()
+    picture = noise(tmp_path / "in" / "anna.png")
+    quick = ["--mask", "auto", "--steps", "1", "--batch-size", "1", "--no-preview", "--output"]
+    assert cli.main(["personalize", str(domain), str(picture), *quick, str(tmp_path / "one")]) == 0
+    assert cli.main(["personalize", str(domain), str(tmp_path / "in"), *quick, str(tmp_path / "many")]) == 0
+    capsys.readouterr()
+    for folder in (tmp_path / "one", tmp_path / "many" / "anna"):
+        assert cli.main(["replay", str(folder), str(picture)]) == 0
+        assert capsys.readouterr().out == "the same, bit for bit\n"
+    assert cli.main(["replay", str(tmp_path / "one"), str(picture), "--mask", "none"]) == 0
+    assert "the image is another one" in capsys.readouterr().out
 
 
 def test_settings_say_how_many_pictures_and_from_which_seed(concept: Path, tmp_path: Path) -> None:
     command = ["generate", str(concept), "S*", "--num-inference-steps", "1", "--output", str(tmp_path)]
     assert cli.main([*command, "--set", "num_images=2", "--set", "seed=5"]) == 0
-    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["s-5.png", "s-6.png"]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["anna-s-5.png", "anna-s-6.png"]
     assert cli.main([*command, "--set", "seed=5", "--seed", "0"]) == 0
-    assert (tmp_path / "s-0.png").exists()
+    assert (tmp_path / "anna-s-0.png").exists()
 
 
 @pytest.mark.parametrize("name", ["DDIMPipeline", "__version__", "UNet2DModel", "NoScheduler"])
@@ -333,11 +441,23 @@ def test_info_of_odd_files_is_one_sentence(tmp_path: Path, capsys: pytest.Captur
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_info_says_what_it_takes_where_it_cannot_tell(
+    concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["info", str(concept / "concept.safetensors")]) == 2
+    assert "is no export of this package; 'e4t info' takes those" in capsys.readouterr().err
+    (tmp_path / "text.safetensors").write_text("text")
+    assert cli.main(["info", str(tmp_path / "text.safetensors")]) == 2
+    assert "cannot be read as a .safetensors file" in capsys.readouterr().err
+    assert cli.main(["info", str(tmp_path / "nothing")]) == 2
+    assert "there is nothing there" in capsys.readouterr().err
+
+
 def test_generate_is_repeatable_and_the_seed_counts(concept: Path, tmp_path: Path) -> None:
     def drawn(seed: int, folder: str) -> bytes:
         command = ["generate", str(concept), "S*", "--num-inference-steps", "1", "--seed", str(seed)]
         assert cli.main([*command, "--output", str(tmp_path / folder)]) == 0
-        return Image.open(tmp_path / folder / f"s-{seed}.png").tobytes()
+        return Image.open(tmp_path / folder / f"anna-s-{seed}.png").tobytes()
 
     assert drawn(0, "a") == drawn(0, "b")
     assert drawn(0, "a") != drawn(1, "a")
@@ -365,15 +485,17 @@ def test_demo_writes_page_grid_and_concepts(
 ) -> None:
     # The random model's tokenizer spells most words out and has room for few.
     monkeypatch.setattr(demo, "SUBJECT_PROMPTS", ("a photo of S*", "S* at the beach", "a blue S*", "<b>S*", "the S*"))
-    images = [word for index in (0, 1) for word in ("--image", str(pictures / f"{index}.png"))]
-    command = ["demo", "--domain", str(domain), "--output", str(tmp_path), "--num-inference-steps", "1", *images]
+    other = noise(tmp_path / "0.png")  # of the same name as one of the others
+    images = [word for path in (pictures / "0.png", pictures / "1.png", other) for word in ("--image", str(path))]
+    place = tmp_path / "demo"
+    command = ["demo", "--domain", str(domain), "--output", str(place), "--num-inference-steps", "1", *images]
     assert cli.main(command) == 0
     out, err = capsys.readouterr()
-    assert out == f"{tmp_path / 'index.html'}\n"
+    assert out == f"{place / 'index.html'}\n"
     assert "2 tuning steps" in err
-    assert {path.name for path in tmp_path.iterdir()} == {"index.html", "grid.png", "0", "1"}
-    page = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 2 + 2 * 3 * len(demo.SUBJECT_PROMPTS)
+    assert {path.name for path in place.iterdir()} == {"index.html", "grid.png", "face-0", "face-1", "face-0-2"}
+    page = (place / "index.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 3 + 3 * 3 * len(demo.SUBJECT_PROMPTS)
     assert not re.search(r"(src|href)=\"(?!data:)", page)  # it fetches nothing
     assert "prefers-color-scheme: dark" in page
     assert "&lt;b&gt;" in page
@@ -393,6 +515,7 @@ def test_info(concept: Path, domain: Path, base: Path, capsys: pytest.CaptureFix
         ("info nowhere", "neither a concept"),
         ("generate nowhere S*", "no concept folder"),
         ("personalize nowhere PICTURE --output x", "no domain folder"),
+        ("personalize dog PICTURE --output x", "a class word needs --base MODEL"),
         ("personalize nowhere nothing.png --output x", "there is no picture"),
         ("demo --image nothing.png", "there is no picture"),
         ("demo --steps -1", "0 or more"),
@@ -444,13 +567,49 @@ def test_settings_have_the_type_of_what_they_replace() -> None:
             settings.overridden(PretrainConfig(), [pair], {})
 
 
+@pytest.mark.parametrize(
+    ("config", "pairs", "wanted"),
+    [
+        (PretrainConfig(), ["offsets.form=none"], {"offsets": {"form": "none"}}),
+        (PretrainConfig(), ["encoder.unet_blocks=none"], {"encoder": {"unet_blocks": "none"}}),
+        (PretrainConfig(), ["encoder.head='linear'", "encoder.head_gain=1"], {"encoder": {"head_gain": 1.0}}),
+        (PretrainConfig(), ["crop_scale=0.7,1.0"], {"crop_scale": (0.7, 1.0)}),
+        (PretrainConfig(), ["crop_scale=(.7, 1)", "flip=True"], {"crop_scale": (0.7, 1.0), "flip": True}),
+        (PretrainConfig(), ["resolution=none", "offsets.projections=[]"], {"resolution": None}),
+        (PersonalizeConfig(), ["automatic=on", "learning_rate=.001"], {"automatic": True, "learning_rate": 0.001}),
+        (PersonalizeConfig(), ["steps=auto", "memory=8"], {"steps": 15, "automatic": True, "memory": 8.0}),
+        (PersonalizeConfig(), ["memory=auto", 'tune=["unet", "residual"]'], {"memory": "auto"}),
+        (GenerateConfig(), ["scheduler=None", "guidance_scale=3"], {"scheduler": None, "guidance_scale": 3.0}),
+    ],
+)
+def test_settings_are_read_as_they_are_documented(config: PretrainConfig, pairs: list[str], wanted: dict) -> None:
+    values = settings.overridden(config, pairs, {}).to_dict()
+    for name, value in wanted.items():
+        assert values[name] == (values[name] | value if isinstance(value, dict) else value)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_the_order_of_settings_does_not_matter(order: tuple[int, ...]) -> None:
+    pairs = ("cache=true", "crop_scale=[1.0,1.0]", "sample_latents=false")
+    assert settings.overridden(PretrainConfig(), [pairs[place] for place in order], {}).cache
+    with pytest.raises(ConfigError, match=r"cache needs crop_scale \[1.0, 1.0\]"):
+        settings.overridden(PretrainConfig(), ["cache=true"], {})
+
+
 def test_options_beat_settings_and_zero_counts() -> None:
     config = settings.overridden(PretrainConfig(), ["seed=4", "steps=9"], {"seed": 0, "steps": None})
     assert (config.seed, config.steps) == (0, 9)
 
 
 @pytest.mark.parametrize(
-    ("prompt", "name"), [("a photo of S*", "a-photo-of-s"), ("../../x", "x"), ("**", "picture"), ("x" * 300, "x" * 60)]
+    ("prompt", "name"),
+    [
+        ("a photo of S*", "a-photo-of-s"),
+        ("../../x", "x"),
+        ("**", "picture"),
+        ("x" * 300, "x" * 60),
+        ("é" * 300, "é" * 30),
+    ],
 )
 def test_prompts_make_safe_file_names(prompt: str, name: str) -> None:
     assert drawing.slug(prompt) == name
@@ -520,7 +679,33 @@ def test_many_pictures_are_made_kept_and_failed(
     assert cli.main([*drawing, "--json"]) == 0
     *steps, result = events(capsys)
     assert [(step["done"], step["total"]) for step in steps] == [(1, 2), (2, 2)]
-    assert Path(result["pictures"][0]["path"]).is_file()
+    assert Path(result["pictures"][0]["path"]).name == "rex-s-0.png"
+    assert cli.main([*drawing, "--json"]) == 0
+    second = Path(events(capsys)[-1]["pictures"][0]["path"])
+    assert second.name == "rex-s-0-2.png"
+    assert second.is_file()
+
+
+def test_masks_of_a_folder_belong_to_its_pictures_and_what_is_left_out_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for name in ("anna.jpg", "anna-mask.png", "rex.png", "eve-MASK.png", "IMG_1.HEIC", "notes", ".hidden.txt"):
+        (folder / name).touch()
+    said = r"other kinds than .*: 2 \(.heic, no ending\); sub-folders: 1; masks without a picture: 1 \(eve\)"
+    with pytest.warns(UserWarning, match=said):
+        entries = read_entries(folder, tmp_path / "out", domain="face", mask="auto")
+    assert [(entry.image.name, entry.mask) for entry in entries] == [
+        ("anna.jpg", folder / "anna-mask.png"),
+        ("rex.png", "auto"),
+    ]
+    with pytest.warns(UserWarning, match="left out"):
+        assert {entry.mask for entry in read_entries(folder, tmp_path / "out", domain="face", mask="none")} == {"none"}
+    for name in ("eve-MASK.png", "IMG_1.HEIC", "notes"):
+        (folder / name).unlink()
+    (folder / "more").rmdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_entries(folder, tmp_path / "out", domain="face")
 
 
 def test_a_failure_among_many_is_one_sentence_for_people(
@@ -617,7 +802,10 @@ def test_doctor_says_what_is_broken(
     (broken / "config.json").write_text('{"kind": "domain"}')
     monkeypatch.setattr(doctor, "shipped", lambda: {"tiny-face": broken})
     assert cli.main(["doctor"]) == 1
-    assert re.search(r"BROKEN +models +tiny-face", capsys.readouterr().out)
+    told = capsys.readouterr().out
+    assert re.search(r"BROKEN +models +tiny-face", told)
+    assert "pip install --force-reinstall --no-deps " in told
+    assert "no-deps e4t\n" not in told  # which is on no package index
 
 
 def test_bash_completes_commands_and_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -662,6 +850,26 @@ def test_colour_is_for_terminals_and_as_the_environment_says(
     with terminal.progress_bar("work") as progress:
         progress.at(1, 2)
     assert ("work" in said.getvalue()) is terminal_here  # a coloured log is no terminal: nothing moves in it
+
+
+@pytest.mark.parametrize(
+    ("file", "shown"),
+    [
+        (Path(terminal.__file__).parents[1] / "memory.py", True),
+        (Path("/venv/lib/python3.11/site-packages/diffusers/utils.py"), False),
+        (Path("/venv/lib/python3.11/dist-packages/torch/nn/modules/linear.py"), False),
+        (Path("/people/anna/diffusers/src/diffusers/utils.py"), False),
+        (Path("/people/anna/torch/venv/lib/python3.11/site-packages/mine/script.py"), True),
+    ],
+)
+def test_warnings_of_libraries_alone_are_kept_back(
+    file: Path, shown: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal.show_warning("look here", UserWarning, str(file), 1)
+    assert ("look here" in capsys.readouterr().err) is shown
+    monkeypatch.setattr(terminal, "_OWN", Path("/people/anna/diffusers/src/e4t"))
+    terminal.show_warning("and here", UserWarning, str(terminal._OWN / "memory.py"), 1)
+    assert "and here" in capsys.readouterr().err
 
 
 # Values given again, and readers that leave

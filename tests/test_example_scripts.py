@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from conftest import build_backbone
 from desk import lay_out
 from e4t import Concept
 from e4t.demo import example_pictures
@@ -79,6 +81,15 @@ def test_img2img_starts_from_the_picture(run) -> None:  # type: ignore[no-untype
 def test_controlnet(run) -> None:  # type: ignore[no-untyped-def]
     (picture,) = run("controlnet.py")
     drawn(picture)
+
+
+def test_a_controlnet_is_loaded_to_where_the_unet_is(tmp_path: Path) -> None:
+    from diffusers import ControlNetModel
+
+    unet = build_backbone().unet
+    ControlNetModel.from_unet(unet).save_pretrained(tmp_path)
+    net = runpy.run_path(str(EXAMPLES / "controlnet.py"))["pretrained"](str(tmp_path), unet.half())
+    assert {parameter.dtype for parameter in net.parameters()} == {torch.float16}
 
 
 def test_batch_goes_on_and_leaves_out_what_is_no_picture(  # type: ignore[no-untyped-def]

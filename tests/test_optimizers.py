@@ -57,7 +57,7 @@ def test_the_state_in_8_bits_is_saved_and_goes_on(tmp_path):
 
 def test_without_the_library_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
-    with pytest.raises(ConfigError, match=r"pip install 'e4t\[8bit\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[8bit\]' in the checkout"):
         new_optimizer("adamw8bit", [], weight_decay=0.0, device=torch.device("cpu"))
 
 

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from conftest import build_backbone
+from e4t import cli
 from e4t.checkpoint import Concept
+from e4t.cli.serving import require_free
 from e4t.config import PersonalizeConfig
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError, ImageError, MismatchError
@@ -23,8 +34,9 @@ from e4t.pipeline import E4TPipeline
 from e4t.provenance import read_notes
 from e4t.web import prompts
 from e4t.web.framing import COUNTS, DOES_NOT, Crop, grown, painted, shown, strokes
+from e4t.web.scratch import Scratch, remove_stale
 from e4t.web.shelf import Shelf
-from e4t.web.studio import MOST_STEPS, Request, Studio, Work
+from e4t.web.studio import MOST_STEPS, Request, Studio, Work, explanation
 
 QUICK = {"num_inference_steps": 2, "num_images": 1}
 
@@ -219,6 +231,10 @@ def test_a_concept_of_another_domain_is_refused(studio: Studio, work: Work) -> N
     other = Studio(["cat"], studio.shelf, lambda name: E4TPipeline(backbone, domain=Domain.named("cat")))
     studio.save(work, 1, "stray")
     try:
+        with pytest.raises(MismatchError, match="made without a pre-trained domain; draw it with 'e4t generate'"):
+            other.reopen("stray")
+        config = studio.shelf.path("stray") / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"domain_id": "0123456789abcdef"}))
         with pytest.raises(MismatchError, match="belongs to the domain 'face'"):
             other.reopen("stray")
     finally:
@@ -265,14 +281,14 @@ def test_a_tab_that_leaves_half_way_leaves_the_model_usable(studio: Studio, work
 
 
 def test_an_unknown_domain_is_refused_and_leaves_no_folder(studio: Studio) -> None:
-    before = set(Path(studio._scratch.name).iterdir())
+    before = set(studio._scratch.folder.iterdir())
     with pytest.raises(ConfigError, match="no domain 'dog'"):
         next(studio.personalize("dog", noise(0)))
     for _ in range(100):
-        if set(Path(studio._scratch.name).iterdir()) == before:
+        if set(studio._scratch.folder.iterdir()) == before:
             break
         time.sleep(0.1)
-    assert set(Path(studio._scratch.name).iterdir()) == before
+    assert set(studio._scratch.folder.iterdir()) == before
 
 
 def test_two_tabs_at_once_get_what_they_would_get_alone(studio: Studio, work: Work) -> None:
@@ -312,10 +328,192 @@ def test_exports(studio: Studio, work: Work) -> None:
         studio.export(work, 5, "pickle")
 
 
+# What is temporary
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_what_dead_processes_left_is_removed_and_what_the_living_use_is_not(temporary: Path) -> None:
+    living = Scratch()
+    for name in ("e4t-web-dead", "e4t-web-starting", "mine"):
+        (temporary / name).mkdir()
+        (temporary / name / "photo.png").touch()
+    (temporary / "e4t-web-dead" / "lock").touch()
+    remove_stale()
+    there = {path.name for path in temporary.iterdir()}
+    assert there == {living.folder.name, "e4t-web-starting", "mine"}
+    living.close()
+    assert not living.folder.exists()
+
+
+def test_nothing_is_written_after_the_end(temporary: Path) -> None:
+    scratch = Scratch()
+    folder = scratch.new_folder()
+    with scratch.filling():
+        scratch.close()
+        folder.mkdir(parents=True)  # a thread that was at work goes on for a while
+    assert list(temporary.iterdir()) == []
+    with pytest.raises(CheckpointError, match="the page has ended"):
+        scratch.new_folder()
+
+
+ENDING = """
+import sys, time
+from e4t.cli.serving import ended_by_signals
+from e4t.web.scratch import Scratch
+
+with ended_by_signals():
+    scratch = Scratch()
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("ended", flush=True)
+    finally:
+        scratch.close()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_signals_end_in_order(name: str, tmp_path: Path) -> None:
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", ENDING]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        assert any(tmp_path.glob("e4t-web-*"))
+        process.send_signal(getattr(signal, name))
+        assert process.stdout.readline() == "ended\n"
+        assert process.wait(60) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+# Refusals
+
+
+def test_a_port_in_use_is_refused_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gradio")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert cli.main(["web", "--port", str(port)]) == 2
+    told = capsys.readouterr().err
+    assert f"port {port} is in use; choose another with --port" in told
+    with pytest.raises(ConfigError, match="choose another --host or --port"):
+        require_free("203.0.113.1", port)  # an address for documents alone
+    require_free("127.0.0.1", port)
+
+
+def test_a_place_where_nothing_can_be_saved_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("gradio")
+    (tmp_path / "file").touch()
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    assert cli.main(["web", "--port", str(port), "--concepts", str(tmp_path / "file" / "concepts")]) == 2
+    assert "is a file; choose another --concepts" in capsys.readouterr().err
+    Shelf(tmp_path / "deep" / "concepts", lambda folder, domain: None).require_place()
+    assert not (tmp_path / "deep").exists()
+
+
+def test_what_goes_wrong_is_explained() -> None:
+    assert explanation(OSError(errno.ENOSPC, "No space left on device")) == "the disk is full; make room and try again"
+    denied = explanation(PermissionError(errno.EACCES, "Permission denied", "concepts/anna"))
+    assert denied == "a file 'concepts/anna' could not be read or written (Permission denied)"
+    assert "fewer pictures" in str(explanation(MemoryError()))
+    assert "e4t personalize --memory auto" in str(explanation(MemoryError(), learning=True))
+    assert explanation(ConfigError("odd")) == "odd"
+    assert explanation(AssertionError("a fault of ours")) is None
+
+
+# The page
+
+
 def test_the_page_can_be_built(studio: Studio) -> None:
     pytest.importorskip("gradio")
     from e4t.web import page
 
     assert page.CSS.is_file()
-    labels = {block.label for block in page.build(studio).blocks.values() if getattr(block, "label", None)}
+    blocks = page.build(studio)
+    labels = {block.label for block in blocks.blocks.values() if getattr(block, "label", None)}
     assert {"Drop a picture here", "Tuning steps", "Style", "Seed", "Saved"} <= labels
+    (start,) = [block for block in blocks.blocks.values() if getattr(block, "elem_id", None) == "personalize"]
+    (pressed,) = [fn for fn in blocks.fns.values() if (start._id, "click") in fn.targets]
+    assert not pressed.queue  # it is seen at once that the button was pressed, whoever uses the model
+    assert "Waiting for the model" in pressed.fn()[0]
+
+
+@pytest.fixture(scope="module")
+def events(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The page's handlers, with two domains."""
+    pytest.importorskip("gradio")
+    from e4t.web import page
+
+    pipes = {"face": studio.pipe("face"), "art": E4TPipeline(studio.pipe("face").backbone, domain=Domain.named("art"))}
+    both = Studio(
+        ["face", "art"], Shelf(tmp_path_factory.mktemp("both"), lambda folder, domain: None), pipes.__getitem__
+    )
+    yield page._Events(both, {})
+    both.close()
+
+
+def test_a_new_picture_starts_with_the_whole_of_it(events: Any, tmp_path: Path) -> None:
+    names = ("picture", "own_mask", "size", "across", "down", "mask", "mask_file", "grow", "brush")
+    assert dict(zip(names, events.unframed(), strict=True)) == {
+        "picture": None,
+        "own_mask": None,
+        "size": 100.0,
+        "across": 50.0,
+        "down": 50.0,
+        "mask": "none",
+        "mask_file": None,
+        "grow": 0,
+        "brush": "",
+    }
+    noise(0).save(tmp_path / "photo.png")
+    picture = events.taken(str(tmp_path / "photo.png"))
+    (tmp_path / "photo.png").unlink()  # as the server does after an hour
+    whole = (100.0, 50.0, 50.0, "none", None, 0, "")
+    assert events.look(picture, *whole)[1] == "<p>The crop is 16 × 16 pixels; all of it counts.</p>"
+    half = Image.new("L", picture.size)
+    half.paste(255, (0, 0, 8, 20))
+    assert events.look(picture, 100.0, 50.0, 50.0, "a file of mine", half, 0, "")[1].endswith("50% of it counts.</p>")
+    assert events.look(None, *whole) == (None, "")
+
+
+def test_another_domain_resets_the_chips_and_keeps_what_was_typed(events: Any) -> None:
+    style, place, worn, prompt, composed, guidance = events.in_domain("art", "a photo of S*", "a photo of S*")
+    assert (style["value"], place, worn) == ("a face", prompts.NOWHERE, prompts.NOTHING)
+    assert prompt["value"] == composed == "a face in the style of S*"
+    assert prompt["label"] == "Prompt (S* is the concept)"
+    assert guidance > 0
+    typed = events.in_domain("art", "my own words for S*", "a photo of S*")
+    assert "value" not in typed[3]
+    assert typed[4] == "a face in the style of S*"
+    assert (
+        events.composed("face", "pencil sketch", "snow", "crown")
+        == ("a pencil sketch of S* wearing a crown in the snow",) * 2
+    )
+
+
+def test_reopening_a_concept_of_another_domain_sets_the_page_up_for_it(events: Any, work: Work) -> None:
+    import gradio
+
+    events.studio.save(work, 2, "anna")
+    opened = events.reopen("anna", None, "art", "my own words for S*", "a face in the style of S*")
+    reopened, domain, style, prompt = opened[0], opened[4], opened[5], opened[8]
+    assert (reopened.domain, domain, style["value"]) == ("face", "face", "photo")
+    assert "value" not in prompt
+    assert events.reopen("anna", reopened, "face", "typed", "")[5:] == (gradio.skip(),) * 6
+
+
+def test_a_concept_is_not_drawn_with_the_prompt_of_another_domain(events: Any, work: Work) -> None:
+    import gradio
+
+    settings = ("a face in the style of S*", "", 0, False, 1, 3.0, "the model's own", 1.0, False)
+    with pytest.raises(gradio.Error, match="is of the domain 'face', but 'art' is chosen; choose 'face' to draw it"):
+        events.draw("art", work, 3, *settings)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import textwrap
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -132,8 +133,9 @@ def demo(
     """Run the demo into the folder ``output``; yields each stage as it ends.
 
     Every domain shows the first of its shipped pictures, or all of ``pictures``. ``steps`` None: as each domain has it.
+    Concepts are in folders named after domain and picture ("tiny-face-anna").
     """
-    settings = _Settings(output, steps, num_inference_steps, seed, device)
+    settings = _Settings(_Folders(output), steps, num_inference_steps, seed, device)
     each = max(1, len(pictures))
     clock = _Clock(total=len(domains) * (3 + 3 * each) + 1)
     reports = []
@@ -143,9 +145,25 @@ def demo(
     yield clock.stage("write the page")
 
 
+@dataclass
+class _Folders:
+    """Where the concepts go: several domains, and pictures of one name, have folders of their own."""
+
+    output: Path
+    taken: set[Path] = field(default_factory=set)
+
+    def of(self, domain: str, picture: Path) -> Path:
+        """("tiny-face", "photos/anna.png") → "tiny-face-anna", with -2, -3, … where that is taken in this run."""
+        first = self.output / f"{Path(domain).resolve().name}-{picture.stem}"
+        others = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+        place = next(path for path in itertools.chain([first], others) if path not in self.taken)
+        self.taken.add(place)
+        return place
+
+
 @dataclass(frozen=True)
 class _Settings:
-    output: Path
+    folders: _Folders
     steps: int | None
     num_inference_steps: int
     seed: int
@@ -178,7 +196,7 @@ def _show(domain: str, pictures: Sequence[Path], settings: _Settings, clock: _Cl
         before = draw(untuned)
         yield clock.stage(f"{path.stem}: {len(asked)} pictures after 0 steps")
         after = draw(tuned)
-        saved = tuned.with_preview(after[0]).save(settings.output / path.stem)
+        saved = tuned.with_preview(after[0]).save(settings.folders.of(domain, path))
         yield clock.stage(f"{path.stem}: {len(asked)} pictures after {tuned.steps} steps")
         concepts.append(
             Shown(path.stem, image, before, after, stage.seconds, folder_bytes(saved), masked=mask is not None)

@@ -54,6 +54,11 @@ class TrainingError(E4TError):
     """A training cannot go on: its loss is no longer a number."""
 
 
+def install_extra(name: str) -> str:
+    """How an extra is installed, to end a refusal with: e4t is on no package index, so from where it lies."""
+    return f"install the extra with pip install '.[{name}]' in the checkout of e4t"
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether that is what an error says: on GPUs torch has a class for it, on CPUs words."""
     words = "can't allocate memory" in str(error)

@@ -1,8 +1,9 @@
 """Many pictures become concepts, one after another on a warm model; the same call goes on where it stopped.
 
-What to do is a folder of pictures or a manifest: a JSON object in each line of a .jsonl file, or a .csv file with a
-header. Every entry has an ``image`` and may have a ``name`` (or ``word``: of its folder), a ``mask``, an ``output``,
-a ``domain``, ``overrides``, and any field of `PersonalizeConfig`. Paths of pictures are relative to the manifest.
+What to do is a folder of pictures, and of masks named after them (``anna-mask.png`` for ``anna.jpg``), or a manifest:
+a JSON object in each line of a .jsonl file, or a .csv file with a header. Every entry has an ``image`` and may have a
+``name`` (or ``word``: of its folder), a ``mask``, an ``output``, a ``domain``, ``overrides``, and any field of
+`PersonalizeConfig`. Paths of pictures are relative to the manifest.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import csv
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from e4t.provenance import image_digest
 
 MANIFESTS = (".jsonl", ".csv")
 _PICTURES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_MASK = "-mask"  # at the end of a mask's name, behind that of its picture
 _KEYS = ("image", "name", "word", "mask", "output", "domain", "overrides")
 _SETTINGS = tuple(one.name for one in fields(PersonalizeConfig))
 
@@ -76,10 +79,13 @@ def read_entries(
 ) -> list[Entry]:
     """The entries of a folder or manifest; ``domain`` and ``mask`` ("auto", "none") are of those which name none.
 
+    In a folder, ``anna-mask.png`` is the mask of ``anna.jpg``, unless ``mask`` is "none". Warns of what is left out of
+    it: sub-folders, files of other kinds, masks without a picture.
+
     Raises ConfigError, with the line, for a manifest that cannot be meant, and for two entries with one output.
     """
     source, output = Path(source), Path(output)
-    rows = _pictures(source) if source.is_dir() else _rows(source)
+    rows = _pictures(source, masks=mask != "none") if source.is_dir() else _rows(source)
     entries: list[Entry] = []
     taken: dict[Path, str] = {}
     for where, row in rows:
@@ -95,10 +101,30 @@ def read_entries(
     return entries
 
 
-def _pictures(folder: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in _PICTURES and not path.name.startswith("."):
-            yield f"'{path}'", {"image": path.name}
+def _pictures(folder: Path, *, masks: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The pictures of a folder, each with the mask that is named after it."""
+    shown = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    known = [path for path in shown if path.suffix.lower() in _PICTURES and not path.is_dir()]
+    mask_of = {path.stem[: -len(_MASK)]: path for path in known if path.stem.lower().endswith(_MASK)}
+    pictures = [path for path in known if not path.stem.lower().endswith(_MASK)]
+    _say_what_is_left_out(folder, shown, known, mask_of.keys() - {path.stem for path in pictures})
+    for path in pictures:
+        mask = mask_of.get(path.stem) if masks else None
+        yield f"'{path}'", {"image": path.name, **({"mask": mask.name} if mask else {})}
+
+
+def _say_what_is_left_out(folder: Path, shown: list[Path], known: list[Path], lonely: Collection[str]) -> None:
+    others = [path for path in shown if path not in known and not path.is_dir()]
+    endings = ", ".join(sorted({path.suffix.lower() or "no ending" for path in others}))
+    folders = sum(path.is_dir() for path in shown)
+    counts = {
+        f"of other kinds than {', '.join(_PICTURES)}: {len(others)} ({endings})": len(others),
+        f"sub-folders: {folders}": folders,
+        f"masks without a picture: {len(lonely)} ({', '.join(sorted(lonely))})": len(lonely),
+    }
+    if any(counts.values()):
+        told = "; ".join(text for text, count in counts.items() if count)
+        warnings.warn(f"in '{folder}' these are left out: {told}", stacklevel=4)
 
 
 def _rows(manifest: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -241,12 +267,18 @@ def _made(
         yield step.number / (step.total_steps + 1), None
     if concept is None:
         raise CheckpointError("personalizing ended without a concept; please report this")
+    concept = noted(concept, entry.mask)
     if preview:
         drawn, likeness = portrait(pipe, concept, image)
         concept = concept.with_preview(drawn)
     concept.save(entry.output)
     seconds = time.perf_counter() - began
     yield 1.0, Outcome(entry, "made", seconds, likeness=likeness, concept=concept, notes=photo.notes)
+
+
+def noted(concept: Concept, mask: str | Path | None) -> Concept:
+    """With a note in it that the picture was cropped and masked by "auto", so that a repetition can do the same."""
+    return replace(concept, provenance={**concept.provenance, "framing": "auto"}) if mask == "auto" else concept
 
 
 def _present(folder: Path) -> Concept | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from e4t.errors import ConfigError
+from e4t.errors import ConfigError, install_extra
 
 
 def new_optimizer(
@@ -21,7 +21,7 @@ def new_optimizer(
     try:
         import bitsandbytes
     except ImportError as error:
-        raise ConfigError("this needs bitsandbytes: install the extra with pip install 'e4t[8bit]'") from error
+        raise ConfigError(f"this needs bitsandbytes: {install_extra('8bit')}") from error
     optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, weight_decay=weight_decay)
     _try_out(bitsandbytes, device)
     return optimizer

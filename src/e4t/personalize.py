@@ -102,7 +102,7 @@ def personalize(
     if config.keep == "replay":  # tuned from what is stored, so that a repetition starts from the same numbers
         constants = Constants.of(constants.tensors(), model.backbone.device)
     constants = replace(constants, prior=prior)
-    yield from tune(model, constants, config=config, provenance=_provenance(image, mask), keep_steps=keep_steps)
+    yield from tune(model, constants, config=config, provenance=_provenance(model, image, mask), keep_steps=keep_steps)
 
 
 def replayed(model: E4TModel, concept: Concept) -> Concept:
@@ -206,9 +206,9 @@ def _kept(step: int, keep_steps: bool | Collection[int]) -> bool:
     return keep_steps if isinstance(keep_steps, bool) else step in keep_steps
 
 
-def _provenance(image: Image.Image, mask: Image.Image | None) -> dict[str, Any]:
+def _provenance(model: E4TModel, image: Image.Image, mask: Image.Image | None) -> dict[str, Any]:
     digests = {"image": image_digest(image), "mask": image_digest(mask) if mask is not None else None}
-    return {**digests, "versions": versions()}
+    return {**digests, "dtype": str(model.backbone.dtype).removeprefix("torch."), "versions": versions()}
 
 
 def prepare(model: E4TModel, image: Image.Image, mask: Image.Image | None) -> Constants:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from e4t.errors import ConfigError, ImageError
+from e4t.errors import ConfigError, ImageError, install_extra
 from e4t.images import load_image, load_mask
 
 _DETECTOR_SIDE = 1000  # pixels of the longer side that faces are looked for in
@@ -55,9 +55,9 @@ def opened(path: str | Path, mask: str | Path | None) -> Framed:
     return Framed(picture, fitting_mask(mask, picture) if mask not in (None, "none") else None, ())
 
 
-def fitting_mask(path: str | Path, picture: Image.Image) -> Image.Image:
-    """A mask file, of the picture's size. Raises ImageError for one of another shape."""
-    mask = load_mask(path)
+def fitting_mask(source: str | Path | Image.Image, picture: Image.Image) -> Image.Image:
+    """A mask, in a file or loaded, of the picture's size. Raises ImageError for one of another shape."""
+    mask = load_mask(source)
     if abs(mask.width * picture.height - mask.height * picture.width) > picture.width + picture.height:
         raise ImageError(
             f"the mask is {mask.width} x {mask.height} pixels and the picture {picture.width} x {picture.height}; "
@@ -95,7 +95,7 @@ def faces(image: Image.Image) -> list[Square]:
     try:
         import dlib
     except ImportError:
-        raise ConfigError("finding faces needs dlib: install the extra with pip install 'e4t[photos]'") from None
+        raise ConfigError(f"finding faces needs dlib: {install_extra('photos')}") from None
 
     small = image.convert("RGB")
     small.thumbnail((_DETECTOR_SIDE, _DETECTOR_SIDE))
@@ -119,7 +119,7 @@ def subject_mask(image: Image.Image) -> Image.Image | None:
     try:
         import cv2
     except ImportError:
-        raise ConfigError("a mask needs OpenCV: install the extra with pip install 'e4t[photos]'") from None
+        raise ConfigError(f"a mask needs OpenCV: {install_extra('photos')}") from None
 
     small = image.convert("RGB")
     small.thumbnail((_MASK_SIDE, _MASK_SIDE))

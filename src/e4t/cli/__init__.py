@@ -18,6 +18,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import subcommand
 
+from e4t import __version__
 from e4t.cli.doctor import Doctor
 from e4t.cli.domains import Cache, Pretrain
 from e4t.cli.drawing import Demo, Generate
@@ -44,12 +45,15 @@ Commands = (
     | Annotated[Doctor, subcommand("doctor")]
     | Annotated[Completion, subcommand("completion")]
 )
-DESCRIPTION = "One image becomes a word of a text-to-image model, in a few tuning steps."
+DESCRIPTION = "One image becomes a word of a text-to-image model, in a few tuning steps. --version tells the version."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0, 1 for a fault of ours or where a part failed, 2 for what the user can put right, 130."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["--version"]:
+        print(f"e4t {__version__}")
+        return 0
     if given[:1] == ["--print-completion"]:
         given[0] = "completion"
     with machine_readable("--json" in given):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from typing import Any, Literal
 from e4t.cli.folders import kind_of, shipped
 from e4t.cli.options import Json, Result
 from e4t.cli.terminal import quiet, status
-from e4t.errors import E4TError
+from e4t.errors import E4TError, install_extra
 
 _NEEDED = ("torch", "diffusers", "transformers", "accelerate", "huggingface_hub", "safetensors", "numpy", "PIL")
 _EXTRAS = {
@@ -78,8 +80,7 @@ def _examination() -> Iterator[Finding]:
     models = dict(_shipped_models())
     yield from models.values()
     if not models:
-        again = "install the package again: pip install --force-reinstall --no-deps e4t"
-        yield Finding("models", "shipped", "broken", "nothing is shipped with this installation", again)
+        yield Finding("models", "shipped", "broken", "nothing is shipped with this installation", _again())
     bases = {name: folder for name, folder in shipped().items() if kind_of(folder) == "base model"}
     bases = {name: folder for name, folder in bases.items() if models[name].state == "ok"}
     for finding, folder in _cached_models():
@@ -109,7 +110,7 @@ def _extras() -> Iterator[Finding]:
     for extra, modules in _EXTRAS.items():
         missing = [name for name in modules if find_spec(name) is None]
         if missing:
-            yield Finding("extras", extra, "note", f"lacks {', '.join(missing)}", f"pip install 'e4t[{extra}]'")
+            yield Finding("extras", extra, "note", f"lacks {', '.join(missing)}", install_extra(extra))
         else:
             yield Finding("extras", extra, "ok", "installed")
 
@@ -202,10 +203,25 @@ def _shipped_models() -> Iterator[tuple[str, Finding]]:
             else:
                 check_folder(folder, name, None)
         except E4TError as error:
-            again = "install the package again: pip install --force-reinstall --no-deps e4t"
-            yield name, Finding("models", name, "broken", str(error), again)
+            yield name, Finding("models", name, "broken", str(error), _again())
         else:
             yield name, Finding("models", name, "ok", f"{kind}, shipped")
+
+
+def _again() -> str:
+    """How to install e4t itself anew: it is on no package index, but pip notes the folder or wheel it came from."""
+    from importlib import metadata
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    try:
+        noted = json.loads(metadata.distribution("e4t").read_text("direct_url.json") or "{}").get("url", "")
+        came_from = Path(url2pathname(urlsplit(noted).path)) if noted.startswith("file:") else None
+    except (metadata.PackageNotFoundError, ValueError, AttributeError):
+        came_from = None
+    place = str(came_from) if came_from is not None and came_from.exists() else "FOLDER-OR-WHEEL"
+    unknown = ", with the checkout or the wheel that you have it from" if place == "FOLDER-OR-WHEEL" else ""
+    return f"install it again: pip install --force-reinstall --no-deps {shlex.quote(place)}{unknown}"
 
 
 def _cached_models() -> Iterator[tuple[Finding, Path | None]]:
@@ -248,7 +264,7 @@ def _commands(models: dict[str, Finding]) -> Iterator[Finding]:
     yield Finding("commands", "pretrain", "ok", "with a base of your own: docs/bases.md")
     for name, extra in (("evaluate", "tiny"), ("benchmark", "benchmark"), ("benchmark --faces", "faces")):
         missing = [module for module in _EXTRAS[extra] if find_spec(module) is None]
-        install = f"pip install 'e4t[{extra}]'" if missing else None
+        install = install_extra(extra) if missing else None
         text = f"lacks {', '.join(missing)}" if missing else "has what it needs"
         yield Finding("commands", name, "note" if missing else "ok", text, install)
 

@@ -18,6 +18,7 @@ from e4t.cli.options import (
     File,
     Integer,
     Json,
+    KeepStates,
     Number,
     Output,
     Precision,
@@ -25,7 +26,9 @@ from e4t.cli.options import (
     Result,
     Settings,
     Steps,
+    Switch,
     Text,
+    optimizer_of,
 )
 from e4t.cli.settings import overridden, read_sections
 from e4t.cli.terminal import device_of, dtype_of, get_console, progress_bar, quiet, status
@@ -60,7 +63,7 @@ class Pretrain:
     class_word: ClassWord = None
     """One common word for what the pictures show. Default: the domain's own, else its name."""
     preset: Literal["default", "paper"] = "default"
-    """paper: every value known of the paper."""
+    """paper: every value known from the paper."""
     config: File = None
     """A JSON file with sections "pretrain", "personalize" and "generate"; options given here come on top."""
     steps: Steps = None
@@ -70,20 +73,21 @@ class Pretrain:
     accumulation: Accumulation = None
     """Batches in an optimiser step."""
     learning_rate: Number = None
-    """Of the encoder, and of the offsets unless --set offsets_learning_rate says otherwise."""
+    """Learning rate of the encoder, and of the offsets unless --set offsets_learning_rate says otherwise."""
     resolution: Integer = None
     """Side of the pictures. Default: the base's own."""
     mixed_precision: Precision = None
     """Autocast; what is trained stays float32."""
     dtype: Dtype = "float32"
-    """Of the base's weights; float16 needs --mixed-precision fp16, bfloat16 bf16. What is trained stays float32."""
-    gradient_checkpointing: bool = False
+    """Number type of the base's weights, not of what is trained; float16 needs --mixed-precision fp16, bfloat16
+    bf16."""
+    gradient_checkpointing: Switch = None
     """Less memory, more time."""
-    compile: bool = False
+    compile: Switch = None
     """Compile the U-Net: minutes before the first step, faster ones afterwards."""
     checkpoint_every: Every = None
     """Steps between two saved states."""
-    keep_states: Integer = None
+    keep_states: KeepStates = None
     """How many of the last saved states stay on the disk."""
     resume: Annotated[str, arg(aliases=["--resume-from-checkpoint"], metavar="latest|DIR")] = "latest"
     """Where to go on from: the last saved state beside the output, if there is one, or a folder of states."""
@@ -91,14 +95,14 @@ class Pretrain:
         Literal["constant", "linear", "cosine"] | None,
         arg(aliases=["--lr-scheduler"], metavar="{constant,linear,cosine}", help_behavior_hint=""),
     ] = None
-    """Of the learning rate, after the warm-up."""
+    """How the learning rate goes on after the warm-up."""
     warmup_steps: Annotated[int | None, arg(aliases=["--lr-warmup-steps"], metavar="N", help_behavior_hint="")] = None
     """Steps over which the learning rate rises."""
     max_grad_norm: Number = None
     """Longer gradients are shortened to this."""
     ema_decay: Number = None
     """Save a moving average of the weights, of this decay, e.g. 0.9999."""
-    use_8bit_adam: bool = False
+    use_8bit_adam: Switch = None
     """Keep the optimiser's moments in 8 bits (the extra lab)."""
     workers: Annotated[int | None, arg(aliases=["--dataloader-num-workers"], metavar="N", help_behavior_hint="")] = None
     """Threads that prepare pictures ahead."""
@@ -106,8 +110,8 @@ class Pretrain:
     """Seed of weights, order, noise and timesteps."""
     validation: Text = None
     """Pictures to look at while training, not among those of DATA: as DATA, and a cache if that is one."""
-    validate_every: Annotated[int, arg(metavar="N")] = 1_000
-    """Steps between two looks: the loss on them, and what the encoder alone draws of the first four."""
+    validate_every: Annotated[int, arg(aliases=["--validation-steps"], metavar="N")] = 1_000
+    """Steps between two looks at them: their loss, and what the encoder alone draws of the first four."""
     report_to: Annotated[Services | None, arg(metavar="{tensorboard,wandb,all}", help_behavior_hint="")] = None
     """Also send losses and scores there (the extra lab); files go to OUTPUT.tracking."""
     dry_run: bool = False
@@ -213,10 +217,8 @@ class Pretrain:
     def _given(self) -> dict[str, Any]:
         names = ["steps", "batch_size", "accumulation", "learning_rate", "resolution", "mixed_precision", "schedule"]
         names += ["warmup_steps", "max_grad_norm", "ema_decay", "workers", "checkpoint_every", "keep_states", "seed"]
-        given = {name: getattr(self, name) for name in names}
-        switches = {"gradient_checkpointing": self.gradient_checkpointing, "compile": self.compile}
-        given["optimizer"] = "adamw8bit" if self.use_8bit_adam else None
-        return given | {name: on or None for name, on in switches.items()}
+        given = {name: getattr(self, name) for name in (*names, "gradient_checkpointing", "compile")}
+        return given | {"optimizer": optimizer_of(self.use_8bit_adam)}
 
 
 def _said(training: Pretraining) -> str:
@@ -263,15 +265,15 @@ class Cache:
     color_jitter: Annotated[float, arg(metavar="X")] = 0.0
     """How far colours change in what the image encoder sees."""
     layer_stride: Annotated[int, arg(metavar="N")] = 2
-    """Keep every so manieth layer of the image encoder."""
+    """Keep every N-th layer of the image encoder."""
     shard_size: Annotated[int, arg(metavar="N")] = 1_000
     """Pictures in a file."""
     save_dtype: Literal["float16", "float32"] = "float16"
-    """Of what is kept."""
+    """Number type of the cached values."""
     seed: Annotated[int, arg(metavar="N")] = 0
     """Seed of the crops."""
     dtype: Dtype = "float32"
-    """Of the networks' weights."""
+    """Number type of the networks' weights."""
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
     base_model: Reading = field(default_factory=BaseOptions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from dataclasses import dataclass, field
@@ -13,11 +14,11 @@ from tyro.conf import Positional, arg
 from e4t.cli.folders import ConceptOptions, OfConcept, shipped
 from e4t.cli.options import (
     Device,
-    Dtype,
     Integer,
     Json,
     Many,
     Number,
+    OptionalDtype,
     Output,
     Result,
     Settings,
@@ -31,6 +32,7 @@ from e4t.config import GenerateConfig, at_least
 
 if TYPE_CHECKING:
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     from e4t.checkpoint import Concept
     from e4t.pipeline import E4TPipeline
@@ -45,7 +47,7 @@ class Demo:
     domain: Annotated[Many[str], arg(metavar="DOMAIN ...", help_behavior_hint="")] = ()
     """Domains that come with the package, or domain folders. Default: all shipped ones; tiny-face for your pictures."""
     output: Output = Path("out/demo")
-    """Where the page, the grid and the concepts go."""
+    """Where the page, the grid and the concepts go, these in folders named after domain and picture."""
     steps: Steps = None
     """Tuning steps. Default: as measured for the domain."""
     num_inference_steps: int = 25
@@ -102,31 +104,32 @@ class Generate:
     prompt: Annotated[Positional[str], arg(metavar="PROMPT")]
     """What to draw; S* is the concept."""
     output: Output = Path("out")
-    """Where the pictures go."""
+    """The folder that the pictures go into."""
     num_images: Integer = None
     """How many pictures. Default: the domain's, 1."""
     seed: Integer = None
     """The first picture's seed; picture i has seed + i. Default: the domain's, 0."""
     negative_prompt: Text = None
-    """What to keep out."""
+    """What to keep out of the pictures."""
     num_inference_steps: Integer = None
     """Denoising steps."""
     guidance_scale: Number = None
     """How strictly to follow the prompt."""
     strength: Number = None
-    """Of the concept: 0 is the bare domain, 1 the concept as tuned."""
+    """How much of the concept: 0 is the bare domain, 1 the concept as tuned."""
     embedding: Annotated[Literal["live", "frozen"] | None, arg(metavar="{live,frozen}", help_behavior_hint="")] = None
     """The word predicted anew at every denoising step, or once."""
     scheduler: Text = None
     """A scheduler class of diffusers, e.g. DPMSolverMultistepScheduler."""
     height: Integer = None
-    """Of the pictures, in pixels."""
+    """Height of the pictures, in pixels."""
     width: Integer = None
-    """Of the pictures, in pixels."""
+    """Width of the pictures, in pixels."""
     settings: Settings = ()
     """Any other setting of GenerateConfig, e.g. --set guidance_rescale=0.7. Can be repeated."""
-    dtype: Dtype = "float32"
-    """Of the model's weights; concepts with weights of their own cannot be drawn in bfloat16."""
+    dtype: OptionalDtype = None
+    """Number type of the model's weights; concepts cannot be drawn in bfloat16. Default:
+    float32, and float16 for a concept that was kept as a replay and tuned in it."""
     metadata: bool = True
     """Say in every picture how it was made; web UIs read it, and so does e4t info."""
     model: OfConcept = field(default_factory=ConceptOptions)
@@ -145,10 +148,10 @@ class Generate:
             drawn = pipe(self.prompt, concept=concept, negative_prompt=self.negative_prompt, config=config)
         pictures: list[dict[str, Any]] = []
         self.output.mkdir(parents=True, exist_ok=True)
+        name = f"{slug(self._name())}-{slug(self.prompt)}"
         for image, seed in zip(drawn.images, drawn.seeds, strict=True):
             notes = picture_notes(self._made(pipe, concept, config, image, seed)) if self.metadata else None
-            path = self.output / f"{slug(self.prompt)}-{seed}.png"
-            image.save(path, pnginfo=notes)
+            path = save_anew(image, self.output / f"{name}-{seed}.png", notes)
             pictures.append({"path": path, "seed": seed, "width": image.width, "height": image.height})
         return Result([picture["path"] for picture in pictures], {"pictures": pictures})
 
@@ -165,16 +168,38 @@ class Generate:
             size=image.size,
             scheduler=config.scheduler or type(pipe.stock.scheduler).__name__,
             base=concept.base.name,
-            concept=self.concept.resolve().name,
+            concept=self._name(),
             domain=concept.domain_id,
             steps=concept.steps,
         )
+
+    def _name(self) -> str:
+        return self.concept.resolve().name
 
     def _given(self) -> dict[str, Any]:
         names = ("num_images", "seed", "num_inference_steps", "guidance_scale", "strength", "embedding", "scheduler")
         return {name: getattr(self, name) for name in (*names, "height", "width")}
 
 
-def slug(prompt: str) -> str:
-    """A file name for a prompt: "a photo of S*" → "a-photo-of-s"."""
-    return "-".join(re.findall(r"\w+", prompt.lower()))[:60].strip("-") or "picture"
+def slug(text: str) -> str:
+    """A part of a file name for a text: "a photo of S*" → "a-photo-of-s". At most 60 bytes, as names have an end."""
+    plain = "-".join(re.findall(r"\w+", text.lower())).encode()[:60]
+    return plain.decode(errors="ignore").strip("-") or "picture"
+
+
+def save_anew(image: Image.Image, path: Path, notes: PngInfo | None) -> Path:
+    """Write a PNG where no file is yet: at ``path``, or with -2, -3, … behind its name. Gives the place."""
+    place = path
+    for number in itertools.count(2):
+        try:
+            file = place.open("xb")  # which two processes cannot do with one name
+            break
+        except FileExistsError:
+            place = path.with_stem(f"{path.stem}-{number}")
+    try:
+        with file:
+            image.save(file, "PNG", pnginfo=notes)
+    except BaseException:
+        place.unlink()
+        raise
+    return place

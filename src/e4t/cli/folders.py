@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from tyro.conf import OmitArgPrefixes
 
-from e4t.cli.options import BaseOptions, Device, File, OptionalBase
-from e4t.cli.terminal import device_of, dtype_of, status
+from e4t.cli.options import BaseOptions, Device, Dtype, Folder, OptionalBase
+from e4t.cli.terminal import device_of, dtype_of, say, status
 from e4t.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -31,23 +31,35 @@ def shipped() -> dict[str, Path]:
 class ConceptOptions(BaseOptions):
     """Where what a concept needs is found; shared by all commands on one."""
 
-    domain: File = None
+    domain: Folder = None
     """The concept's domain, where it has moved since."""
     base: OptionalBase = None
     """Another copy of the base model."""
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
 
-    def open(self, folder: Path, dtype: str = "float32") -> tuple[Concept, E4TPipeline]:
+    def open(self, folder: Path, dtype: str | None = None) -> tuple[Concept, E4TPipeline]:
         """The concept in ``folder``, and its domain on its base model.
 
-        Without a ``base``, the copy that the concept was made with, if it is still where it was, else the domain's.
+        Without a ``dtype``, float32; but float16 for a concept that was tuned in it and has to be tuned again.
         """
         from e4t.checkpoint import Concept
 
+        concept = Concept.load(folder)
+        made = made_in(concept)
+        again = made if concept.to_be_replayed and made == "float16" else "float32"  # nothing is drawn in bfloat16
+        used = dtype or again
+        if concept.to_be_replayed and made not in (None, used):
+            say(f"the concept was tuned in {made} and is tuned again in {used}, so it can differ a little")
+        return concept, self.pipeline(concept, folder, used)
+
+    def pipeline(self, concept: Concept, folder: Path, dtype: str) -> E4TPipeline:
+        """The domain of the concept in ``folder`` on its base model.
+
+        Without a ``base``, the copy that the concept was made with, if it is still where it was, else the domain's.
+        """
         with status("loading the model"):
-            concept = Concept.load(folder)
-            return concept, self._pipeline(concept, folder, dtype)
+            return self._pipeline(concept, folder, dtype)
 
     def _pipeline(self, concept: Concept, folder: Path, dtype: str) -> E4TPipeline:
         from e4t.pipeline import E4TPipeline
@@ -64,6 +76,12 @@ class ConceptOptions(BaseOptions):
 
 
 OfConcept = OmitArgPrefixes[ConceptOptions]
+
+
+def made_in(concept: Concept) -> str | None:
+    """The number type of the weights that a concept was tuned on; None where its folder does not say."""
+    made = concept.provenance.get("dtype")
+    return made if made in get_args(Dtype) else None
 
 
 def is_domain(name: str) -> bool:
@@ -106,7 +124,8 @@ def description(folder: Path) -> dict[str, str]:
     """What a folder holds. Reads no weights."""
     kind = kind_of(folder)
     if kind is None:
-        raise CheckpointError(f"'{folder}' is neither a concept, nor a domain, nor a diffusers model")
+        why = "" if folder.exists() else ": there is nothing there, and no shipped model has that name"
+        raise CheckpointError(f"'{folder}' is neither a concept, nor a domain, nor a diffusers model{why}")
     from e4t.demo import folder_bytes, readable_bytes
 
     rows = {"kind": kind, "size": readable_bytes(folder_bytes(folder))}

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from e4t.cli.folders import ConceptOptions, OfConcept, is_domain, remember_domain
+from e4t.cli.folders import ConceptOptions, OfConcept, is_domain, made_in, remember_domain
 from e4t.cli.options import (
+    Accumulation,
     BaseOptions,
     BatchSize,
     Device,
@@ -26,8 +27,10 @@ from e4t.cli.options import (
     Result,
     Settings,
     StepsOrAuto,
+    Switch,
+    optimizer_of,
 )
-from e4t.cli.settings import overridden
+from e4t.cli.settings import overridden, set_values
 from e4t.cli.terminal import denoising, device_of, dtype_of, get_console, progress_bar, quiet, status
 from e4t.config import PersonalizeConfig
 from e4t.errors import CheckpointError, ConfigError
@@ -70,7 +73,7 @@ class Personalize:
     """Where the subject is. FILE: a black-and-white picture of the same shape, white inside; auto: for photos, crop to
     the largest face and cut the subject out (extra "photos"); none: everything counts, which is the default."""
     preset: Literal["default", "paper"] = "default"
-    """paper: every value known of the paper; default: as measured for the domain."""
+    """paper: every value known from the paper; default: as measured for the domain."""
     keep: Annotated[
         Literal["full", "vectors", "low-rank", "embedding", "replay"] | None,
         arg(metavar="{full,vectors,low-rank,embedding,replay}", help_behavior_hint=""),
@@ -81,18 +84,22 @@ class Personalize:
     """Tuning steps; auto: as many as the picture needs, 15 at most."""
     batch_size: BatchSize = None
     """Noise levels in a batch."""
+    accumulation: Accumulation = None
+    """Batches in a step: so many times the noise levels, in the memory of one batch."""
     learning_rate: Number = None
-    """Of weights; --set residual_learning_rate is that of the word."""
+    """Learning rate of the weights that are tuned; --set residual_learning_rate is that of the word."""
     memory: Memory = None
     """Keep within so many gigabytes, such as 24, 16, 12 or 8, or (auto) within what is free: fewer noise levels at a
     time, networks unloaded, checkpointing, and if it must be, less tuned. On a GPU, weights are float16 then."""
     mixed_precision: Precision = None
     """Autocast; what is tuned stays float32."""
     dtype: OptionalDtype = None
-    """Of the model's weights; float16 needs --mixed-precision fp16, bfloat16 bf16. What is tuned stays float32.
-    Default: float32, but float16 with --memory on a GPU."""
-    gradient_checkpointing: bool = False
+    """Number type of the model's weights; float16 needs --mixed-precision fp16, bfloat16 bf16. What is tuned stays
+    float32. Default: float32, but float16 with --memory on a GPU."""
+    gradient_checkpointing: Switch = None
     """Less memory, more time."""
+    use_8bit_adam: Switch = None
+    """Keep the optimiser's moments in 8 bits (the extra 8bit)."""
     preview: bool = True
     """Draw one picture for the model card; --no-preview saves its time."""
     seed: Integer = None
@@ -111,7 +118,7 @@ class Personalize:
 
     def _one(self) -> Result:
         from e4t.checkpoint import require_place
-        from e4t.manifest import portrait
+        from e4t.manifest import noted, portrait
 
         require_place(self.output)
         image, mask = _opened(self.image, self.mask)  # what cannot be read is refused before anything slow
@@ -120,7 +127,7 @@ class Personalize:
         config = self._config(pipe)
         if pipe.trained is None:
             get_console().print(f"no pre-trained domain: {config.steps} steps from the class word '{self.domain}'")
-        concept = tuned(pipe, image, mask, config)
+        concept = noted(tuned(pipe, image, mask, config), self.mask)
         if config.automatic:
             get_console().print(f"learned after {concept.steps} step{'s' if concept.steps > 1 else ''}")
         likeness = None
@@ -140,7 +147,7 @@ class Personalize:
         from e4t.manifest import personalize_many, read_entries
 
         if self.mask not in (None, "auto", "none"):
-            raise ConfigError("a mask is of one picture: of many, say which mask belongs to which in a manifest")
+            raise ConfigError("a mask is of one picture: of many, name each after its own (anna-mask.png for anna.jpg)")
         entries = read_entries(self.image, self.output, domain=self.domain, mask=self.mask)
         quiet()
         outcomes = []
@@ -171,9 +178,12 @@ class Personalize:
     def _pipeline(self, domain: str) -> E4TPipeline:
         from e4t.pipeline import E4TPipeline
 
+        options: dict[str, Any] = {"device": device_of(self.device), "dtype": dtype_of(self._dtype())}
+        options |= self.base_model.given()
+        if self.base is None and not is_domain(domain) and not Path(domain).exists():
+            hint = "'e4t info' lists what is shipped, and a class word needs --base MODEL"
+            raise CheckpointError(f"there is no domain folder '{domain}'; {hint}")
         with status("loading the model"):
-            options: dict[str, Any] = {"device": device_of(self.device), "dtype": dtype_of(self._dtype())}
-            options |= self.base_model.given()
             if self.base is None or is_domain(domain):
                 return E4TPipeline.from_pretrained(domain, base=self.base, **options)
             return E4TPipeline.from_base(self.base, class_word=domain, **options)
@@ -186,9 +196,11 @@ class Personalize:
         return config if config.memory is None else _fitted(pipe, config)
 
     def _dtype(self) -> str:
-        """As asked for; half precision where memory is said to be short."""
-        short = self.memory is not None and device_of(self.device).startswith("cuda")
-        return self.dtype or ("float16" if short else "float32")
+        """As asked for; half precision where memory is said to be short, and no other autocast is asked for."""
+        asked = set_values(PersonalizeConfig(), self.settings)
+        asked |= {name: value for name, value in self._given().items() if value is not None}
+        short = asked.get("memory") is not None and asked.get("mixed_precision", "fp16") == "fp16"
+        return self.dtype or ("float16" if short and device_of(self.device).startswith("cuda") else "float32")
 
     def _say(self, likeness: float, class_word: str) -> None:
         get_console().print(f"likeness about {likeness:.2f} (0: any {class_word}, 1: the picture itself)")
@@ -196,9 +208,9 @@ class Personalize:
             get_console().print("low: a closer crop, --mask, --steps 15 or e4t generate --strength 1.3 may help")
 
     def _given(self) -> dict[str, Any]:
-        names = ("steps", "batch_size", "learning_rate", "memory", "mixed_precision", "seed")
-        given = {name: getattr(self, name) for name in names}
-        return given | {"gradient_checkpointing": self.gradient_checkpointing or None}
+        names = ("steps", "batch_size", "accumulation", "learning_rate", "memory", "mixed_precision", "seed")
+        given = {name: getattr(self, name) for name in (*names, "gradient_checkpointing")}
+        return given | {"optimizer": optimizer_of(self.use_8bit_adam)}
 
 
 @dataclass(frozen=True)
@@ -210,20 +222,31 @@ class Replay:
     image: Annotated[Positional[Path], arg(metavar="IMAGE")]
     """The picture it was made from."""
     mask: Mask = None
-    """The mask it was made with: auto, none or FILE."""
+    """The mask it was made with: auto, none or FILE. Default: auto where that is what the concept was made with."""
+    dtype: OptionalDtype = None
+    """Number type of the model's weights. Default: the one that the concept was made with."""
     model: OfConcept = field(default_factory=ConceptOptions)
     json: Json = False
 
     def run(self) -> Result:
-        image, mask = _opened(self.image, self.mask)
+        from e4t.checkpoint import Concept
+
+        concept = Concept.load(self.concept)
+        framing = "auto" if concept.provenance.get("framing") == "auto" else None
+        image, mask = _opened(self.image, self.mask or framing)
         quiet()
-        concept, pipe = self.model.open(self.concept)
+        made = made_in(concept)
+        used = self.dtype or made or "float32"
+        pipe = self.model.pipeline(concept, self.concept, used)
         config = PersonalizeConfig.from_dict(concept.config).updated({"steps": concept.steps})
         again = tuned(pipe, image, mask, config)
         differences = concept.differences(again)
         inputs = [f"the {name} is another one" for name in ("image", "mask") if _differs(concept, again, name)]
+        if inputs and self.mask is None:
+            inputs.append("if it was made with --mask, give the same mask here")
         before, now = (c.provenance.get("versions", {}) for c in (concept, again))
         changed = [f"{name} {before.get(name)} then, {now[name]} now" for name in now if before.get(name) != now[name]]
+        changed += [f"weights in {made} then, in {used} now"] if made not in (None, used) else []
         rows = [f"{name} differs by {share:.2g} of its largest value" for name, share in sorted(differences.items())]
         lines = [*inputs, *changed, *rows] if rows else [*inputs, "the same, bit for bit"]
         return Result(lines, {"same": not rows, "inputs": inputs, "versions": changed, "differences": differences})
@@ -234,7 +257,8 @@ def _fitted(pipe: E4TPipeline, config: PersonalizeConfig) -> PersonalizeConfig:
     from e4t.memory import described, fitted, needed
 
     fit = fitted(pipe.model, config)
-    get_console().print(f"memory: {described(fit, needed(pipe.model, fit))}")
+    half = f", weights in {dtype}" if (dtype := str(pipe.backbone.dtype).removeprefix("torch.")) != "float32" else ""
+    get_console().print(f"memory: {described(fit, needed(pipe.model, fit))}{half}")
     return fit
 
 

@@ -16,6 +16,7 @@ from e4t.cli.options import (
     BaseOptions,
     Device,
     File,
+    Folder,
     Integer,
     Json,
     Many,
@@ -29,7 +30,6 @@ from e4t.cli.options import (
 from e4t.cli.terminal import device_of, progress_bar, quiet, require_extra, status
 from e4t.config import at_least
 from e4t.errors import ConfigError
-from e4t.sources import read_json
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Benchmark:
     """Where report.html, results.csv, results.json and the records go."""
     method: Annotated[Many[str], arg(metavar="NAME ...", help_behavior_hint="")] = ()
     """Some of the methods only."""
-    images: File = None
+    images: Folder = None
     """Your own concepts instead of drawn ones: a folder of pictures, and of folders with several pictures of one."""
     prompts: Annotated[Many[str], arg(metavar="PROMPT ...", help_behavior_hint="")] = ()
     """What your own concepts are drawn for, with S* in each."""
@@ -54,7 +54,7 @@ class Benchmark:
     """The CLIP that measures likeness: a folder or hub id. Default: the base's own, where it has a whole one."""
     faces: bool = False
     """Whether a face recogniser (dlib's, the extra faces) compares the faces in your own pictures too."""
-    domain_base: File = None
+    domain_base: Folder = None
     """A U-Net tuned on the domain's pictures (e4t.evaluation.domain_base), to start further methods from."""
     namespace: Text = None
     """Where drawn concepts come from: any word makes new ones. Default: held-out-2."""
@@ -74,6 +74,7 @@ class Benchmark:
         require_extra("benchmark", "cv2", "matplotlib", "peft", "resvg_py")
         from e4t.evaluation.benchmark import PLANS, compare
         from e4t.evaluation.contest import DrawnContest, OwnContest
+        from e4t.sources import read_json
 
         given = read_json(self.config) if self.config else {}
         plan = PLANS[self.size].updated(given)
@@ -129,7 +130,8 @@ class Evaluate:
     steps: Annotated[Many[int], arg(metavar="N ...", help_behavior_hint="")] = ()
     """Numbers of tuning steps to examine. Default: 0, 1, 5 and 15."""
     judge_folder: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """Another judge than the shipped one, which fills published tables; select by another."""
+    """Use this judge instead of the shipped one. Published tables use the shipped judge, so choose settings with
+    another."""
     base: OptionalBase = None
     """Another copy of the base model."""
     num_inference_steps: int = 25
@@ -137,7 +139,7 @@ class Evaluate:
     mask: bool = True
     """Give personalizing the drawing's mask."""
     seed: int = 0
-    """Of all pictures."""
+    """Seed of all pictures."""
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
     base_model: Reading = field(default_factory=BaseOptions)

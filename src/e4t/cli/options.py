@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, UseAppendAction, arg
+from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, UseAppendAction, arg
 
 _T = TypeVar("_T")
 Many = UseAppendAction[tuple[tuple[_T, ...], ...]]
@@ -27,6 +27,7 @@ StepsOrAuto = Annotated[
 ]
 BatchSize = Annotated[int | None, arg(aliases=["--train-batch-size"], metavar="N", help_behavior_hint="")]
 Accumulation = Annotated[int | None, arg(aliases=["--gradient-accumulation-steps"], metavar="N", help_behavior_hint="")]
+KeepStates = Annotated[int | None, arg(aliases=["--checkpoints-total-limit"], metavar="N", help_behavior_hint="")]
 Every = Annotated[int | None, arg(aliases=["--checkpointing-steps"], metavar="N", help_behavior_hint="")]
 Settings = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="NAME=VALUE", help_behavior_hint="")]
 Integer = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
@@ -34,6 +35,9 @@ Number = Annotated[float | None, arg(metavar="X", help_behavior_hint="")]
 Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
 ClassWord = Annotated[str | None, arg(aliases=["--initializer-token"], metavar="TEXT", help_behavior_hint="")]
 File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
+Folder = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")]
+Switch = Annotated[DisallowNone[bool | None], arg(help_behavior_hint="")]
+"""--name or --no-name; None, where neither is given, leaves what a domain or file of settings says."""
 Mask = Annotated[str | None, arg(metavar="auto|none|FILE", help_behavior_hint="")]
 Precision = Annotated[Literal["no", "fp16", "bf16"] | None, arg(metavar="{no,fp16,bf16}", help_behavior_hint="")]
 Device = Annotated[str, arg(metavar="NAME")]
@@ -48,6 +52,11 @@ def each(given: Sequence[Sequence[_T]]) -> tuple[_T, ...]:
     return tuple(chain.from_iterable(given))
 
 
+def optimizer_of(use_8bit_adam: bool | None) -> str | None:
+    """What ``--use-8bit-adam`` means as a setting; None where it was not given."""
+    return {True: "adamw8bit", False: "adamw", None: None}[use_8bit_adam]
+
+
 @dataclass(frozen=True)
 class BaseOptions:
     """How the base model is read, where its name alone does not say; docs/bases.md tells more."""
@@ -55,15 +64,15 @@ class BaseOptions:
     image_encoder: Text = None
     """A CLIP in transformers' format: a folder or hub id. Default: the domain's, the base's own, else ViT-H/14."""
     revision: Text = None
-    """Of a hub id: a branch, a tag or a commit."""
+    """Branch, tag or commit of a hub id."""
     variant: Text = None
-    """Of the weight files of a folder or hub id, e.g. fp16."""
+    """Which weight files of a folder or hub id are read, e.g. fp16."""
     layout: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None
     """For a single file of unusual shapes: a folder or hub id with its configs and tokenizer."""
     prediction_type: Annotated[
         Literal["epsilon", "v_prediction"] | None, arg(metavar="{epsilon,v_prediction}", help_behavior_hint="")
     ] = None
-    """Of a single file. Default: what it says, else epsilon for Stable Diffusion 1.x, and found by trying for 2.x."""
+    """What a single-file model predicts. Default: as it says, else epsilon for 1.x, and found by trying for 2.x."""
 
     def given(self) -> dict[str, str]:
         """As arguments of `Backbone.from_pretrained`."""

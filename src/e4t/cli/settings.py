@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from e4t.config import GenerateConfig, PersonalizeConfig, PretrainConfig
 from e4t.errors import ConfigError
@@ -14,41 +15,74 @@ Config = TypeVar("Config", PretrainConfig, PersonalizeConfig, GenerateConfig)
 
 
 def overridden(config: Config, pairs: Sequence[str], given: Mapping[str, Any]) -> Config:
-    """``config`` with ``NAME=VALUE`` pairs, and then with those of ``given`` that are not None."""
+    """``config`` with ``NAME=VALUE`` pairs, and on top of them those of ``given`` that are not None.
+
+    All of them at once, because some settings are allowed only together, whatever order they are given in.
+    """
+    return config.updated(
+        set_values(config, pairs) | {name: value for name, value in given.items() if value is not None}
+    )
+
+
+def set_values(config: Any, pairs: Sequence[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` pairs as a dictionary for ``config.updated``, of dictionaries where a name has dots."""
+    values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
             raise ConfigError(f"--set {pair} has no value; write --set {pair}=VALUE")
-        config = config.updated(_nested(config, name.strip().split("."), text.strip()))
-    return config.updated({name: value for name, value in given.items() if value is not None})
+        _put(values, config, name.strip().split("."), text.strip())
+    return values
 
 
-def _nested(config: Any, names: Sequence[str], text: str) -> dict[str, Any]:
-    current = getattr(config, names[0], None)
-    if len(names) > 1:
+def _put(values: dict[str, Any], config: Any, names: Sequence[str], text: str) -> None:
+    name, *deeper = names
+    current = getattr(config, name, None)
+    if deeper:
         if not hasattr(current, "updated"):
-            raise ConfigError(f"{names[0]!r} is no group of settings of {type(config).__name__}")
-        return {names[0]: _nested(current, names[1:], text)}
+            raise ConfigError(f"{name!r} is no group of settings of {type(config).__name__}")
+        _put(values.setdefault(name, {}), current, deeper, text)
+        return
     if hasattr(current, "updated"):
-        raise ConfigError(f"{names[0]!r} is a group of settings; write --set {names[0]}.NAME={text}")
-    return {names[0]: _value(names[0], text, current)}
+        raise ConfigError(f"{name!r} is a group of settings; write --set {name}.NAME={text}")
+    values[name] = _value(text, get_type_hints(type(config)).get(name, str))
 
 
-def _value(name: str, text: str, current: Any) -> Any:
-    """Text as the type of the value it replaces."""
-    try:
-        value = None if text.lower() == "none" else json.loads(text)
-    except json.JSONDecodeError:
-        value = text
-    if isinstance(current, tuple):
-        return tuple(part.strip() for part in text.split(",")) if not isinstance(value, list) else tuple(value)
-    allowed: tuple[type, ...] = {bool: (bool,), int: (int,), float: (float, int), str: (str,)}.get(type(current), ())
-    if allowed and (not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)):
-        raise ConfigError(f"{name} is {text!r}; it must be of the kind of {current!r}")
-    return value
+_SWITCHES = {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}
+
+
+def _value(text: str, hint: Any) -> Any:
+    """Text as a type hint says. What does not read as one stays text, for the configuration to understand or refuse."""
+    if isinstance(hint, UnionType):
+        if type(None) in get_args(hint) and text.lower() in ("none", "null"):
+            return None
+        values = (_value(text, kind) for kind in get_args(hint) if kind is not type(None))
+        return next((value for value in values if not isinstance(value, str)), _unquoted(text))
+    if get_origin(hint) is tuple:
+        return _values(text, get_args(hint)[0])
+    if hint is bool:
+        return _SWITCHES.get(text.lower(), text)
+    if hint in (int, float):
+        try:
+            return hint(text)
+        except ValueError:
+            return text
+    return _unquoted(text)
+
+
+def _values(text: str, hint: Any) -> tuple[Any, ...]:
+    """``0.8,1.0``, or as JSON and Python write it: ``["to_q", "to_k"]``."""
+    inner = text[1:-1].strip() if text[:1] + text[-1:] in ("[]", "()") else text
+    parts = inner.removesuffix(",").split(",") if inner or inner == text else []
+    return tuple(_value(part.strip(), hint) for part in parts)
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
 def read_sections(path: Path | None) -> dict[str, Any]:
+    """The sections of a settings file, each checked; nothing without a file."""
     if path is None:
         return {}
     try:

@@ -27,17 +27,18 @@ class Export:
     """A concept folder."""
     to: Literal["textual-inversion", "pipeline", "single-file", "diff", "lora-diffusers", "lora-kohya"]
     """textual-inversion: the bare word; pipeline: a diffusers folder; single-file: a checkpoint for web UIs;
-    diff: dense changes for AUTOMATIC1111 and ComfyUI; lora-...: an approximation of them."""
+    diff: dense changes for AUTOMATIC1111 and ComfyUI; lora-...: an approximation of them. The last four write the word
+    into a second, small file, which has to be loaded as well."""
     output: Annotated[Path, arg(aliases=["-o"], metavar="PATH")]
-    """The folder (pipeline) or .safetensors file to write."""
+    """The folder (pipeline) or .safetensors file to write; the file of the word is named after it."""
     token: Text = None
-    """What prompts will say. Default: the placeholder."""
+    """What prompts will say for the concept. Default: the placeholder, S*."""
     dtype: Annotated[Literal["float16", "float32"] | None, arg(metavar="{float16,float32}", help_behavior_hint="")] = (
         None
     )
-    """Of the written numbers. Default: float16, and the base's own for pipeline."""
+    """Number type of the written weights. Default: float16, and the base's own for pipeline."""
     rank: Integer = None
-    """Of a LoRA. Default: the smallest with 95 % of the identity and an error of at most 2 %."""
+    """Rank of the LoRA. Default: the smallest that keeps 95 % of the identity with an error of at most 2 %."""
     model: OfConcept = field(default_factory=ConceptOptions)
     json: Json = False
 
@@ -47,7 +48,7 @@ class Export:
 
         at_least("rank", self.rank, 1)
         quiet()
-        concept, pipe = self.model.open(self.concept)
+        concept, pipe = self.model.open(self.concept, "float32")
         options: dict[str, Any] = {"to": self.to, "token": self.token, "dtype": self.dtype, "rank": self.rank}
         try:
             with status(f"exporting to {self.to}"):
@@ -62,7 +63,8 @@ class Export:
         console.print(f"frozen word: cosine {report.similarity.cosine:.3f} with the live one")
         for note in report.notes:
             console.print(note)
-        return Result([report.path], asdict(report))
+        paths = [path for path in (report.path, report.embedding) if path is not None]
+        return Result(paths, {**asdict(report), "paths": paths})
 
     def _show(self, table: Sequence[LoraRow]) -> None:
         for row in table:
@@ -74,19 +76,15 @@ class Export:
 
 @dataclass(frozen=True)
 class Info:
-    """Say what a folder is, or how a picture was made; without a path, list what comes with the package."""
+    """Say what a folder or export is, or how a picture was made; without a path, list what comes with the package."""
 
     path: Annotated[Positional[str | None], arg(metavar="[PATH]", help_behavior_hint="")] = None
-    """A folder of a concept, domain or base model, the name of a shipped model, or a drawn picture."""
+    """Folder of a concept, domain or base model, name of a shipped model, drawn picture, or file by 'e4t export'."""
     json: Json = False
 
     def run(self) -> Result:
         if self.path is not None and Path(self.path).is_file():
-            from e4t.provenance import read_notes
-
-            made = read_notes(Path(self.path))
-            lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in made.items()]
-            return Result(lines, {"picture": made})
+            return self._of_a_file(Path(self.path))
         if self.path is None:
             kinds = {name: kind_of(folder) for name, folder in shipped().items()}
             return Result(
@@ -95,13 +93,25 @@ class Info:
         rows = description(shipped().get(self.path, Path(self.path)))
         return Result(describe(rows), {"folder": rows})
 
+    def _of_a_file(self, path: Path) -> Result:
+        if path.suffix.lower() == ".safetensors":
+            from e4t.export.labels import read_labels
+
+            said = read_labels(path)
+            return Result(describe(said), {"export": said})
+        from e4t.provenance import read_notes
+
+        made = read_notes(path)
+        lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in made.items()]
+        return Result(lines, {"picture": made})
+
 
 @dataclass(frozen=True)
 class Completion:
     """Print what makes a shell complete e4t's commands and options: source it, or put it where the shell looks."""
 
     shell: Annotated[Positional[Literal["bash", "zsh", "fish"]], arg(metavar="{bash,zsh,fish}")]
-    """bash: eval "$(e4t completion bash)" in .bashrc; docs/cli.md has the others."""
+    """bash: eval "$(e4t completion bash)" in .bashrc; docs/command-line.md says where zsh and fish look."""
     json: Json = False
 
     def run(self) -> Result:

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from e4t.errors import ConfigError
+from e4t.errors import ConfigError, install_extra
 
 if TYPE_CHECKING:
     from e4t.pipeline import E4TPipeline
@@ -89,12 +89,20 @@ def refuse(sentence: str, *, kind: str, exit_code: int = 2) -> int:
 
 
 _OTHERS = ("accelerate", "diffusers", "huggingface_hub", "torch", "transformers")
+_OWN = Path(__file__).parents[1]
 
 
 def show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
     """Our own warnings, as a line. What libraries say to each other is none of the user's business."""
-    if issubclass(category, UserWarning) and not set(Path(filename).parts) & set(_OTHERS):
+    if issubclass(category, UserWarning) and not _is_of_a_library(Path(filename)):
         get_console().print(f"warning: {' '.join(str(message).split())}", style="yellow")
+
+
+def _is_of_a_library(file: Path) -> bool:
+    """By its place below site-packages: the folders above may be called anything, such as ~/diffusers/photos."""
+    parts = file.parts
+    installed = max((place for place, part in enumerate(parts) if part.endswith("-packages")), default=-1)
+    return not file.is_relative_to(_OWN) and bool(set(parts[installed + 1 :]) & set(_OTHERS))
 
 
 @contextmanager
@@ -186,7 +194,7 @@ def require_extra(extra: str, *modules: str) -> None:
     """Raises ConfigError where a module that comes with an extra is not installed."""
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
-        raise ConfigError(f"this needs {missing[0]}: install the extra with pip install 'e4t[{extra}]'")
+        raise ConfigError(f"this needs {missing[0]}: {install_extra(extra)}")
 
 
 def dtype_of(name: str) -> Any:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from e4t.backbone import fingerprint_of, resolve
-from e4t.errors import ConfigError
+from e4t.errors import ConfigError, install_extra
 from e4t.tiny.architecture import load_clip
 
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -93,7 +93,7 @@ class Faces:
         """Raises ConfigError where the extra is not installed."""
         weights = find_spec("face_recognition_models")
         if find_spec("dlib") is None or weights is None or weights.origin is None:
-            raise ConfigError("telling faces apart needs dlib: install the extra with pip install 'e4t[faces]'")
+            raise ConfigError(f"telling faces apart needs dlib: {install_extra('faces')}")
         import dlib
 
         folder = Path(weights.origin).parent / "models"  # not imported: it asks for the long gone pkg_resources

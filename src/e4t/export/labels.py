@@ -6,7 +6,10 @@ import base64
 import json
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from e4t.config import PersonalizeConfig
+from e4t.errors import CheckpointError
 from e4t.export.places import MARK
 from e4t.export.probe import PROBE_STEPS
 from e4t.export.source import Source, is_sd1
@@ -70,6 +73,22 @@ def kohya_metadata(source: Source, *, rank: int | None = None) -> dict[str, str]
     if rank is not None:
         metadata |= {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
     return metadata
+
+
+def read_labels(path: Path) -> dict[str, str]:
+    """What a file that was exported here says of itself, without its thumbnail. Raises CheckpointError for another."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            said: dict[str, str] = opened.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"'{path}' cannot be read as a .safetensors file: {error}") from error
+    if MARK not in said:
+        raise CheckpointError(
+            f"'{path}' is no export of this package; 'e4t info' takes those, drawn pictures, and folders of a concept, "
+            "domain or base model"
+        )
+    kind = said.pop(MARK)
+    return {"export": kind, **{name: said[name] for name in sorted(said) if not name.endswith(".thumbnail")}}
 
 
 def _public_name(name: str) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
+from PIL import Image, ImageStat
 
 from e4t.errors import ConfigError, ImageError
-from e4t.images import MAX_BYTES, load_image
+from e4t.images import MAX_BYTES, load_image, load_mask
 from e4t.photos import Square, face_square, fitting_mask, subject_mask
 from e4t.web import prompts
 from e4t.web.framing import COUNTS, DOES_NOT, Crop, grown, painted, shown, strokes
@@ -21,6 +21,8 @@ CSS = Path(__file__).with_name("page.css")
 BRUSH = Path(__file__).with_name("brush.js")
 _IDLE_SECONDS = 3600  # after which a tab's concept is forgotten
 _NO_MASK, _FOUND_MASK, _OWN_MASK = "none", "find the subject", "a file of mine"
+_LIVE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite')"
+"""Script of an area whose changes screen readers say."""
 _OWN_SCHEDULER = "the model's own"
 _SCHEDULERS = (
     _OWN_SCHEDULER,
@@ -37,12 +39,12 @@ you can put them into any scene and style. Only with the consent of the people s
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _explained(*, learning: bool = False) -> Iterator[None]:
     """Refusals as a notice on the page."""
     try:
         yield
     except Exception as error:
-        sentence = explanation(error)
+        sentence = explanation(error, learning=learning)
         if sentence is None:
             raise
         raise gr.Error(sentence, duration=None) from error
@@ -106,6 +108,8 @@ def build(studio: Studio) -> Any:
     """The page on a studio, not served yet."""
     with gr.Blocks(title="e4t", analytics_enabled=False, delete_cache=(_IDLE_SECONDS, _IDLE_SECONDS)) as blocks:
         work = gr.State(None, time_to_live=_IDLE_SECONDS, delete_callback=_forget)
+        # pictures stay with their tab: the files that were sent go after an hour, also while the tab is in use
+        given = {"picture": gr.State(None), "own_mask": gr.State(None)}
         gr.Markdown(_WELCOME, elem_id="intro")
         with gr.Row():
             with gr.Column(min_width=320):
@@ -113,7 +117,7 @@ def build(studio: Studio) -> Any:
             with gr.Column(min_width=320):
                 parts |= _prompt(studio)
                 parts |= _shelf(studio)
-        parts["work"] = work
+        parts |= {"work": work, **given}
         _Events(studio, parts).bind(blocks)
     return blocks
 
@@ -131,6 +135,7 @@ def _picture(studio: Studio) -> dict[str, Any]:
         gr.Markdown(f"## 1. Your picture\nUp to {MAX_BYTES // 2**20} MB. One face, clearly seen, works best.")
         upload = gr.File(label="Drop a picture here", file_types=["image"], height=110, elem_id="upload")
         frame = gr.Image(label="What counts is bright", interactive=False, height=220, elem_id="frame", buttons=[])
+        counted = gr.HTML("", js_on_load=_LIVE, elem_id="counted", elem_classes="progress")
         domain = gr.Radio(list(studio.domains), value=studio.domains[0], label="What it shows (domain)")
         with gr.Accordion("Crop and mask", open=False, elem_id="framing"):
             face = gr.Button("Crop to the largest face", size="sm", elem_id="face")
@@ -151,6 +156,7 @@ def _picture(studio: Studio) -> dict[str, Any]:
     return {
         "upload": upload,
         "frame": frame,
+        "counted": counted,
         "domain": domain,
         "face": face,
         "size": size,
@@ -167,7 +173,7 @@ def _tuning() -> dict[str, Any]:
     with gr.Column(elem_classes="stage"):
         gr.Markdown("## 2. Personalize")
         start = gr.Button("Personalize", variant="primary", elem_id="personalize")
-        progress = gr.HTML("<p>No concept yet.</p>", elem_id="progress", elem_classes="progress")
+        progress = gr.HTML("<p>No concept yet.</p>", js_on_load=_LIVE, elem_id="progress", elem_classes="progress")
         with gr.Row():
             glimpse = gr.Image(
                 label="A quick look at this step", interactive=False, height=220, elem_id="glimpse", buttons=[]
@@ -194,12 +200,9 @@ def _prompt(studio: Studio) -> dict[str, Any]:
         style = gr.Radio(kinds, value=kinds[0], label="Style", elem_classes="chips", elem_id="style")
         place = gr.Radio(list(prompts.PLACES), value=prompts.NOWHERE, label="Place", elem_classes="chips")
         worn = gr.Radio(list(prompts.WORN), value=prompts.NOTHING, label="Wearing", elem_classes="chips")
-        text = gr.Textbox(
-            prompts.compose(kind.name, kind.placeholder, kinds[0], prompts.NOWHERE, prompts.NOTHING),
-            label=f"Prompt ({kind.placeholder} is the concept)",
-            max_length=500,
-            elem_id="prompt",
-        )
+        plain = prompts.compose(kind.name, kind.placeholder, kinds[0], prompts.NOWHERE, prompts.NOTHING)
+        text = gr.Textbox(plain, label=_prompt_label(kind.placeholder), max_length=500, elem_id="prompt")
+        composed = gr.State(plain)  # what the chips wrote last: anything else was typed
         with gr.Row():
             count = gr.Slider(1, MOST_PICTURES, 1, step=1, label="Pictures", elem_id="count")
             strength = gr.Slider(0, 1.5, 1, step=0.05, label="Strength")
@@ -222,6 +225,7 @@ def _prompt(studio: Studio) -> dict[str, Any]:
         "place": place,
         "worn": worn,
         "prompt": text,
+        "composed": composed,
         "negative": negative,
         "seed": seed,
         "randomise": randomise,
@@ -295,68 +299,90 @@ class _Events:
 
     # The picture
 
-    _FRAMING = ("upload", "size", "across", "down", "mask", "mask_file", "grow", "brush")
+    _FRAMING = ("picture", "size", "across", "down", "mask", "own_mask", "grow", "brush")
 
     def _bind_picture(self) -> None:
-        look = {"fn": self.look, "inputs": self._of(*self._FRAMING), "outputs": self._of("frame")}
+        look = {"fn": self.look, "inputs": self._of(*self._FRAMING), "outputs": self._of("frame", "counted")}
         quietly = {"show_progress": "hidden", "trigger_mode": "always_last"}
-        for name in self._FRAMING[1:-1]:
+        for name in ("size", "across", "down", "mask", "grow"):
             self.parts[name].change(**look, **quietly)
         self.parts["brush"].input(**look, **quietly)
         self.parts["upload"].change(
             self.unframed,
             None,
-            self._of("size", "across", "down", "mask_file", "grow", "brush"),
+            self._of("picture", "own_mask", "size", "across", "down", "mask", "mask_file", "grow", "brush"),
             **quietly,
-        ).then(**look, **quietly)
+        ).then(self.taken, self._of("upload"), self._of("picture"), **quietly).then(**look, **quietly)
+        self.parts["mask_file"].change(self.mask_taken, self._of("mask_file"), self._of("own_mask"), **quietly).then(
+            **look, **quietly
+        )
         self.parts["mask"].change(
             lambda kind: gr.update(visible=kind == _OWN_MASK), self._of("mask"), self._of("mask_file"), queue=False
         )
-        self.parts["face"].click(self.to_face, self._of("upload"), self._of("size", "across", "down"))
-        self.parts["domain"].change(
+        self.parts["face"].click(self.to_face, self._of("picture"), self._of("size", "across", "down"))
+        self.parts["domain"].input(
             self.in_domain,
-            self._of("domain"),
-            self._of("style", "prompt", "guidance"),
+            self._of("domain", "prompt", "composed"),
+            self._of(*self._PROMPTING),
             concurrency_id="model",
             concurrency_limit=1,
         )
 
     def unframed(self) -> tuple[Any, ...]:
-        """What was set for the last picture is not meant for the next."""
+        """What was set for the last picture is not meant for the next; nor is that picture there any more."""
         crop = Crop()
-        return crop.size, crop.across, crop.down, None, 0, ""
+        return None, None, crop.size, crop.across, crop.down, _NO_MASK, None, 0, ""
 
-    def look(self, upload: str | None, *framing: Any) -> Any:
-        """The picture with crop and mask drawn in."""
-        if upload is None:
-            return None
+    def taken(self, upload: str | None) -> Image.Image | None:
+        """The picture itself: its file is removed while the tab may still need it."""
         with _explained():
-            image = load_image(upload)
-            _, mask, square = _framed(image, *framing)
-            return shown(image, square, mask)
+            return load_image(upload) if upload is not None else None
 
-    def to_face(self, upload: str | None) -> tuple[float, float, float]:
+    def mask_taken(self, upload: str | None) -> Image.Image | None:
         with _explained():
-            image = load_image(_given(upload))
+            return load_mask(upload) if upload is not None else None
+
+    def look(self, picture: Image.Image | None, *framing: Any) -> tuple[Image.Image | None, str]:
+        """The picture with crop and mask drawn in, and how much of it counts in words."""
+        if picture is None:
+            return None, ""
+        with _explained():
+            _, mask, square = _framed(picture, *framing)
+            return shown(picture, square, mask), _share(square, mask)
+
+    def to_face(self, picture: Image.Image | None) -> tuple[float, float, float]:
+        with _explained():
+            image = _given(picture)
             square, notes = face_square(image)
             for note in notes:
                 gr.Warning(note)
             crop = Crop.around(square, image.size)
             return crop.size, crop.across, crop.down
 
-    def in_domain(self, domain: str) -> tuple[Any, ...]:
+    _PROMPTING = ("style", "place", "worn", "prompt", "composed", "guidance")
+
+    def in_domain(self, domain: str, prompt: str | None, composed: str) -> tuple[Any, ...]:
+        """The chips as at the start and the prompt they make; one that was typed stays."""
         with _explained():
             pipe = self.studio.pipe(domain)
-            kinds = prompts.styles_of(pipe.domain.name)
-            text = prompts.compose(
-                pipe.domain.name, pipe.domain.placeholder, kinds[0], prompts.NOWHERE, prompts.NOTHING
-            )
-            return gr.update(choices=kinds, value=kinds[0]), text, pipe.generate_config.guidance_scale
+            kinds, placeholder = prompts.styles_of(pipe.domain.name), pipe.domain.placeholder
+            plain = prompts.compose(pipe.domain.name, placeholder, kinds[0], prompts.NOWHERE, prompts.NOTHING)
+            typed = (prompt or "").strip() not in ("", composed)
+            text = gr.update(label=_prompt_label(placeholder), **({} if typed else {"value": plain}))
+            style, guidance = gr.update(choices=kinds, value=kinds[0]), pipe.generate_config.guidance_scale
+            return style, prompts.NOWHERE, prompts.NOTHING, text, plain, guidance
 
     # Tuning
 
     def _bind_tuning(self) -> None:
         start = self.parts["start"].click(
+            lambda: ("<p>Waiting for the model …</p>", gr.update(interactive=False)),  # at once, however long it takes
+            None,
+            self._of("progress", "start"),
+            queue=False,
+            show_progress="hidden",
+        )
+        learning = start.then(
             self.personalize,
             self._of("domain", "work", *self._FRAMING),
             self._of("progress", "glimpse", "step", "start", "work"),
@@ -364,7 +390,7 @@ class _Events:
             concurrency_limit=1,
             show_progress="hidden",
         )
-        start.failure(
+        learning.failure(
             lambda: (gr.update(interactive=True), "<p>Nothing was learned.</p>"),
             None,
             self._of("start", "progress"),
@@ -375,11 +401,10 @@ class _Events:
         )
 
     def personalize(
-        self, domain: str, old: Work | None, upload: str | None, *framing: Any
+        self, domain: str, old: Work | None, given: Image.Image | None, *framing: Any
     ) -> Iterator[tuple[Any, ...]]:
-        with _explained():
-            picture, mask, _ = _framed(load_image(_given(upload)), *framing)
-            yield "<p>Waiting for the model …</p>", gr.skip(), gr.skip(), gr.update(interactive=False), gr.skip()
+        with _explained(learning=True):
+            picture, mask, _ = _framed(_given(given), *framing)
             for moment in self.studio.personalize(domain, picture, mask):
                 work = moment.work
                 if work is None:
@@ -403,7 +428,7 @@ class _Events:
             self.parts[name].input(
                 self.composed,
                 self._of("domain", "style", "place", "worn"),
-                self._of("prompt"),
+                self._of("prompt", "composed"),
                 show_progress="hidden",
             )
         self.parts["compare"].change(
@@ -420,10 +445,12 @@ class _Events:
         self.parts["draw"].click(**arguments)
         self.parts["prompt"].submit(**arguments)
 
-    def composed(self, domain: str, style: str, place: str, worn: str) -> str:
+    def composed(self, domain: str, style: str, place: str, worn: str) -> tuple[str, str]:
+        """The prompt of the chips, and the same to know it by."""
         with _explained():
             kind = self.studio.pipe(domain).domain
-            return prompts.compose(kind.name, kind.placeholder, style, place, worn)
+            text = prompts.compose(kind.name, kind.placeholder, style, place, worn)
+            return text, text
 
     def draw(
         self,
@@ -442,6 +469,7 @@ class _Events:
     ) -> tuple[Any, ...]:
         with _explained():
             work = _in_work(work)
+            _require_same(work.domain, domain)
             chosen = random_seed() if randomise or seed is None else int(seed)
             request = Request(
                 prompt or "",  # a field that was never typed into can be None
@@ -466,8 +494,8 @@ class _Events:
         self.parts["saved"].select(self.pick, None, self._of("chosen"), show_progress="hidden")
         self.parts["reopen"].click(
             self.reopen,
-            self._of("chosen", "work"),
-            self._of("work", "step", "glimpse", "progress", "domain"),
+            self._of("chosen", "work", "domain", "prompt", "composed"),
+            self._of("work", "step", "glimpse", "progress", "domain", *self._PROMPTING),
             concurrency_id="model",
             concurrency_limit=1,
             **hidden,
@@ -494,7 +522,9 @@ class _Events:
     def pick(self, event: gr.SelectData) -> str:
         return str(event.value["caption"])  # what this tab shows; another may have changed the shelf since
 
-    def reopen(self, name: str | None, old: Work | None) -> tuple[Any, ...]:
+    def reopen(
+        self, name: str | None, old: Work | None, domain: str, prompt: str | None, composed: str
+    ) -> tuple[Any, ...]:
         with _explained():
             work = self.studio.reopen(_chosen(name))
             if old is not None:
@@ -502,7 +532,10 @@ class _Events:
             glimpse = str(next(iter(work.glimpses.values()))) if work.glimpses else None
             said = f"<p>Reopened: {work.name}, after {work.best} steps.</p>"
             most = max(MOST_STEPS, work.best)
-            return work, gr.update(value=work.best, maximum=most, interactive=False), glimpse, said, work.domain
+            same = work.domain == domain
+            prompting = [gr.skip()] * len(self._PROMPTING) if same else self.in_domain(work.domain, prompt, composed)
+            step = gr.update(value=work.best, maximum=most, interactive=False)
+            return work, step, glimpse, said, work.domain, *prompting
 
     def delete(self, name: str | None, sure: bool) -> tuple[Any, ...]:
         with _explained():
@@ -527,7 +560,7 @@ def _framed(
     across: float,
     down: float,
     kind: str,
-    mask_file: str | None,
+    own_mask: Image.Image | None,
     grow: float,
     brush: str | None,
 ) -> tuple[Image.Image, Image.Image | None, Square]:
@@ -539,8 +572,8 @@ def _framed(
         mask = subject_mask(picture)
         if mask is None:
             gr.Warning("the subject does not stand out from its surroundings; the whole crop counts")
-    elif kind == _OWN_MASK and mask_file is not None:
-        mask = fitting_mask(mask_file, image).crop(square.box)
+    elif kind == _OWN_MASK and own_mask is not None:
+        mask = fitting_mask(own_mask, image).crop(square.box)
     if mask is not None:
         mask = grown(mask, grow)
     layer = strokes(brush)
@@ -549,10 +582,29 @@ def _framed(
     return picture, mask, square
 
 
-def _given(upload: str | None) -> str:
-    if upload is None:
+def _share(square: Square, mask: Image.Image | None) -> str:
+    """What the picture shows by its brightness, for those who do not see it."""
+    counts = "all of it counts" if mask is None else f"{ImageStat.Stat(mask).mean[0] / 255:.0%} of it counts"
+    return f"<p>The crop is {square.side} × {square.side} pixels; {counts}.</p>"
+
+
+def _given(picture: Image.Image | None) -> Image.Image:
+    if picture is None:
         raise ImageError("there is no picture yet; drop one into the first field")
-    return upload
+    return picture
+
+
+def _prompt_label(placeholder: str) -> str:
+    return f"Prompt ({placeholder} is the concept)"
+
+
+def _require_same(concept: str, chosen: str) -> None:
+    """The prompt's chips are those of the chosen domain."""
+    if concept != chosen:
+        raise ConfigError(
+            f"the concept in work is of the domain '{concept}', but '{chosen}' is chosen; choose '{concept}' to draw "
+            "it, or press Personalize to learn the picture anew"
+        )
 
 
 def _in_work(work: Work | None) -> Work:
@@ -572,4 +624,5 @@ def _bar(moment: Moment) -> str:
     loss = f" · loss {moment.loss:.3f}" if moment.loss is not None else ""
     left = f" · {moment.seconds_left:.0f} s left" if moment.work is None else " · done"
     text = f"Step {moment.number} of {moment.total}{loss}{left}"
-    return f'<p>{text}</p><progress max="{moment.total}" value="{moment.number}">{text}</progress>'
+    bar = f'<progress aria-label="Tuning steps" max="{moment.total}" value="{moment.number}">{text}</progress>'
+    return f"<p>{text}</p>{bar}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -19,6 +20,13 @@ class Shelf:
 
     folder: Path
     remember: Callable[[Path, str], None]
+
+    def require_place(self) -> None:
+        """Raise CheckpointError where no concept could be saved, before anybody has worked on one."""
+        there = next(path for path in (self.folder.absolute(), *self.folder.absolute().parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            why = f"there is no permission to write in '{there}'" if there.is_dir() else f"'{there}' is a file"
+            raise CheckpointError(f"no concept could be saved in '{self.folder}': {why}; choose another --concepts")
 
     def names(self) -> list[str]:
         if not self.folder.is_dir():

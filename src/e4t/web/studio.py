@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import queue
 import re
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -22,6 +22,7 @@ from e4t.config import GenerateConfig
 from e4t.errors import ConfigError, E4TError, MismatchError, out_of_memory
 from e4t.export import export
 from e4t.provenance import drawing, picture_notes
+from e4t.web.scratch import Scratch
 from e4t.web.shelf import Shelf
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 MOST_STEPS = 15
 MOST_PICTURES = 8
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # the disk, or the user's share of it
 EXPORTS = ("textual-inversion", "diff", "lora-diffusers", "lora-kohya", "single-file")
 """Formats that are one file; `e4t export` also writes a folder."""
 
@@ -104,7 +106,7 @@ class Studio:
         self._turn = threading.Lock()  # of whoever changes or uses the models' weights
         self._loading = threading.Lock()
         self._keeping = threading.Lock()  # of whoever puts something on the shelf
-        self._scratch = tempfile.TemporaryDirectory(prefix="e4t-web-")
+        self._scratch = Scratch()
 
     def pipe(self, domain: str) -> E4TPipeline:
         if domain not in self.domains:
@@ -115,8 +117,14 @@ class Studio:
                     self._pipes[domain] = self._load(domain)
             return self._pipes[domain]
 
+    @property
+    def uploads(self) -> Path:
+        """A folder for what browsers send; it goes when the studio is closed."""
+        return self._scratch.uploads
+
     def close(self) -> None:
-        self._scratch.cleanup()
+        """Remove everything temporary. Threads that are still at work write nothing any more."""
+        self._scratch.close()
 
     # Personalizing
 
@@ -128,7 +136,7 @@ class Studio:
         The work is done by a thread of its own: where nobody listens any more, as when a tab is closed half way, it
         ends after the step it is at, leaves the models as they were, and nothing of it is kept.
         """
-        folder = self._folder()
+        folder = self._scratch.new_folder()
         moments = self._moments(folder, domain, picture, mask, seed)
         yield from _by_a_thread(moments, forget=partial(_remove, folder))
 
@@ -152,18 +160,15 @@ class Studio:
             for step in run:
                 assert step.concept is not None
                 glimpse = pipe.glimpse(step.concept, prompt)
-                steps[step.number] = step.concept.with_preview(glimpse).save(folder / f"step-{step.number:02d}")
                 glimpses[step.number] = folder / f"glimpse-{step.number:02d}.png"
-                glimpse.save(glimpses[step.number])
+                with self._scratch.writing():
+                    steps[step.number] = step.concept.with_preview(glimpse).save(folder / f"step-{step.number:02d}")
+                    glimpse.save(glimpses[step.number])
                 last = step.number == step.total_steps
                 work = Work(folder, domain, "unsaved", pipe.domain.placeholder, steps, best, glimpses) if last else None
                 left = (time.perf_counter() - began) / (step.number + 1) * (step.total_steps - step.number)
                 loss = step.training.loss if step.training else None
                 yield Moment(step.number, step.total_steps, glimpses[step.number], loss, left, work)
-
-    def _folder(self, work: Work | None = None) -> Path:
-        """A new one; within a work's it goes when the work does."""
-        return Path(tempfile.mkdtemp(dir=work.folder if work else self._scratch.name))
 
     # Drawing
 
@@ -176,7 +181,7 @@ class Studio:
         with self._turn:
             drawn = pipe(request.prompt, concept=concept, negative_prompt=negative, config=settings)
             scheduler = settings.scheduler or type(pipe.stock.scheduler).__name__
-        folder = self._folder(work)
+        folder = self._scratch.new_folder(work.folder)
         paths = []
         for image, seed in zip(drawn.images, drawn.seeds, strict=True):
             made = drawing(
@@ -193,7 +198,8 @@ class Studio:
             )
             stem = "-".join(re.findall(r"\w+", request.prompt.lower()))[:60] or "picture"
             paths.append(folder / f"{stem}-{seed}{'' if concept else '-without'}.png")
-            image.save(paths[-1], pnginfo=picture_notes(made))
+            with self._scratch.writing():
+                image.save(paths[-1], pnginfo=picture_notes(made))
         return paths
 
     # Keeping
@@ -212,8 +218,9 @@ class Studio:
         """A saved concept, copied, so that deleting it elsewhere takes nothing away from this tab."""
         concept = Concept.load(self.shelf.path(name))
         domain = self._domain_of(concept)
-        folder = self._folder()
-        step = concept.save(folder / f"step-{concept.steps:02d}")
+        folder = self._scratch.new_folder()
+        with self._scratch.writing():
+            step = concept.save(folder / f"step-{concept.steps:02d}")
         placeholder = concept.domain.placeholder
         return Work(folder, domain, name, placeholder, {concept.steps: step}, concept.steps, _preview(step, concept))
 
@@ -225,6 +232,8 @@ class Studio:
             except MismatchError:
                 continue
             return domain
+        if concept.domain_id is None:
+            raise MismatchError("the concept was made without a pre-trained domain; draw it with 'e4t generate'")
         raise MismatchError(
             f"the concept belongs to the domain '{concept.domain.name}' ({concept.domain_id}), which this page does "
             "not have; start it with e4t web --domain FOLDER"
@@ -233,14 +242,15 @@ class Studio:
     def export(self, work: Work, step: int, to: str) -> tuple[list[Path], list[str]]:
         """Files for other programs, or ("concept") the folder as a zip; and what there is to say about them."""
         concept = work.concept(step)
-        place = self._folder(work)
+        place = self._scratch.new_folder(work.folder)
         if to == "concept":
             folder = work.steps[work.nearest(step)]
-            return [Path(shutil.make_archive(str(place / work.name), "zip", folder))], []
+            with self._scratch.writing():
+                return [Path(shutil.make_archive(str(place / work.name), "zip", folder))], []
         if to not in EXPORTS:
             raise ConfigError(f"the page does not export to {to[:40]!r}; it can {', '.join(('concept', *EXPORTS))}")
         pipe = self.pipe(work.domain)
-        with self._turn:
+        with self._turn, self._scratch.filling():
             report = export(pipe, concept, place / f"{work.name}.safetensors", to=to)
         notes = [f"keeps {report.kept:.0%} of the concept"] if report.kept is not None else []
         return sorted(path for path in place.rglob("*") if path.is_file()), [*notes, *report.notes]
@@ -286,12 +296,18 @@ def _by_a_thread(moments: Generator[Moment, None, None], forget: Callable[[], No
         raise
 
 
-def explanation(error: Exception) -> str | None:
-    """What to tell the user, if they can put it right; None for a fault of ours."""
+def explanation(error: Exception, *, learning: bool = False) -> str | None:
+    """What to tell the user, if they can put it right; None for a fault of ours. ``learning``: not while drawing."""
     if isinstance(error, E4TError):
         return str(error)
     if out_of_memory(error):
-        return "the device ran out of memory; draw fewer pictures at a time"
+        advice = "close other programs, or use 'e4t personalize --memory auto' and reopen the concept here"
+        return f"the device ran out of memory; {advice if learning else 'draw fewer pictures at a time'}"
+    if isinstance(error, OSError):
+        if error.errno in _FULL:
+            return "the disk is full; make room and try again"
+        name = f" '{error.filename}'" if error.filename else ""
+        return f"a file{name} could not be read or written ({error.strerror or error})"
     return None
 
 
