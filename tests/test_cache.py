@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bases import save_folder
 from conftest import build_backbone
@@ -111,6 +111,107 @@ def test_it_goes_on_where_it_was(make_backbone, image_folder, tmp_path):
         written(image_folder, backbone, tmp_path / "half", views=3)
     with pytest.raises(DataError, match="is not empty and no cache"):
         written(image_folder, backbone, image_folder)
+
+
+def test_what_cannot_be_reached_is_not_written_as_done(make_backbone, tmp_path):
+    pytest.importorskip("webdataset")
+    shards = write_shards(tmp_path / "shards", (2, 3, 1))
+    source, away = f"{tmp_path}/shards/{{000..002}}.tar", tmp_path / "away.tar"
+    backbone = make_backbone()
+    written(source, backbone, tmp_path / "whole")
+    shards[1].rename(away)
+    with pytest.raises(
+        DataError, match=r"1 shards of .* could not be read here and now, the first because '.*001.tar'"
+    ):
+        written(source, backbone, tmp_path / "cache")
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [
+        "00000.safetensors", "00002.safetensors", "begun.json",
+    ]  # fmt: skip
+    away.rename(shards[1])
+    written(source, backbone, tmp_path / "cache")
+    assert (tmp_path / "cache" / "index.json").read_bytes() == (tmp_path / "whole" / "index.json").read_bytes()
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(make_backbone, image_folder, tmp_path):
+    backbone, output = make_backbone(), tmp_path / "cache"
+    output.mkdir()
+    (output / ".begun.json.0123abcd.new").write_text("{")
+    (output / "mine.new").write_text("mine")
+    with pytest.raises(DataError, match="is not empty and no cache"):
+        written(image_folder, backbone, output)
+    with pytest.raises(DataError, match="is not empty and no cache"):  # whichever of several processes looks
+        written(image_folder, backbone, output, Processes(1, 2))
+    assert (output / ".begun.json.0123abcd.new").exists()
+    (output / "mine.new").unlink()
+    written(image_folder, backbone, output)
+    assert sorted(path.name for path in output.iterdir()) == [*(f"0000{n}.safetensors" for n in range(3)), "index.json"]
+
+
+def test_a_full_disk_leaves_a_folder_that_can_be_gone_on_with(make_backbone, image_folder, tmp_path):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    backbone = make_backbone()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(DataError, match=r"begun.json' cannot be written \("):
+            written(image_folder, backbone, tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "cache").iterdir()) == []
+    written(image_folder, backbone, tmp_path / "cache")
+
+
+@pytest.fixture
+def small_cache(tmp_path):
+    """Two rows of nothing, and a function that changes the index, the tensors and the captions."""
+    whole = {"mean": torch.zeros(2, 4, 2, 2), "std": torch.zeros(2, 4, 2, 2), "features": torch.zeros(2, 3, 8)}
+    pictures = {"resolution": 16, "crop_scale": [1.0, 1.0], "flip": False, "color_jitter": 0.0}
+    base = {"name": "a", "fingerprint": "b", "image_encoder": None}
+    index = {
+        "kind": "cache", "format_version": 1, "base": base, "vae": {}, "image_encoder": {}, "pictures": pictures,
+        "views": 1, "layer_stride": 2, "shards": [{"file": "0.safetensors", "rows": 2, "skipped": 0}],
+    }  # fmt: skip
+
+    def read(changed=(), tensors=whole, captions="[null, null]"):
+        metadata = {"rows": "2", "skipped": "0", "captions": captions}
+        save_file(dict(tensors), tmp_path / "0.safetensors", metadata=metadata)
+        (tmp_path / "index.json").write_text(json.dumps(index | dict(changed)))
+        return CachedData(tmp_path, seed=0).at([0, 1, 2], layer_stride=2)
+
+    return read
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"views": 0}, {"views": -1}, {"views": 3}, {"views": float("inf")}, {"views": "1"}, {"layer_stride": 0},
+        {"shards": []}, {"shards": {"a": 1}}, {"shards": [{"file": "0.safetensors", "rows": -2}]},
+        {"shards": [{"file": 5, "rows": 2}]}, {"base": "x"}, {"base": [1]}, {"base": {"name": "a"}},
+        {"pictures": {}}, {"pictures": 5}, {"vae": 5}, {"image_encoder": [1]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_broken_index_is_one_sentence(small_cache, changed):
+    assert len(small_cache().captions) == 3
+    with pytest.raises(DataError) as error:
+        small_cache(changed)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "captions"),
+    [
+        (None, "x"), (None, "[null]"), (None, "[1, 2]"), (None, "{}"), (None, "[" * 100_000), ({}, "[null, null]"),
+        ({"mean": (2, 4, 2, 2), "std": (2, 4, 2, 2)}, "[null, null]"),
+        ({"mean": (2, 4, 2, 2), "std": (2, 4, 2, 2), "features": (1, 3, 8)}, "[null, null]"),
+        ({"mean": (2, 4, 2, 2), "std": (2, 4, 2, 1), "features": (2, 3, 8)}, "[null, null]"),
+        ({"mean": (2,), "std": (2,), "features": (2,)}, "[null, null]"),
+    ],
+)  # fmt: skip
+def test_a_broken_shard_is_one_sentence(small_cache, tensors, captions):
+    given = {} if tensors is None else {"tensors": {name: torch.zeros(shape) for name, shape in tensors.items()}}
+    with pytest.raises(DataError, match=r"0.safetensors' is missing, cut or damaged \("):
+        small_cache(captions=captions, **given)
 
 
 def test_what_does_not_fit_is_one_sentence(make_backbone, image_folder, tmp_path):

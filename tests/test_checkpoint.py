@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from e4t.checkpoint import (
     BaseModel,
@@ -15,6 +16,7 @@ from e4t.checkpoint import (
     TrainingState,
     load_optimizer_tensors,
     optimizer_tensors,
+    require_place,
 )
 from e4t.config import BaseConfig, EncoderConfig, OffsetsConfig
 from e4t.domain import Domain
@@ -124,6 +126,65 @@ def test_foreign_folder_is_not_overwritten(concept, tmp_path):
         concept.save(tmp_path / "photos")
     assert (tmp_path / "photos" / "holiday.jpg").read_bytes() == b"dear"
     assert files(tmp_path) == ["photos"]
+
+
+def test_only_a_folder_of_the_same_kind_is_written_over(concept, trained, tmp_path):
+    domain = trained.save(tmp_path / "face")
+    (domain / "notes.txt").write_text("dear")
+    clip = tmp_path / "clip"
+    clip.mkdir()
+    (clip / "config.json").write_text('{"architectures": ["CLIPModel"]}')
+    (clip / "model.safetensors").write_bytes(b"dear")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for folder, what in (
+        (domain, "exists and is no concept folder: it is a domain folder; choose another"),
+        (clip, "exists and is no concept folder; choose another"),
+        (broken, "config.json' cannot be read"),
+    ):
+        for refused in (lambda at: require_place(at, "concept"), concept.save):
+            with pytest.raises(CheckpointError, match=what):
+                refused(folder)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    with pytest.raises(CheckpointError, match="is no domain folder: it is a concept folder"):
+        require_place(concept.save(tmp_path / "anna"))
+    require_place(domain)
+    require_place(tmp_path / "anna", "concept")
+    trained.save(domain)
+    assert (domain / "notes.txt").read_text() == "dear"
+
+
+def test_where_a_folder_cannot_be_exchanged_is_known_at_once(concept, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in (".", "/"):
+        for refused in (require_place, concept.save):
+            with pytest.raises(CheckpointError, match="is the folder this runs in, or a whole disk"):
+                refused(place)
+    assert files(tmp_path) == []
+
+
+def test_cards_name_no_place_on_a_disk_and_any_path_can_be_written(concept, trained, tmp_path):
+    known = {"owner/model": "owner/model", "../clients/secret/sd15": "sd15", "models\\sd\udcff15": "sd?15"}
+    for made in (concept, trained):
+        for name, shown in known.items():
+            base = dataclasses.replace(made.base, name=name)
+            folder = dataclasses.replace(made, base=base).save(tmp_path / type(made).__name__)
+            card = (folder / "README.md").read_text(encoding="utf-8")
+            assert card.count(f"base_model: {shown}\n") == card.count(f"`{shown}`") == 1
+            assert type(made).load(folder).base.name == name
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64, torch.int32])
+def test_numbers_that_are_no_floats_are_one_sentence(concept, tmp_path, dtype):
+    folder = concept.save(tmp_path / "anna")
+    save_file({name: tensor.to(dtype) for name, tensor in concept.tensors.items()}, folder / "concept.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    del config["weights_sha256"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="not a float of 16 bits or more"):
+        Concept.load(folder)
 
 
 def test_optimizer_round_trip(tmp_path):

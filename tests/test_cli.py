@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -20,11 +21,11 @@ from PIL.PngImagePlugin import PngInfo
 from bases import save_single_file
 from conftest import build_backbone
 from e4t import cli, demo, photos
-from e4t.cli import drawing, learning, settings, terminal
+from e4t.cli import drawing, folders, learning, settings, terminal
 from e4t.cli.domains import Pretrain
 from e4t.cli.options import each
 from e4t.config import GenerateConfig, PersonalizeConfig, PretrainConfig
-from e4t.errors import ConfigError
+from e4t.errors import CheckpointError, ConfigError
 from e4t.manifest import read_entries
 
 RNG = np.random.default_rng(0)
@@ -453,6 +454,74 @@ def test_info_says_what_it_takes_where_it_cannot_tell(
     assert "there is nothing there" in capsys.readouterr().err
 
 
+def test_info_shows_what_a_file_says_and_obeys_none_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Control characters would move the cursor or set a title, and halves of characters cannot be printed."""
+    notes = PngInfo()
+    notes.add_itxt("e4t", '{"prompt": "\\ud800 \u00fc", "\\u001b[2Jx": "\\u009b2J"}')
+    Image.new("RGB", (4, 4)).save(tmp_path / "odd.png", pnginfo=notes)
+    (tmp_path / "odd").mkdir()
+    config = {"kind": "concept", "domain": {"name": "\x1b]0;title\x07", "class_word": "\ud800"}}
+    (tmp_path / "odd" / "config.json").write_text(json.dumps(config))
+    for name, shown in (("odd.png", 'prompt: "\\ud800 ü"\n\\x1b[2Jx: "\\x9b2J"'), ("odd", "\\x1b]0;title\\x07")):
+        assert cli.main(["info", str(tmp_path / name)]) == 0
+        out = capsys.readouterr().out
+        assert shown in out
+        assert not set(out) & {"\x1b", "\x9b", "\x07"}
+        assert cli.main(["info", str(tmp_path / name), "--json"]) == 0
+        out = capsys.readouterr().out
+        assert "\\ud800" in out
+        assert json.loads(out)["event"] == "result"
+    assert cli.main(["info", str(tmp_path / "\x1b[2J")]) == 2
+    assert "\\x1b[2J" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "says"), [("--crop-scale 1 2", "crop_scale is"), ("--resolution 0", "resolution is 0")]
+)
+def test_views_that_no_picture_has_are_refused_at_once(
+    option: str, says: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["cache", str(pictures), "--base", "nowhere", "--output", str(tmp_path / "cache"), *option.split()]
+    assert cli.main(command) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("noted", [b"\xff\xfe", b"nowhere", b"a\0b"])
+def test_a_note_of_the_domain_that_leads_nowhere_is_one_sentence(tmp_path: Path, noted: bytes) -> None:
+    (tmp_path / "domain.txt").write_bytes(noted)
+    with pytest.raises(CheckpointError, match=r"\(id x\) is not at hand; say where with --domain"):
+        folders.find_domain(tmp_path, "x")
+
+
+def test_the_way_to_a_domain_is_noted_for_every_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    concept, domain = tmp_path / "made" / "anna", tmp_path / "domains" / "f\udcffce"
+    concept.mkdir(parents=True)
+    domain.mkdir(parents=True)
+    folders.remember_domain(concept, str(domain))
+    assert (concept / "domain.txt").read_bytes() == b"../../domains/f\xffce\n"
+    assert folders.find_domain(concept, "x") == str(domain)
+
+    def drives(end: Path, start: Path) -> str:
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr(os.path, "relpath", drives)
+    folders.remember_domain(concept, str(domain))
+    assert folders.find_domain(concept, "x") == str(domain)
+
+
+def test_a_concept_never_takes_the_place_of_a_domain(
+    domain: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "face"
+    shutil.copytree(domain, mine)
+    (mine / "notes.txt").write_text("dear")
+    before = {path.name: path.read_bytes() for path in mine.iterdir()}
+    assert cli.main(["personalize", str(mine), str(pictures / "0.png"), "-o", str(mine)]) == 2
+    assert "it is a domain folder; choose another place" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
+
+
 def test_generate_is_repeatable_and_the_seed_counts(concept: Path, tmp_path: Path) -> None:
     def drawn(seed: int, folder: str) -> bytes:
         command = ["generate", str(concept), "S*", "--num-inference-steps", "1", "--seed", str(seed)]
@@ -466,8 +535,6 @@ def test_generate_is_repeatable_and_the_seed_counts(concept: Path, tmp_path: Pat
 def test_a_moved_domain_is_asked_for(
     concept: Path, domain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     moved = tmp_path / "deeper" / "anna"
     shutil.copytree(concept, moved)
     command = ["generate", str(moved), "S*", "--num-inference-steps", "1", "--output", str(tmp_path)]
@@ -721,6 +788,21 @@ def test_a_failure_among_many_is_one_sentence_for_people(
     assert err.count("not a picture") == 1
 
 
+def test_of_many_pictures_one_whose_place_is_taken_is_not_tuned(
+    domain: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The place is looked at before the tuning, which this one would end."""
+    (tmp_path / "out" / "0").mkdir(parents=True)
+    (tmp_path / "out" / "0" / "thesis.txt").write_text("years of work")
+    (tmp_path / "m.jsonl").write_text(json.dumps({"image": str(pictures / "0.png")}))
+    monkeypatch.setattr("e4t.pipeline.E4TPipeline.personalize_steps", lambda *_, **__: pytest.fail("it was tuned"))
+    command = ["personalize", str(domain), str(tmp_path / "m.jsonl"), "-o", str(tmp_path / "out"), "--json"]
+    assert cli.main(command) == 1
+    (told,) = events(capsys)[-1]["outcomes"]
+    assert told["status"] == "failed"
+    assert "exists and is no concept folder; choose another place" in told["error"]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
@@ -736,6 +818,8 @@ def test_a_failure_among_many_is_one_sentence_for_people(
         ("m.csv", "image\n", "no pictures"),
         ("m.csv", "image,image\na.png,b.png", "a name of its own"),
         ("m.jsonl", "[" * 100_000, "line 1 is not JSON"),
+        ("m.csv", f"image,steps\na.png,{'[' * 100_000}", "steps is '[[["),
+        ("m.jsonl", '{"image": "a.png", "name": "Anna"}\n{"image": "b.png", "name": "anna"}', "would both write"),
         ("m.csv", None, "no manifest"),
     ],
 )

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from e4t.data import ImageData, square_mask, square_pixels
-from e4t.errors import DataError
+from e4t.errors import ConfigError, DataError
 
 
 def data(source, **options):
@@ -23,6 +23,14 @@ def test_views_follow_from_seed_and_position(image_folder):
     assert first.target.shape == (3, 3, 8, 8)
     assert first.reference.abs().max() <= 1
     assert not torch.equal(first.target, data(image_folder, seed=1).views(7, 3).target)
+
+
+@pytest.mark.parametrize(
+    "odd", [{"crop_scale": (1.0, 2.0)}, {"crop_scale": (0.0, 0.0)}, {"crop_scale": (0.9, 0.8)}, {"resolution": 0}]
+)
+def test_views_that_no_picture_has_are_refused(image_folder, odd):
+    with pytest.raises(ConfigError, match=f"{next(iter(odd))} is"):
+        data(image_folder, **odd)
 
 
 def test_every_epoch_has_every_picture(image_folder):

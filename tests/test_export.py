@@ -219,6 +219,16 @@ def test_textual_inversion_is_one_frozen_word(pipe, concept, tmp_path):
     assert metadata["e4t.notes"] == report.notes[0]
 
 
+def test_a_word_in_a_file_goes_by_the_files_name_in_web_uis(bare, word_only, tmp_path):
+    report = export(bare, word_only, tmp_path / "anna.safetensors", to="textual-inversion")
+    metadata = header(report.path)[1]
+    assert (metadata["modelspec.trigger_phrase"], metadata["e4t.token"]) == ("anna", "S*")
+    assert any("in prompts the word is 'S*' in diffusers, 'anna' in web UIs" in note for note in report.notes)
+    report = export(bare, word_only, tmp_path / "anna", to="textual-inversion")  # a name that says nothing
+    assert header(report.path)[1]["modelspec.trigger_phrase"] == "S*"
+    assert not any("in prompts" in note for note in report.notes)
+
+
 def test_similarity_is_that_of_the_words_of_a_live_drawing(pipe, concept, bare, word_only, tmp_path):
     report = export(pipe, concept, tmp_path / "anna.safetensors", to="textual-inversion")
     with pipe.applied(concept, "a photo of S*") as applied:
@@ -715,6 +725,36 @@ def test_only_former_exports_are_replaced(pipe, concept, tmp_path):
     with pytest.raises(CheckpointError, match=r"mine.S.safetensors' exists"):
         export(pipe, concept, tmp_path / "mine.safetensors", to="diff")
     assert not (tmp_path / "mine.safetensors").exists()
+
+
+def test_what_lies_in_a_former_folder_stays(pipe, concept, tmp_path):
+    folder = export(pipe, concept, tmp_path / "anna", to="pipeline").path
+    (folder / "notes.txt").write_text("dear")
+    (folder / "unet" / "stray.bin").write_bytes(b"not ours, but in a folder that is")
+    export(pipe, concept, folder, to="pipeline", token="<anna>")
+    assert (folder / "notes.txt").read_text() == "dear"
+    assert not (folder / "unet" / "stray.bin").exists()
+
+
+def test_a_folder_that_cannot_be_exchanged_is_refused_before_anything_is_drawn(pipe, concept, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(CheckpointError, match="is the folder this runs in"):
+        export(pipe, concept, Path("."), to="pipeline")
+
+
+def test_a_full_disk_under_safetensors_is_one_sentence(pipe, concept, tmp_path):
+    """By the limit on the size of files; safetensors reports it as an error of its own."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        for to, name in (("pipeline", "anna"), ("diff", "anna.safetensors")):
+            with pytest.raises(CheckpointError, match=r"cannot be written \(.*make room"):
+                export(pipe, concept, tmp_path / name, to=to)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_place_that_cannot_be_written_is_an_error(pipe, concept, tmp_path):

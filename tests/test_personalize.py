@@ -220,6 +220,19 @@ def test_a_replay_has_to_be_tuned_before_it_is_worn(tiny_model, make_model, pict
         replayed(tiny_model, narrow)
 
 
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"delta_rank": 10**6}, "a rank of 1000000; no matrix has more than 64"),
+        ({"batch_size": 1025}, "1024 are enough"),
+    ],
+)
+def test_a_replay_that_would_fill_the_memory_is_refused(tiny_model, picture, quick_personalize, tmp_path, asked, says):
+    kept = last(tiny_model, picture, quick_personalize.keeping("replay"))
+    with pytest.raises(CheckpointError, match=says):
+        replayed(tiny_model, replace(kept, config={**kept.config, **asked}))
+
+
 def test_what_is_kept_is_what_is_tuned(tiny_model, picture, quick_personalize):
     sizes = {}
     kept = {"full": {"deltas", "unet"}, "vectors": {"unet_vectors"}, "low-rank": {"deltas"}, "embedding": set()}

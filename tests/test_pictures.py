@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import io
+import os
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from e4t.data import ImageData
 from e4t.errors import DataError, ImageError
@@ -74,6 +78,44 @@ def test_what_holds_no_pictures_is_one_sentence(tmp_path):
     (tmp_path / "odd.zip").write_bytes(b"odd")
     with pytest.raises(DataError, match=r"neither a whole \.zip or \.tar archive"):
         open_pictures(tmp_path / "odd.zip")
+
+
+def test_ways_of_packing_that_cannot_be_bounded_are_refused(tmp_path):
+    """A member of 1,000 bytes, as it says, may become any number of them before the library cuts it."""
+    for way in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(tmp_path / "odd.zip", "w") as file:
+            file.writestr("a.png", png(0), compress_type=way)
+            file.writestr("b.png", png(1), compress_type=zipfile.ZIP_DEFLATED)
+            file.writestr("b.txt", b"a face", compress_type=way)
+        odd, plain = open_pictures(tmp_path / "odd.zip")
+        for refused in (odd.image, plain.caption):
+            with pytest.raises(ImageError, match=r"odd.zip:.*' is packed in an uncommon way; pack it anew"):
+                refused()
+        assert pixels(plain).shape == (20, 24, 3)
+
+
+def test_a_zip_of_a_later_version_is_one_sentence(tmp_path):
+    data = bytearray(packed(tmp_path, "zip").read_bytes())
+    data[data.find(b"PK\1\2") + 6] = 99
+    (tmp_path / "later.zip").write_bytes(data)
+    with pytest.raises(DataError, match=r"later.zip' is neither a whole .*version 9\.9"):
+        open_pictures(tmp_path / "later.zip")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_nobody_waits_for_a_pipe_among_pictures(image_folder):
+    os.mkfifo(image_folder / "9.png")
+    *_, pipe = open_pictures(image_folder)
+    with pytest.raises(ImageError, match="is a pipe, not a file"):
+        pipe.image()
+
+
+def test_threads_read_a_tar_beside_one_another(tmp_path):
+    entries = open_pictures(write_tar(tmp_path / "all.tar", {f"{n:02d}.png": png(n) for n in range(20)}))
+    with ThreadPoolExecutor(4) as threads:
+        seen = list(threads.map(pixels, entries * 5))
+    for number, shown in enumerate(seen):
+        assert (shown == np.asarray(Image.open(io.BytesIO(png(number % 20))))).all()
 
 
 def test_a_cut_archive_still_has_the_pictures_before_the_cut(tmp_path):

@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from e4t.errors import ImageError
-from e4t.provenance import image_digest, picture_notes, read_notes, versions
+from e4t.provenance import image_digest, picture_notes, public_name, read_notes, versions
 
 MADE = {
     "prompt": "a cat, “S*”",
@@ -39,6 +39,24 @@ def test_notes_round_trip_and_are_what_web_interfaces_read(tmp_path: Path, pictu
     with Image.open(tmp_path / "drawn.png") as image:
         expected = "a cat, “S*”\nSteps: 25, Sampler: DDIMScheduler, CFG scale: 4.0, Seed: 0, Size: 128x64, Model: tiny"
         assert image.info["parameters"] == expected
+
+
+def test_what_a_base_is_called_in_public(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {
+        "owner/model": "owner/model",
+        "tiny": "tiny",
+        "../clients/acme/secret": "secret",
+        "./models/x.safetensors": "x.safetensors",
+        "~/m": "m",
+        "/srv/models/sd15/": "sd15",
+        "C:\\models\\sd15": "sd15",
+        "clients/acme/secret": "secret",
+        "/models/\udcff": "?",
+    }
+    assert {name: public_name(name) for name in known} == known
+    (tmp_path / "owner" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert public_name("owner/model") == "model"  # a folder here, then
 
 
 def test_pictures_without_notes_are_refused(tmp_path: Path, picture: Image.Image) -> None:

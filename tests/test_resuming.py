@@ -11,13 +11,13 @@ import torch
 from bases import save_folder
 from conftest import build_backbone
 from e4t import cli
-from e4t.checkpoint import TrainedDomain, TrainingState
+from e4t.checkpoint import TrainedDomain, TrainingState, prefixed
 from e4t.config import PretrainConfig
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError, TrainingError
 from e4t.pretrain import Pretraining
-from e4t.states import States
-from packed import write_shards
+from e4t.states import States, require_fitting
+from packed import png, write_shards
 from runs import command, finish, kill_after, start
 
 SETTINGS = {
@@ -117,6 +117,83 @@ def test_a_state_cut_in_half_is_one_sentence(make_backbone, image_folder, tmp_pa
         training(make_backbone(), image_folder, tmp_path / "face")
     with pytest.raises(CheckpointError, match="there is no training folder"):
         States(tmp_path / "face.training").load(str(tmp_path / "nowhere"))
+
+
+def _without(name):
+    return lambda given: {key: value for key, value in given.items() if key != name}
+
+
+def _first(tensors, start):
+    return next(name for name in sorted(tensors) if name.startswith(start) and tensors[name].ndim)
+
+
+def _changed(start, change):
+    """The first tensor of a group made another, or taken away."""
+
+    def apply(tensors):
+        name = _first(tensors, start)
+        made = change(tensors[name])
+        return {key: value for key, value in {**tensors, name: made}.items() if value is not None}
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("step", "arguments", "changed", "says"),
+    [
+        (-5, None, None, "counts steps or processes below zero"),
+        *((4, _without(name), None, f"it has no '{name}'") for name in ("config", "domain", "data", "first_losses")),
+        (4, lambda a: {**a, "processes": "x"}, None, "'processes' is not of type int"),
+        (4, lambda a: {**a, "broken": [1]}, None, "'broken' is not of type dict"),
+        (4, lambda a: {**a, "broken": {"a": 1}}, None, "broken pictures is no text"),
+        (4, lambda a: {**a, "first_losses": ["a"]}, None, "first losses are no numbers"),
+        (4, lambda a: {**a, "shards": {"a.tar": [[0, "x"]]}}, None, "sizes of its shards"),
+        (4, lambda a: {**a, "shards": {"a.tar": [5]}}, None, "sizes of its shards"),
+        (4, lambda a: {**a, "domain": {"name": "face"}}, None, "it has no 'templates'"),
+        (4, None, lambda t: {**t, "encoder/foreign": torch.zeros(1)}, "no tensor called 'encoder/foreign'"),
+        (4, None, lambda t: {**t, "optimizer/9999.step": torch.zeros(())}, "no tensor called 'optimizer/9999.step'"),
+        (4, None, _changed("encoder/", lambda one: torch.zeros(1, 2, 3)), r"has the shape \(1, 2, 3\), not"),
+        (4, None, _changed("encoder/", lambda one: one.flatten()[:1]), r"has the shape \(1,\), not"),
+        (4, None, _changed("offsets/", lambda one: None), "it lacks the tensor 'offsets/"),
+        (4, None, _changed("average/", lambda one: None), "it lacks the tensor 'average/"),
+        (4, None, _changed("encoder/", lambda one: one * float("nan")), "values that are no numbers"),
+        (4, None, _changed("encoder/", lambda one: one.long()), "is of type torch.int64, not a float"),
+        (4, None, _changed("optimizer/", lambda one: one.flatten()[:1]), r"has the shape \(1,\), not"),
+    ],
+)
+def test_a_state_that_no_training_wrote_is_one_sentence(ended, step, arguments, changed, says):
+    run, state = ended
+    given = arguments(state.arguments) if arguments else state.arguments
+    forged = TrainingState(step, given, changed(state.tensors) if changed else state.tensors)
+    trained = prefixed("encoder", run.model.encoder.heads())
+    trained |= prefixed("offsets", dict(run.model.offsets.named_parameters()))
+    require_fitting(state, run.arguments, trained, run.optimizer)
+    with pytest.raises(CheckpointError, match=rf"^the state after step {step} cannot be gone on from: .*{says}.*; del"):
+        require_fitting(forged, run.arguments, trained, run.optimizer)
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """A short training on five pictures, and its last state."""
+    folder = tmp_path_factory.mktemp("training")
+    (folder / "images").mkdir()
+    for number in range(5):
+        (folder / "images" / f"{number}.png").write_bytes(png(number))
+    run = training(build_backbone(), folder / "images", folder / "face")
+    list(run.steps())
+    return run, States(folder / "face.training").load("latest")
+
+
+def test_such_a_state_is_refused_before_training(make_backbone, image_folder, tmp_path):
+    list(training(make_backbone(), image_folder, tmp_path / "face").steps())
+    states = States(tmp_path / "face.training")
+    last = states.load("latest")
+    kept = {name: tensor for name, tensor in last.tensors.items() if not name.startswith("offsets/")}
+    states.save(TrainingState(last.step, last.arguments, kept))
+    with pytest.raises(CheckpointError, match="it lacks the tensor 'offsets/"):
+        training(make_backbone(), image_folder, tmp_path / "face")
+    with pytest.raises(CheckpointError, match=r"begun with other settings \(offsets\)"):  # which is why it lacks them
+        training(make_backbone(), image_folder, tmp_path / "face", offsets={"form": "none"})
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(make_backbone, image_folder, tmp_path):

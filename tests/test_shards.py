@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import http.server
+import json
 import threading
 
 import pytest
 
 from e4t.data import Ahead, ImageData
 from e4t.errors import DataError, ImageError
-from e4t.shards import ShardStream, shard_urls
+from e4t.shards import ShardStream, bare, shard_urls, source_name
 from packed import png, write_shards, write_tar
 
 pytest.importorskip("webdataset")
@@ -39,6 +41,83 @@ def test_what_is_a_set_of_shards(shards, image_folder):
         shard_urls(f"{folder}/*.tgz")
 
 
+def test_what_is_there_under_a_name_is_no_pattern(shards, image_folder):
+    for name in ("photos{x}", "p*q", "a::b"):
+        folder = image_folder.with_name(name)
+        image_folder.rename(folder)
+        assert shard_urls(folder) == []
+        assert len(ImageData(folder, **PLAIN)) == 5
+        folder.rename(image_folder)
+    odd = shards[0].rename(shards[0].with_name("p{0..1}*.tar"))
+    assert shard_urls(f"{odd}::{shards[1]}") == [str(odd), str(shards[1])]
+    write_tar(image_folder / "backup.tar", {"0.png": png(0)})
+    with pytest.raises(DataError, match=r"images' holds both pictures and .tar files; .*'.*images/\*.tar'"):
+        ImageData(image_folder, **PLAIN)
+    assert shard_urls(f"{image_folder}/*.tar") == [str(image_folder / "backup.tar")]
+
+
+def test_names_of_shards_are_never_commands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_tar(tmp_path / "pipe:touch pwned #.tar", {"a.png": png(0)})
+    for source in (".", "*.tar", tmp_path):
+        assert names(ShardStream(shard_urls(source), 0, 1), [0]) == ["a"]
+    for command in ("pipe:touch pwned", "{pipe:touch pwned;,x}.tar", "x::pipe:touch pwned"):
+        stream = ShardStream(shard_urls(command) or [command], 0, 1)
+        with pytest.raises(DataError, match="holds a sample"):
+            stream.at(0)
+    for url in ("s3://bucket/0.tar", "file:///0.tar", "htgs://x/{0..1}.tar"):
+        with pytest.raises(DataError, match="cannot be fetched: shards come from files, https or http"):
+            shard_urls(url)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_secrets_of_a_url_are_not_written_down(shards, monkeypatch):
+    url = "https://host/{0..9}.tar?X-Amz-Signature=a/b"
+    assert source_name(url) == "{0..9}.tar"
+    assert source_name(f"{url}::https://me:secret@host/x.tar?key=1") == "x.tar"
+    assert source_name("photos/what?") == "what?"
+    assert bare("https://me:secret@host/x.tar?key=1") == "https://host/x.tar"
+    monkeypatch.setattr("e4t.shards._PAUSES", ())
+    monkeypatch.setattr("e4t.shards._opened", lambda url: shards[int(url[-1])].open("rb"))
+    renewed = [[f"https://host/{n}.tar?key={key}&n={n}" for n in range(3)] for key in "ab"]
+    first = ShardStream(renewed[0], 0, 1)
+    expected = names(first, range(12))
+    assert first.sizes == {f"https://host/{n}.tar": size for n, size in enumerate((3, 4, 2))}
+    assert names(ShardStream(renewed[1], 0, 1, sizes=first.sizes), [10, 11]) == expected[10:]
+    alike = ShardStream([f"https://host/get?n={n}" for n in range(3)], 0, 1)
+    assert sorted(names(alike, range(10))[:9]) == [f"{n:04d}" for n in range(9)]
+    assert sorted(alike.sizes.values()) == [2, 3, 4]
+
+    def fail(url):
+        raise OSError(f"no answer from {url}")
+
+    monkeypatch.setattr("e4t.shards._opened", fail)
+    assert list(first.samples(renewed[0][0])) == []
+    assert first.broken == {
+        "https://host/0.tar": "'https://host/0.tar' ends early, after 0 samples: no answer from https://host/0.tar"
+    }
+    assert first.unreachable == {"https://host/0.tar"}
+
+
+def test_compressed_shards_are_refused_in_a_sentence(shards):
+    shards[0].write_bytes(gzip.compress(shards[0].read_bytes()))
+    stream = stream_of(shards[:1])
+    with pytest.raises(DataError, match=r"it is no plain .tar file \(.*\); one that is compressed has to be unpacked"):
+        stream.at(0)
+    assert stream.unreachable == set()
+
+
+def test_no_more_bytes_wait_than_there_may(shards, monkeypatch):
+    whole = names(stream_of(shards, buffer=100), range(9))
+    monkeypatch.setattr("e4t.shards._MOST_WAITING", 3 * len(png(0)))
+    shuffled = [names(stream_of(shards, buffer=100), range(9)) for _ in range(2)]
+    assert shuffled[0] == shuffled[1] != whole
+    assert sorted(shuffled[0]) == sorted(whole)
+    monkeypatch.setattr("e4t.shards._MOST_WAITING", 0)  # nothing may wait: the order of the files
+    inside = names(stream_of(shards[:1], buffer=100), range(3))
+    assert inside == [f"{n:04d}" for n in range(3)]
+
+
 def test_epochs_are_whole_and_orders_differ(shards):
     stream = stream_of(shards)
     epochs = [names(stream, range(9 * n, 9 * n + 9)) for n in range(3)]
@@ -53,6 +132,40 @@ def test_reading_goes_on_anywhere_with_known_sizes_or_without(shards, position):
     expected = names(straight, range(30))[position:]
     for sizes in ({}, dict(straight.sizes), dict(list(straight.sizes.items())[:2])):
         assert names(stream_of(shards, sizes=sizes), range(position, 30)) == expected
+
+
+def test_reading_goes_on_exactly_where_sizes_changed_between_epochs(shards):
+    """A shard is away in epochs 0 and 1, back in 2 and 3, and shorter from 4 on."""
+    away, stream, expected = shards[1].with_suffix(".away"), stream_of(shards), []
+
+    def read(count, before, after):
+        if before != after:
+            before.rename(after)
+        expected.extend(names(stream, range(len(expected), len(expected) + count)))
+
+    read(10, shards[1], away)
+    read(18, away, shards[1])
+    write_tar(shards[1], {f"{n:04d}.png": png(n) for n in (3, 4)})
+    read(14, shards[1], shards[1])
+    assert stream.sizes[str(shards[1])] == [[0, 0], [2, 4], [4, 2]]
+    known = json.loads(json.dumps(stream.sizes))  # as a state keeps them
+    for position in (28, 30, 34, 35, 38, 41):  # earlier ones lie in epochs whose shards are not any more what they were
+        assert names(stream_of(shards, sizes=dict(known)), range(position, 42)) == expected[position:]
+    assert stream_of(shards, sizes=dict(known))._epoch_at(9) == (1, 5)
+    assert stream_of(shards, sizes=dict(known))._epoch_at(27) == (3, 19)
+    assert stream_of(shards, sizes=dict(known))._epoch_at(5_000_000) == (4 + 4_999_972 // 7, 28 + 4_999_972 // 7 * 7)
+
+
+def test_a_shard_that_broke_off_ends_there_again_in_the_same_epoch_only(shards):
+    whole = shards[0].read_bytes()
+    shards[0].write_bytes(whole[:5000])
+    stream = stream_of(shards)
+    first = names(stream, range(7))
+    known = dict(stream.sizes)
+    shards[0].write_bytes(whole)
+    again = stream_of(shards, sizes=known)
+    assert names(again, range(3, 7)) == first[3:]
+    assert len(set(names(again, range(sum(known.values()), sum(known.values()) + 9)))) == 9
 
 
 def test_known_shards_are_left_out_unread(shards):

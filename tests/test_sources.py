@@ -278,6 +278,34 @@ def test_weights_in_several_files_are_left_to_the_library(folder):
     assert check_folder(folder, "base", None)["unet"] is None
 
 
+@pytest.mark.parametrize(("part", "stem"), [("unet", "diffusion_pytorch_model"), ("text_encoder", "model")])
+@pytest.mark.parametrize(
+    ("named", "says"),
+    [
+        ("evil.bin", "names 'evil.bin', and may only name .safetensors files beside it"),
+        ("../evil.safetensors", "may only name .safetensors files beside it"),
+        ("..\\evil.safetensors", "may only name .safetensors files beside it"),
+        ("absent.safetensors", "absent.safetensors' is cut, damaged or no safetensors file"),
+        ("cut.safetensors", "cut.safetensors' is cut, damaged or no safetensors file"),
+        (5, "its weight_map is no list of tensors and files"),
+    ],
+)
+@pytest.mark.parametrize("beside", [True, False])
+def test_an_index_names_whole_safetensors_files_beside_it(folder, part, stem, named, says, beside):
+    weights = folder / part / f"{stem}.safetensors"
+    (folder / part / "cut.safetensors").write_bytes(weights.read_bytes()[:100])
+    if not beside:
+        weights.rename(weights.with_name(f"{stem}-00001-of-00001.safetensors"))
+    index = {"weight_map": {"a": f"{stem}-00001-of-00001.safetensors" if not beside else weights.name, "b": named}}
+    (folder / part / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=says) as error:
+        check_folder(folder, "base", None)
+    said(error)
+    index["weight_map"].pop("b")
+    (folder / part / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+    assert check_folder(folder, "base", None)[part] is None
+
+
 # Single files
 
 

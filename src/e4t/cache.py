@@ -7,7 +7,6 @@ posterior [N, C, h, w] and ``features`` [N, layers, width], the [CLS] of CLIP's 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +20,20 @@ from torch import Tensor
 
 from e4t.backbone import Backbone
 from e4t.checkpoint import BaseModel
-from e4t.config import at_least
+from e4t.config import at_least, fits
 from e4t.data import ImageData, Shuffle
 from e4t.errors import ConfigError, DataError, ImageError
 from e4t.pictures import Entry
 from e4t.processes import Processes
+from e4t.shards import source_name
 from e4t.sources import read_json
+from e4t.writing import new_files, unfinished
 
 FORMAT_VERSION = 1
 _INDEX = "index.json"
 _BEGUN = "begun.json"  # the same, while shards are missing
+_TENSORS = ("mean", "std", "features")
+_LOOKED = ("resolution", "crop_scale", "flip", "color_jitter")
 _AT_ONCE = 8  # views that the networks see together
 
 
@@ -90,23 +93,35 @@ def write_cache(
     """Write a cache, a shard at a time; shards that are there already are kept, so that the same call goes on.
 
     Of several processes each writes its share of the shards. Raises DataError where a cache of other settings is in the
-    way, or no picture could be read.
+    way, no picture could be read, or, after all others are written, shards could not be reached.
     """
     together = processes or Processes()
     output.mkdir(parents=True, exist_ok=True)
     said = _description(data, backbone, config)
     _begin(output, said, together)
     parts = list(_parts(data, config.shard_size))
-    for number, entries in enumerate(parts):
-        file = output / f"{number:05d}.safetensors"
-        if number % together.count == together.rank and not file.exists():
-            _write_shard(file, number * config.shard_size, entries, data, backbone, config)
-        if number % together.count == together.rank:
-            rows, skipped = _counts(file)
+    files = [output / f"{number:05d}.safetensors" for number in range(len(parts))]
+    for number in range(together.rank, len(parts), together.count):
+        if not files[number].exists():
+            _write_shard(files[number], number * config.shard_size, parts[number], data, backbone, config)
+        if files[number].exists():
+            rows, skipped = _counts(files[number])
             yield Written(number + 1, len(parts), rows, skipped)
     together.wait()
+    _require_all(files if together.is_first else files[together.rank :: together.count], data)
     if together.is_first:
-        _finish(output, said, len(parts))
+        _finish(output, said, files)
+
+
+def _require_all(files: Sequence[Path], data: ImageData) -> None:
+    missing = [file for file in files if not file.exists()]
+    if missing:
+        away = sorted(data.stream.unreachable) if data.stream is not None else []
+        reason = f", the first because {data.broken[away[0]]}" if away else ""
+        raise DataError(
+            f"{len(missing)} shards of '{data.source}' could not be read here and now{reason}; "
+            "run the same again for them, or leave them out"
+        )
 
 
 def _description(data: ImageData, backbone: Backbone, config: CacheConfig) -> dict[str, Any]:
@@ -124,7 +139,7 @@ def _description(data: ImageData, backbone: Backbone, config: CacheConfig) -> di
         "vae": _plain(dict(backbone.vae.config)),
         "image_encoder": _plain(backbone.image_encoder.config.to_dict()),
         "pictures": {
-            "source": Path(data.source).name,
+            "source": source_name(data.source),
             "resolution": data.resolution,
             "crop_scale": list(data.crop_scale),
             "flip": data.flip,
@@ -149,27 +164,40 @@ def _begin(output: Path, said: Mapping[str, Any], processes: Processes) -> None:
     there = next((read_json(file) for file in (output / _INDEX, begun) if file.is_file()), None)
     if there is not None and {name: there.get(name) for name in said} != said:
         raise DataError(f"'{output}' holds a cache of other pictures, settings or networks; choose another folder")
-    if there is None and any(output.iterdir()) and processes.is_first:
+    left = unfinished(output)
+    if there is None and set(output.iterdir()) - set(left):
         raise DataError(f"'{output}' is not empty and no cache; choose another folder")
-    processes.wait()
-    if there is None and processes.is_first:
-        _write_json(begun, said)
+    processes.wait()  # until all have looked
+    if processes.is_first:
+        for path in left:
+            path.unlink(missing_ok=True)
+        if there is None:
+            _write_json(begun, said)
     processes.wait()
 
 
-def _parts(data: ImageData, size: int) -> Iterator[Iterable[Entry]]:
-    """Pictures that go into a shard together: so many of a numbered source, or what a shard of a stream holds."""
+@dataclass(frozen=True)
+class _Part:
+    """Pictures that go into a shard together; ``shard`` is what they come from, by its name in a stream."""
+
+    entries: Iterable[Entry]
+    shard: str | None = None
+
+
+def _parts(data: ImageData, size: int) -> Iterator[_Part]:
+    """So many of a numbered source, or what a shard of a stream holds."""
     if data.stream is not None:
         for url in data.stream.urls:
-            yield data.stream.samples(url)
+            yield _Part(data.stream.samples(url), data.stream.name_of(url))
     for begin in range(0, len(data), size):
-        yield (data.entries[number] for number in range(begin, min(begin + size, len(data))))
+        yield _Part(data.entries[number] for number in range(begin, min(begin + size, len(data))))
 
 
-def _write_shard(
-    file: Path, first: int, entries: Iterable[Entry], data: ImageData, backbone: Backbone, config: CacheConfig
-) -> None:
-    """Every view of every picture, beside and then renamed; pictures that cannot be decoded are left out."""
+def _write_shard(file: Path, first: int, part: _Part, data: ImageData, backbone: Backbone, config: CacheConfig) -> None:
+    """Every view of every picture; those that cannot be decoded are left out.
+
+    Nothing is written where the pictures cannot be reached: the next time they may be.
+    """
     seen: list[Seen] = []
     waiting: list[tuple[Tensor, Tensor, str | None]] = []
     skipped = 0
@@ -184,7 +212,7 @@ def _write_shard(
             seen.append(Seen(kept[0], kept[1], kept[2:], captions))
             waiting.clear()
 
-    for number, entry in enumerate(entries, first):
+    for number, entry in enumerate(part.entries, first):
         try:
             image, caption = entry.image(), entry.caption()
         except ImageError as error:
@@ -199,20 +227,17 @@ def _write_shard(
     look()
     if data.stream is not None:
         data.broken |= data.stream.broken
+        if part.shard in data.stream.unreachable:
+            return
     tensors: dict[str, Tensor] = {}
     captions: Sequence[str | None] = []
     if seen:
         whole = Seen.joined(seen)
         features = torch.stack(list(whole.features), dim=1)
         tensors, captions = {"mean": whole.mean, "std": whole.std, "features": features}, whole.captions
-    beside = file.with_name(f".{file.name}.{os.getpid()}.new")
     metadata = {"rows": str(len(captions)), "skipped": str(skipped), "captions": json.dumps(captions)}
-    try:
+    with new_files([file], DataError) as (beside,):
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata=metadata)
-    except (OSError, SafetensorError) as error:
-        beside.unlink(missing_ok=True)
-        raise DataError(f"'{file}' cannot be written: {error}") from error
-    beside.replace(file)
 
 
 def _counts(file: Path) -> tuple[int, int]:
@@ -223,11 +248,11 @@ def _counts(file: Path) -> tuple[int, int]:
         raise DataError(f"'{file}' is no shard of a cache; delete it and run 'e4t cache' again") from error
 
 
-def _finish(output: Path, said: Mapping[str, Any], count: int) -> None:
+def _finish(output: Path, said: Mapping[str, Any], files: Sequence[Path]) -> None:
     shards = []
-    for number in range(count):
-        rows, skipped = _counts(output / f"{number:05d}.safetensors")
-        shards.append({"file": f"{number:05d}.safetensors", "rows": rows, "skipped": skipped})
+    for file in files:
+        rows, skipped = _counts(file)
+        shards.append({"file": file.name, "rows": rows, "skipped": skipped})
     if not any(shard["rows"] for shard in shards):
         raise DataError(f"'{said['pictures']['source']}' holds no picture that can be read")
     _write_json(output / _INDEX, {**said, "shards": shards})
@@ -235,18 +260,15 @@ def _finish(output: Path, said: Mapping[str, Any], count: int) -> None:
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    beside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    beside.replace(path)
+    with new_files([path], DataError) as (beside,):
+        beside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _opened(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"'{file}' is missing, cut or damaged ({error}); delete it and 'index.json' and run 'e4t cache' again"
-        ) from error
+        raise _broken(file, str(error)) from error
 
 
 class CachedData:
@@ -265,16 +287,20 @@ class CachedData:
         if self.index.get("kind") != "cache" or self.index.get("format_version") != FORMAT_VERSION:
             raise DataError(f"'{folder}' is no cache of format version {FORMAT_VERSION}")
         try:
-            counts = [(str(shard["file"]), int(shard["rows"])) for shard in self.index["shards"]]
-            self.views, self.layer_stride = int(self.index["views"]), int(self.index["layer_stride"])
-            self.pictures = dict(self.index["pictures"])
+            counts = [(Path(shard["file"]).name, _whole(shard["rows"], 0)) for shard in self.index["shards"]]
+            self.views, self.layer_stride = (_whole(self.index[name], 1) for name in ("views", "layer_stride"))
+            self.pictures = {name: self.index["pictures"][name] for name in _LOOKED}
             self.base = BaseModel.from_dict(self.index["base"])
-        except (KeyError, TypeError, ValueError) as error:
+            self._networks = {name: dict(self.index[name]) for name in ("vae", "image_encoder")}
+        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
             raise DataError(f"'{self.folder / _INDEX}' is incomplete or broken: {error}") from error
+        if not any(rows for _, rows in counts):
+            raise DataError(f"the cache '{folder}' holds no pictures")
         for file, rows in counts:
-            if _counts(self.folder / Path(file).name)[0] != rows:
+            if _counts(self.folder / file)[0] != rows or rows % self.views:
                 raise DataError(f"'{self.folder / file}' has other rows than the index says; make the cache anew")
-        self._places = [(Path(file).name, row) for file, rows in counts for row in range(0, rows, self.views)]
+        self._places = [(file, row) for file, rows in counts for row in range(0, rows, self.views)]
+        self._rows = dict(counts)
         self._shuffle = Shuffle(len(self._places), seed)
         self._files: dict[str, tuple[Any, list[str | None]]] = {}
 
@@ -288,8 +314,7 @@ class CachedData:
     def eyes(self) -> dict[str, Any]:
         """What `Backbone.without_eyes` has to know of the networks that looked."""
         return {
-            "vae": self.index["vae"],
-            "image_encoder": self.index["image_encoder"],
+            **self._networks,
             "image_encoder_name": self.base.image_encoder,
             "known_image_encoder": self.base.image_encoder_fingerprint,
         }
@@ -307,9 +332,39 @@ class CachedData:
         file, row = self._places[self._shuffle.pick(position)]
         row += int(np.random.default_rng([self.seed, 1, position]).integers(self.views))
         if file not in self._files:
-            shard = _opened(self.folder / file)
-            self._files[file] = shard, json.loads((shard.metadata() or {})["captions"])
+            self._files[file] = self._shard(file)
         shard, captions = self._files[file]
-        mean, std, features = (shard.get_slice(name)[row : row + 1].float() for name in ("mean", "std", "features"))
+        try:
+            mean, std, features = (shard.get_slice(name)[row : row + 1].float() for name in _TENSORS)
+        except (OSError, SafetensorError) as error:
+            raise _broken(self.folder / file, str(error)) from error
         layers = list(features.unbind(dim=1))
         return Seen(mean, std, layers[stride - 1 :: stride], [captions[row]])
+
+    def _shard(self, file: str) -> tuple[Any, list[str | None]]:
+        """A shard and its captions. Raises DataError where it does not have a row of everything for every view."""
+        path, rows = self.folder / file, self._rows[file]
+        shard = _opened(path)
+        try:
+            captions = json.loads((shard.metadata() or {})["captions"])
+            mean, std, features = (tuple(shard.get_slice(name).get_shape()) for name in _TENSORS)
+        except (KeyError, ValueError, RecursionError, SafetensorError) as error:
+            raise _broken(path, str(error)) from error
+        if not isinstance(captions, list) or not all(isinstance(one, str | None) for one in captions):
+            raise _broken(path, "its captions are no list of texts")
+        if (len(mean), len(features)) != (4, 3) or mean != std or {len(captions), mean[0], features[0]} != {rows}:
+            raise _broken(path, f"it does not have {rows} rows of everything")
+        return shard, captions
+
+
+def _whole(value: Any, least: int) -> int:
+    """A whole number of a config. Raises ValueError for anything else, and for less."""
+    if not fits(value, int) or value < least:
+        raise ValueError(f"{str(value)[:20]} is no whole number of {least} or more")
+    return int(value)
+
+
+def _broken(shard: Path, why: str) -> DataError:
+    return DataError(
+        f"'{shard}' is missing, cut or damaged ({why}); delete it and 'index.json' and run 'e4t cache' again"
+    )

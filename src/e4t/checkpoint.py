@@ -1,7 +1,7 @@
 """Domain and concept folders: safetensors, config.json and a model card; never a pickle.
 
-A folder is written beside its place and then renamed, so that a broken write never leaves a half folder. A concept
-stores only what differs from its domain, and names the domain and base weights it belongs to.
+A folder is written beside its place and then renamed (`e4t.writing`), over none but one of its own kind, whose other
+files stay. A concept stores only what differs from its domain, and names the domain and base weights it belongs to.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,17 +26,23 @@ from e4t.config import BaseConfig, EncoderConfig, GenerateConfig, OffsetsConfig,
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError, MismatchError
 from e4t.images import MAX_PREVIEW_BYTES, preview
+from e4t.provenance import public_name
 from e4t.sources import read_json
+from e4t.writing import new_folder, replaceable
 
 FORMAT_VERSION = 1
 _CONFIG = "config.json"
 _SEAL = "weights_sha256"
 _PREVIEW = "preview.jpg"
+_CARD = "README.md"
+_OWN = (_CONFIG, _CARD, _PREVIEW, "domain.txt")  # files of a folder, beside its weights; the last is the command line's
 _VECTORS = ("image_half", "bias", "residual", "frozen_offset")
 _GROUPS = {
     "domain": ("encoder", "offsets"),
     "concept": ("deltas", "encoder", "unet", "unet_vectors", "text_encoder", "replay"),
 }
+_KINDS = (*_GROUPS, "training")
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -339,28 +344,33 @@ def _numbers(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
         vector = kind == "concept" and name in _VECTORS
         if not vector and name.split("/")[0] not in _GROUPS[kind]:
             raise ValueError(f"a {kind} has no tensor called {name[:60]!r}")
-        if not tensor.is_floating_point():
-            raise ValueError(f"tensor {name!r} is of type {tensor.dtype}, not a float")
+        if tensor.dtype not in _FLOATS:
+            raise ValueError(f"tensor {name!r} is of type {tensor.dtype}, not a float of 16 bits or more")
         if not tensor.isfinite().all():
             raise ValueError(f"tensor {name!r} holds values that are no numbers")
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
-def require_place(folder: str | Path) -> None:
-    """Raise CheckpointError where no folder of this package can be written, before hours are spent on what it holds."""
+def require_place(folder: str | Path, kind: str = "domain") -> None:
+    """Raise CheckpointError where no ``kind`` of folder can be written, before hours are spent on what it holds."""
     folder = Path(folder)
-    above = next(path for path in folder.absolute().parents if path.exists())
+    whole = replaceable(folder)
+    above = next(path for path in whole.parents if path.exists())
     if not above.is_dir():
         raise CheckpointError(f"'{folder}' cannot be written: '{above}' is a file")
     if not os.access(above, os.W_OK | os.X_OK):
         raise CheckpointError(f"'{folder}' cannot be written: there is no permission to write in '{above}'")
-    if folder.exists():
-        _require_own(folder)
+    _require_own(whole, folder, kind)
 
 
-def _require_own(folder: Path) -> None:
-    if not folder.is_dir() or (not (folder / _CONFIG).is_file() and any(folder.iterdir())):
-        raise CheckpointError(f"'{folder}' exists and is not a folder of this package; choose another place")
+def _require_own(whole: Path, folder: Path, kind: str) -> None:
+    """Nothing, an empty folder or one of the same kind may be written over; ``folder`` is for the message."""
+    if not whole.exists() or (whole.is_dir() and not any(whole.iterdir())):
+        return
+    found = read_json(whole / _CONFIG).get("kind") if (whole / _CONFIG).is_file() else None
+    if found != kind:
+        other = f": it is a {found} folder" if found in _KINDS else ""
+        raise CheckpointError(f"'{folder}' exists and is no {kind} folder{other}; choose another place")
 
 
 def _write(
@@ -370,37 +380,17 @@ def _write(
     card: str,
     files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Path:
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        beside.mkdir(parents=True)
-        weights = beside / f"{config['kind']}.safetensors"
-        save_file(tensors, weights, metadata={"format": "pt"})
-        text = json.dumps({"format_version": FORMAT_VERSION, **config, _SEAL: _sha256(weights)}, indent=2) + "\n"
-        (beside / _CONFIG).write_text(text, encoding="utf-8")
-        (beside / "README.md").write_text(card, encoding="utf-8")
+    kind = config["kind"]
+    weights = f"{kind}.safetensors"
+    _require_own(replaceable(folder), folder, kind)
+    with new_folder(folder, own=(weights, *_OWN)) as new:
+        save_file(tensors, new / weights, metadata={"format": "pt"})
+        text = json.dumps({"format_version": FORMAT_VERSION, **config, _SEAL: _sha256(new / weights)}, indent=2) + "\n"
+        (new / _CONFIG).write_text(text, encoding="utf-8")
+        (new / _CARD).write_text(card, encoding="utf-8")
         for name, data in files.items():
-            (beside / name).write_bytes(data)
-    except (OSError, SafetensorError) as error:  # the second, in place of the first, for weights
-        shutil.rmtree(beside, ignore_errors=True)
-        raise CheckpointError(
-            f"'{folder}' cannot be written ({error}); what was there before is whole: make room and run the same again"
-        ) from error
-    _replace(beside, folder)
+            (new / name).write_bytes(data)
     return folder
-
-
-def _replace(new: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists():
-        try:
-            _require_own(folder)
-        except CheckpointError:
-            shutil.rmtree(new)
-            raise
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -412,7 +402,7 @@ def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     config = read_json(folder / _CONFIG)
     found, version = config.get("kind"), config.get("format_version")
     if found != kind:
-        known = found if found in (*_GROUPS, "training") else "foreign"
+        known = found if found in _KINDS else "foreign"
         raise CheckpointError(f"'{folder}' is a {known} folder, not a {kind} folder")
     if version != FORMAT_VERSION:
         raise CheckpointError(f"'{folder}' has format version {version!r:.20}; this package reads {FORMAT_VERSION}")
@@ -457,15 +447,15 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _domain_card(trained: TrainedDomain) -> str:
-    domain, steps = trained.domain, trained.pretrain.get("steps", "?")
+    domain, steps, base = trained.domain, trained.pretrain.get("steps", "?"), public_name(trained.base.name)
     return f"""---
-base_model: {trained.base.name}
+base_model: {base}
 library_name: e4t
 tags: [text-to-image, diffusers, personalization, e4t]
 ---
 # Domain “{domain.name}”
 
-Encoder and weight offsets (encoder-based domain tuning, arXiv 2302.12228) for the base model `{trained.base.name}`,
+Encoder and weight offsets (encoder-based domain tuning, arXiv 2302.12228) for the base model `{base}`,
 pre-trained for {steps} steps. One image of a {domain.class_word} becomes the word `{domain.placeholder}`:
 
 ```python
@@ -487,11 +477,11 @@ _REPLAY_WARNING = """> **This folder holds the picture itself**, as latents of t
 
 
 def _concept_card(concept: Concept) -> str:
-    domain = concept.domain
+    domain, base = concept.domain, public_name(concept.base.name)
     shown = f"![What it draws]({_PREVIEW})\n\n" if concept.preview else ""
     warning = _REPLAY_WARNING if PersonalizeConfig.from_dict(concept.config).keep == "replay" else ""
     return f"""---
-base_model: {concept.base.name}
+base_model: {base}
 library_name: e4t
 instance_prompt: {domain.placeholder}
 tags: [text-to-image, diffusers, personalization, e4t]
@@ -499,7 +489,7 @@ tags: [text-to-image, diffusers, personalization, e4t]
 # A concept of the domain “{domain.name}”
 
 {shown}{warning}Learned from one image in {concept.steps} steps. Needs its domain (`{concept.domain_id or "none"}`)
-and the base model `{concept.base.name}`; say `{domain.placeholder}` in a prompt to draw it:
+and the base model `{base}`; say `{domain.placeholder}` in a prompt to draw it:
 
 ```python
 from e4t import Concept, E4TPipeline

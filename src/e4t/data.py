@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from e4t.errors import DataError, ImageError
+from e4t.config import at_least
+from e4t.errors import ConfigError, DataError, ImageError
 from e4t.pictures import Entry, open_pictures
 from e4t.shards import ShardStream, shard_urls
 
@@ -79,6 +80,13 @@ class _Numbered:
         pass
 
 
+def check_views(resolution: int | None, crop_scale: tuple[float, float]) -> None:
+    """Raises ConfigError for views that no picture has; None is a resolution that is not given."""
+    at_least("resolution", resolution, 1)
+    if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+        raise ConfigError(f"crop_scale is {crop_scale}; it must be two shares of the area, 0 < from <= to <= 1")
+
+
 class ImageData:
     """Training pictures: any source of `open_pictures`, or shards (`shard_urls`), whose ``entries`` are not known.
 
@@ -98,6 +106,7 @@ class ImageData:
         seed: int,
         shuffle_buffer: int = 1,
     ) -> None:
+        check_views(resolution, crop_scale)
         self.source = str(source)
         self.resolution = resolution
         self.crop_scale = crop_scale

@@ -1,13 +1,16 @@
-"""An untrusted file to a clean RGB image: orientation, colour modes, size limits, crop, mask."""
+"""An untrusted file to a clean RGB image: orientation, colour modes and profiles, size limits, crop, mask."""
 
 from __future__ import annotations
 
 import functools
 import io
 import os
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -23,14 +26,17 @@ MAX_PREVIEW_BYTES = 30_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF", "JPEG2000")
 """What Pillow may be asked to decode: formats that can run programs or fetch files (EPS, ...) are left out."""
 
+_PILLOW = re.compile(r"PIL\.")
+_SPACES = {"RGB": "RGB", "CMYK": "CMYK", "GRAY": "L"}
+"""Of colour profiles, and the modes of pictures they are for."""
 _HINT = "use a JPEG, PNG or WebP picture"
 
 
 def load_image(source: ImageSource) -> Image.Image:
     """Any picture, upright and as 8-bit RGB, without metadata.
 
-    EXIF orientation is applied, transparency is put on white, 16-bit values are scaled, of an animation the first frame
-    is taken.
+    EXIF orientation is applied, transparency is put on white, 16-bit values are scaled, colours of an embedded profile
+    become those of sRGB, of an animation the first frame is taken.
 
     Raises:
         ImageError: the file is missing, not a picture, damaged, or too large to be decoded safely.
@@ -45,7 +51,8 @@ def decode_image(data: bytes, name: str) -> Image.Image:
 
 def decode_layer(data: bytes, name: str) -> Image.Image:
     """The same with its transparency, as 8-bit RGBA."""
-    return _decode_bytes(data, name).convert("RGBA")
+    image = _decode_bytes(data, name)
+    return (_to_grey(image) if _is_deep(image) else image).convert("RGBA")
 
 
 def _decode_bytes(data: bytes, name: str) -> Image.Image:
@@ -88,7 +95,7 @@ def square(image: Image.Image, size: int) -> Image.Image:
 
 def preview(image: Image.Image, *, side: int = 256, limit: int = MAX_PREVIEW_BYTES) -> bytes:
     """A JPEG of at most ``side`` pixels and ``limit`` bytes, for model cards and for the metadata of files."""
-    small = _on_white(image.copy())
+    small = _on_white(_straight(image.copy()))
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     for quality in (90, 75, 50, 25, 5):
         buffer = io.BytesIO()
@@ -103,45 +110,58 @@ def _decode(source: ImageSource) -> Image.Image:
     name = _name(source)
     if isinstance(source, Image.Image):
         _check_size(source.size, name)
-        return _load(source.copy(), name)
+        with _decoding(name):
+            copy = source.copy()  # reads what the file still holds
+        return _load(copy, name)
     return _opened(io.BytesIO(_read(Path(source), name)), name)
 
 
 def _opened(data: io.BytesIO, name: str) -> Image.Image:
-    with warnings.catch_warnings():
-        # Pillow warns of decompression bombs and odd metadata; the limits are checked here instead.
-        warnings.simplefilter("ignore")
-        try:
-            opened = Image.open(data, formats=_formats())
-        except UnidentifiedImageError:
-            raise ImageError(f"{name} is not a picture this program can read; {_HINT}") from None
-        except Image.DecompressionBombError:
-            raise ImageError(f"{name} has more than {MAX_PIXELS / 1e6:.0f} million pixels; make it smaller") from None
-        except Exception as error:
-            raise ImageError(f"{name} is damaged and cannot be opened ({_reason(error)}); save it anew") from error
-        with opened:
-            _check_size(opened.size, name)
-            return _load(opened, name)
+    _hush_pillow()
+    try:
+        opened = Image.open(data, formats=_formats())
+    except UnidentifiedImageError:
+        raise ImageError(f"{name} is not a picture this program can read; {_HINT}") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name} has more than {MAX_PIXELS / 1e6:.0f} million pixels; make it smaller") from None
+    except Exception as error:
+        raise ImageError(f"{name} is damaged and cannot be opened ({_reason(error)}); save it anew") from error
+    with opened:
+        _check_size(opened.size, name)
+        return _load(opened, name)
+
+
+def _hush_pillow() -> None:
+    """Have Pillow's warnings of large pictures and odd metadata ignored: the limits are checked here instead.
+
+    By one filter that stays: pictures are read in threads, and filters that one of them puts back are not its own.
+    """
+    first: Any = warnings.filters[0] if warnings.filters else (None,) * 5
+    if (first[0], first[3]) != ("ignore", _PILLOW):
+        warnings.filterwarnings("ignore", module=_PILLOW.pattern)
 
 
 def _load(image: Image.Image, name: str) -> Image.Image:
-    # Pillow's decoders raise whatever a damaged file leads them into: OSError, SyntaxError, ValueError, struct.error.
-    try:
+    with _decoding(name):
         image.seek(0)
         image.load()
-        upright = ImageOps.exif_transpose(image)
+        return _straight(ImageOps.exif_transpose(image))
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """One sentence for what a damaged file leads decoders into: OSError, SyntaxError, ValueError, struct.error, ..."""
+    try:
+        yield
     except Exception as error:
         raise ImageError(f"{name} is damaged or cut off ({_reason(error)}); save or download it anew") from error
-    return upright
 
 
 def _read(path: Path, name: str) -> bytes:
     try:
         if path.is_dir():
             raise ImageError(f"{name} is a folder; give the path of one picture")
-        size = path.stat().st_size
-        if size == 0:
-            raise ImageError(f"{name} is empty; {_HINT}")
+        size = path.stat().st_size  # 0 of a pipe or device: what it holds is not known beforehand
         if size > MAX_BYTES:
             limit = MAX_BYTES // 2**20
             raise ImageError(f"{name} has {size / 2**20:.0f} MB, and the limit is {limit} MB; make it smaller")
@@ -151,7 +171,9 @@ def _read(path: Path, name: str) -> bytes:
         raise ImageError(f"there is no picture at {name}; check the path") from None
     except (OSError, ValueError) as error:
         raise ImageError(f"{name} cannot be opened ({_reason(error)}); check the path and its permissions") from error
-    if len(data) > MAX_BYTES:  # the size of a pipe or device is not known beforehand
+    if not data:
+        raise ImageError(f"{name} is empty; {_HINT}")
+    if len(data) > MAX_BYTES:
         raise ImageError(f"{name} has more than {MAX_BYTES // 2**20} MB; make it smaller")
     return data
 
@@ -166,21 +188,47 @@ def _check_size(size: tuple[int, int], name: str) -> None:
 
 
 def _has_alpha(image: Image.Image) -> bool:
-    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+
+
+def _straight(image: Image.Image) -> Image.Image:
+    """With colours that are not multiplied by their transparency."""
+    mode = {"RGBa": "RGBA", "La": "LA"}.get(image.mode)
+    return image.convert(mode) if mode else image
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    if _has_alpha(image):
-        if image.mode in ("RGBa", "La"):
-            image = image.convert({"RGBa": "RGBA", "La": "LA"}[image.mode])
-        # A transparent grey value belongs to the 16-bit picture and would not survive its scaling.
-        if image.mode not in ("I", "I;16", "I;16B", "I;16L", "F"):
-            rgba = image.convert("RGBA")
-            white = Image.new("RGBA", rgba.size, "white")
-            return _bare(Image.alpha_composite(white, rgba).convert("RGB"))
-    if _is_deep(image):
-        return _bare(_to_grey(image).convert("RGB"))
-    return _bare(image.convert("RGB"))
+    profile = image.info.get("icc_profile")
+    if _is_deep(image):  # a transparent grey value belongs to the 16-bit picture and would not survive its scaling
+        image = _to_grey(image)
+    elif _has_alpha(image):
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        image = Image.alpha_composite(white, rgba).convert("RGB")
+    return _bare(_in_srgb(image, profile))
+
+
+def _in_srgb(image: Image.Image, profile: Any) -> Image.Image:
+    """RGB with the colours of sRGB, where an embedded profile says that the numbers mean others."""
+    plain = image if image.mode in _SPACES.values() else image.convert("RGB")
+    return _converted(plain, profile) or plain.convert("RGB")
+
+
+def _converted(image: Image.Image, profile: Any) -> Image.Image | None:
+    """None for a profile that is sRGB's own, and for one that is broken or of other pictures: as good as none."""
+    if not isinstance(profile, bytes) or not profile:
+        return None
+    from PIL import ImageCms
+
+    try:
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        of_this_mode = _SPACES.get(own.profile.xcolor_space.strip()) == image.mode
+        if not of_this_mode or "srgb" in ImageCms.getProfileDescription(own).lower():
+            return None
+        transform = ImageCms.buildTransform(own, ImageCms.createProfile("sRGB"), image.mode, "RGB")
+        return ImageCms.applyTransform(image, transform)
+    except (ImageCms.PyCMSError, ImportError, OSError, TypeError, ValueError):  # the second: Pillow came without it
+        return None
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -188,16 +236,36 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
-    """8-bit grey. 16-bit and float values are scaled by the range of their type; Pillow would cut them off."""
-    if not _is_deep(image):
-        return image.convert("L")
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    top = float(values.max(initial=0.0))
+    """8-bit grey. Deeper values are scaled by the range they are of; Pillow would cut them off.
+
+    That is the type's, and of types with room for several ranges (32 bits, floats) the smallest that holds them all.
+    """
     if image.mode == "F":
-        full = 1.0 if top <= 1.0 else 255.0 if top <= 255.0 else 65535.0
+        return _scaled_floats(np.nan_to_num(np.asarray(image, dtype=np.float32)))
+    if image.mode.startswith("I"):
+        return _scaled_numbers(np.asarray(image), known_bits=16 if image.mode.startswith("I;16") else None)
+    return (image.convert("RGB") if image.mode == "LAB" else image).convert("L")
+
+
+def _scaled_floats(values: np.ndarray) -> Image.Image:
+    top = float(values.max(initial=0.0))
+    full = 1.0 if top <= 1.0 else 255.0 if top <= 255.0 else 65535.0
+    values *= np.float32(255.0 / full)
+    values += np.float32(0.5)
+    return Image.fromarray(np.clip(values, 0, 255, out=values).astype(np.uint8))
+
+
+def _scaled_numbers(values: np.ndarray, known_bits: int | None) -> Image.Image:
+    """In whole numbers, because as floats a picture of a phone would take half a gigabyte."""
+    top = int(values.max(initial=0))
+    bits = known_bits or next((bits for bits in (8, 16, 24) if top < 2**bits), 31)
+    whole = values.clip(min=0).astype(np.uint32)
+    if bits == 16:
+        whole += 128
+        whole //= 257  # rounded: 65535 is 255 · 257
     else:
-        full = 65535.0 if image.mode.startswith("I;16") or top > 255.0 else 255.0
-    return Image.fromarray(np.clip(values * (255.0 / full) + 0.5, 0, 255).astype(np.uint8))
+        whole >>= bits - 8
+    return Image.fromarray(whole.astype(np.uint8))
 
 
 def _bare(image: Image.Image) -> Image.Image:

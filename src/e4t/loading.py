@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from e4t.config import DEFAULT_IMAGE_ENCODER, BaseConfig
 from e4t.errors import CheckpointError
-from e4t.sources import OneFile, check_file, check_folder, locate, locate_layout, variant_of
+from e4t.sources import OneFile, check_file, check_folder, check_named, locate, locate_layout, variant_of
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -322,6 +322,7 @@ def load_image_encoder(chosen: str | None, base: Parts, *, dtype: torch.dtype) -
         read: dict[str, Any] = {"dtype": dtype, "ignore_mismatched_sizes": True}
         if own is not None:
             read["variant"] = variant_of(own, "model", location, base.reading.variant)
+        check_named(Path(location))
         model = _whole(kind, location, f"the image encoder '{location}'", **read)
     mean, std = _normalisation(location, base.folder)
     return ImageEncoder(getattr(model, tower) if tower else model, mean, std, None if own else location)

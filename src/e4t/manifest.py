@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-from e4t.checkpoint import Concept
+from e4t.checkpoint import Concept, require_place
 from e4t.config import PersonalizeConfig
 from e4t.errors import CheckpointError, ConfigError, E4TError, out_of_memory
 from e4t.memory import fitted
@@ -82,19 +83,19 @@ def read_entries(
     In a folder, ``anna-mask.png`` is the mask of ``anna.jpg``, unless ``mask`` is "none". Warns of what is left out of
     it: sub-folders, files of other kinds, masks without a picture.
 
-    Raises ConfigError, with the line, for a manifest that cannot be meant, and for two entries with one output.
+    Raises ConfigError, with the line, for a manifest that cannot be meant, and for two entries with one output: also
+    one up to capitals, which is the same folder on some disks.
     """
     source, output = Path(source), Path(output)
     rows = _pictures(source, masks=mask != "none") if source.is_dir() else _rows(source)
     entries: list[Entry] = []
-    taken: dict[Path, str] = {}
+    taken: dict[str, str] = {}
     for where, row in rows:
         entry = _entry(row, where, source if source.is_dir() else source.parent, output, domain, mask)
-        if entry.output.absolute() in taken:
-            raise ConfigError(
-                f"{where} and {taken[entry.output.absolute()]} would both write '{entry.output}': give them other names"
-            )
-        taken[entry.output.absolute()] = where
+        place = os.path.abspath(entry.output).casefold()
+        if place in taken:
+            raise ConfigError(f"{where} and {taken[place]} would both write '{entry.output}': give them other names")
+        taken[place] = where
         entries.append(entry)
     if not entries:
         raise ConfigError(f"'{source}' holds no pictures to personalize on")
@@ -173,7 +174,7 @@ def _value(name: str, text: str) -> Any:
         return text
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -261,6 +262,7 @@ def _made(
     if present is not None and _matches(present, pipe, config, image, mask) and (present.preview or not preview):
         yield 1.0, Outcome(entry, "kept", time.perf_counter() - began, concept=present, notes=photo.notes)
         return
+    require_place(entry.output, "concept")
     concept, likeness = None, None
     for step in pipe.personalize_steps(image, mask=mask, config=config):
         concept = step.concept or concept

@@ -28,6 +28,8 @@ from e4t.training import Step, autocast, draw_timesteps, generator_at, timestep_
 _PROBE = -2  # a batch that no step trains on
 _MOST_PASSES = 1_000_000
 """Pictures in all steps of a repetition: a file from a stranger may not keep a machine busy for ever."""
+_MOST_AT_ONCE = 1_024
+"""Pictures in a step of a repetition: nor may it fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,11 @@ def replayed(model: E4TModel, concept: Concept) -> Concept:
     config = PersonalizeConfig.from_dict({**concept.config, "steps": concept.steps, "automatic": False})
     if config.steps * config.accumulation * config.batch_size > _MOST_PASSES:
         raise CheckpointError(f"the concept asks for {config.steps} steps of {config.batch_size} to be repeated")
+    if config.batch_size > _MOST_AT_ONCE:
+        raise CheckpointError(f"the concept asks for {config.batch_size} pictures at once; {_MOST_AT_ONCE} are enough")
+    largest = max((side for _, offset in model.offsets.items() for side in offset.shape), default=0)
+    if config.delta_rank > largest:
+        raise CheckpointError(f"the concept asks for a rank of {config.delta_rank}; no matrix has more than {largest}")
     constants = Constants.of(concept.group("replay"), model.backbone.device)
     _check_fit(model, constants)
     *_, last = tune(model, constants, config=config, provenance=concept.provenance)

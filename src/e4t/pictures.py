@@ -6,8 +6,6 @@ ImageError then. Captions are text files beside the pictures (``anna.txt`` of ``
 
 from __future__ import annotations
 
-import lzma
-import os
 import tarfile
 import zipfile
 import zlib
@@ -19,13 +17,15 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from e4t.errors import ConfigError, DataError, ImageError
+from e4t.errors import ConfigError, DataError, ImageError, install_extra
 from e4t.images import MAX_BYTES, decode_image, load_image
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 HUB = "hf:"
 _CAPTIONS = ("caption", "text", "prompt")
 MAX_CAPTION_BYTES = 10_000
+_UNPACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""How members of a .zip may be packed: of the other ways, zipfile takes a whole member apart before it can be cut."""
 _COMPRESSED = {".gz", ".tgz", ".xz", ".txz", ".bz2", ".tbz2", ".zst"}
 
 
@@ -66,7 +66,7 @@ def open_pictures(source: str | Path) -> Sequence[Entry]:
         raise DataError(f"'{source}' is compressed as a whole, so pictures cannot be picked from it; unpack it first")
     try:
         members = _in_zip(path) if zipfile.is_zipfile(path) else _in_tar(path)
-    except (tarfile.TarError, zipfile.BadZipFile, OSError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, NotImplementedError, OSError) as error:
         raise DataError(f"'{source}' is neither a whole .zip or .tar archive nor a .npy file ({error})") from error
     return _not_empty(members, f"'{source}' holds no images ({', '.join(sorted(SUFFIXES))})")
 
@@ -89,6 +89,8 @@ class _File:
         return str(self.path)
 
     def image(self) -> Image.Image:
+        if self.path.is_fifo():  # would be waited for
+            raise ImageError(f"'{self.path}' is a pipe, not a file")
         return load_image(self.path)
 
     def caption(self) -> str | None:
@@ -144,6 +146,10 @@ class Packed:
     text: bytes | None = None
     fault: str | None = None
 
+    @property
+    def num_bytes(self) -> int:
+        return len(self.picture or b"") + len(self.text or b"")
+
     def image(self) -> Image.Image:
         if self.fault is not None:
             raise ImageError(self.fault)
@@ -189,16 +195,19 @@ class _Archive(Protocol):
 class _Zip:
     path: Path
     file: zipfile.ZipFile = field(repr=False)  # locks itself while it reads
-    sizes: Mapping[str, int] = field(repr=False)
+    members: Mapping[str, zipfile.ZipInfo] = field(repr=False)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.sizes
+        return name in self.members
 
     def read(self, name: str, most: int | None = None) -> bytes:
+        member = self.members[name]
+        if member.compress_type not in _UNPACKED:
+            raise ImageError(f"'{self.path}:{name}' is packed in an uncommon way; pack it anew, as plain .zip")
         if most is None:
-            check_size(f"{self.path}:{name}", self.sizes[name])
+            check_size(f"{self.path}:{name}", member.file_size)
         try:
-            with self.file.open(name) as file:
+            with self.file.open(member) as file:
                 return file.read(-1 if most is None else most)
         except (
             zipfile.BadZipFile,
@@ -208,22 +217,20 @@ class _Zip:
             NotImplementedError,
             ValueError,
             zlib.error,
-            lzma.LZMAError,
         ) as error:
             raise ImageError(f"'{self.path}:{name}' cannot be unpacked ({error}); pack it anew") from error
 
 
 def _in_zip(path: Path) -> list[_Member]:
     file = zipfile.ZipFile(path)
-    archive = _Zip(path, file, {info.filename: info.file_size for info in file.infolist() if not info.is_dir()})
-    return _pictures_in(archive, archive.sizes)
+    archive = _Zip(path, file, {info.filename: info for info in file.infolist() if not info.is_dir()})
+    return _pictures_in(archive, archive.members)
 
 
 @dataclass(frozen=True)
 class _Tar:
     path: Path
-    descriptor: int
-    places: Mapping[str, tuple[int, int]] = field(repr=False)  # offset and size: read without moving a file's position
+    places: Mapping[str, tuple[int, int]] = field(repr=False)  # offset and size
 
     def __contains__(self, name: object) -> bool:
         return name in self.places
@@ -234,7 +241,9 @@ class _Tar:
             check_size(f"{self.path}:{name}", size)
         size = min(size, most or size)
         try:
-            data = os.pread(self.descriptor, size, offset)
+            with self.path.open("rb") as file:  # anew, because threads would move one another's place in it
+                file.seek(offset)
+                data = file.read(size)
         except OSError as error:
             raise ImageError(f"'{self.path}' cannot be read at '{name}': {error}") from error
         if len(data) < size:
@@ -251,7 +260,7 @@ def _in_tar(path: Path) -> list[_Member]:
                     places[info.name] = info.offset_data, info.size
         except tarfile.ReadError:
             pass  # cut: what is missing is noticed when it is read
-    archive = _Tar(path, os.open(path, os.O_RDONLY), places)
+    archive = _Tar(path, places)
     return _pictures_in(archive, places)
 
 
@@ -347,7 +356,7 @@ def _table(source: str) -> Any:
 
 
 def _needs_extra(module: str) -> str:
-    return f"this needs {module}: install the extra with pip install 'e4t[data]'"
+    return f"this needs {module}: {install_extra('data')}"
 
 
 def decode_caption(data: bytes) -> str | None:

@@ -30,7 +30,8 @@ from e4t.model import E4TModel, base_of, new_model
 from e4t.objective import E4TObjective
 from e4t.optimizers import MovingAverage, new_optimizer
 from e4t.processes import Processes
-from e4t.states import LATEST, States
+from e4t.shards import source_name
+from e4t.states import LATEST, States, require_fitting
 from e4t.training import Step, gradient_scaler, train
 
 _MAY_CHANGE = ("steps", "checkpoint_every", "keep_states", "workers", "save_dtype", "compile")
@@ -103,7 +104,7 @@ class Pretraining:
         self.scaler = gradient_scaler(config.mixed_precision, backbone.device)
         self.arguments = {
             "domain": domain.to_dict(),
-            "data": Path(data).name,
+            "data": source_name(data),
             "config": self.config.to_dict(),
             "processes": self.processes.count,
             "base": backbone.fingerprint,
@@ -227,6 +228,7 @@ class Pretraining:
         state = self.states.load(which)
         if state is None:
             return 0, []
+        require_fitting(state, self.arguments, _trained_tensors(self.model), self.optimizer)
         begun = {"processes": 1, **state.arguments}
         other = [name for name in _SAME if begun.get(name, self.arguments[name]) != self.arguments[name]]
         before, now = _comparable(begun), _comparable(self.arguments)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +37,13 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in _PACKAGES}
 
 
+def public_name(base: str) -> str:
+    """What a base is called in files that may be given away: a hub id as it is, of a path only the last part."""
+    hub_id = re.fullmatch(r"\w[\w.-]*/[\w.-]+", base) and not os.path.exists(base)
+    name = base if hub_id else re.split(r"[/\\]", base.rstrip("/\\"))[-1]
+    return name.encode("utf-8", "replace").decode()  # file names need not be text
+
+
 def drawing(
     prompt: str,
     *,
@@ -58,7 +67,7 @@ def drawing(
         "scheduler": scheduler,
         "width": size[0],
         "height": size[1],
-        "base": base,
+        "base": public_name(base),
         "concept": concept,
         "domain": domain,
         "steps": steps,

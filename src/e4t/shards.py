@@ -3,80 +3,129 @@
 Shards are tar files in which files of one name and several endings are one sample (``0001.jpg``, ``0001.txt``). An
 epoch goes through all of them in an order of its own; inside a shard, samples leave a buffer in random order. Both
 follow from the seed, so that a resumed training reads on where it was: it leaves out the shards it knows the size of.
+
+Local shards are files, whatever they are called, and only https and http are fetched: the library that does so would
+also run commands.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from threading import Lock
 from time import sleep
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
-from e4t.errors import ConfigError, DataError, ImageError
+from e4t.errors import ConfigError, DataError, ImageError, install_extra
 from e4t.pictures import MAX_CAPTION_BYTES, SUFFIXES, Packed, check_size
 
 _TEXTS = ("txt", "caption", "text")
 _PICTURES = {suffix.removeprefix(".") for suffix in SUFFIXES}
 _PAUSES = (1.0, 5.0, 20.0)  # seconds, before a shard is fetched again
+_MOST_WAITING = 2**30  # bytes of the samples that wait at a time, whatever the buffer's size
 
 
 def shard_urls(source: str | Path) -> list[str]:
     """The shards that a source stands for, none if it is no set of shards.
 
-    A folder of tar files, a pattern with ``*`` or ``{000..123}``, a URL (https, or whatever else the library opens), or
-    several of these, one after another with ``::`` between them.
+    A folder of tar files, a pattern with ``*`` or ``{000..123}``, an https or http URL, or several of these, one after
+    another with ``::`` between them. What is there under the very name is no pattern. Raises DataError for other URLs,
+    for a pattern without a match, and for a folder with pictures beside the shards.
     """
-    text, path = str(source), Path(source)
-    inside = [str(file) for file in sorted(path.glob("*.tar"))] if path.is_dir() else []
-    if not inside and not any(mark in text for mark in ("://", "{", "*", "::")) and not text.startswith("pipe:"):
+    text = str(source)
+    if os.path.exists(text):
+        return _in_folder(Path(source)) if os.path.isdir(text) else []
+    if not any(mark in text for mark in ("://", "{", "*", "::")):
         return []
     try:
         from webdataset.shardlists import expand_urls
     except ImportError as error:
-        raise ConfigError("this needs webdataset: install the extra with pip install 'e4t[data]'") from error
-    if inside:
-        return inside
+        raise ConfigError(f"this needs webdataset: {install_extra('data')}") from error
     found: list[str] = []
     for part in text.split("::"):
-        for url in expand_urls(part):
-            found += sorted(map(str, Path().glob(url))) if "*" in url and not Path(url).is_absolute() else _globbed(url)
+        try:
+            urls = [part] if os.path.exists(part) else expand_urls(part)
+        except ValueError as error:
+            raise DataError(f"'{source}' is no pattern of shards: {error}") from error
+        found += chain.from_iterable(map(_globbed, urls))
     if not found:
         raise DataError(f"no shard is called '{source}'")
     return found
 
 
+def bare(url: str) -> str:
+    """A URL without what may be secret, and is another one after a while: its query, and a name before the host."""
+    return re.sub(r"(?<=://)[^/@]*@", "", url.partition("?")[0]) if "://" in url else url
+
+
+def source_name(source: str | Path) -> str:
+    """What a source of pictures is called in files that may be given away: the last part of its path."""
+    return Path("::".join(map(bare, str(source).split("::")))).name
+
+
+def _in_folder(folder: Path) -> list[str]:
+    shards = sorted(folder.glob("*.tar"))
+    if shards and any(file.suffix.lower() in SUFFIXES for file in folder.rglob("*")):
+        raise DataError(
+            f"'{folder}' holds both pictures and .tar files; move one or the other away, or name the shards alone: "
+            f"'{folder / '*.tar'}'"
+        )
+    return list(map(str, shards))
+
+
 def _globbed(url: str) -> list[str]:
-    if "*" not in url or "://" in url:
+    if _is_remote(url) or ("*" not in url and "://" not in url) or os.path.exists(url):
         return [url]
+    if "://" in url:
+        raise DataError(f"'{bare(url)}' cannot be fetched: shards come from files, https or http")
     path = Path(url)
     return sorted(map(str, Path(path.anchor).glob(str(path.relative_to(path.anchor)))))
+
+
+def _is_remote(url: str) -> bool:
+    return re.match("(?i)https?://", url) is not None
 
 
 @dataclass
 class ShardStream:
     """Samples by position, to be asked for in rising order; what was asked for stays at hand until `release`.
 
-    ``sizes`` are the samples in each shard, as far as they are known; handed to another stream, they spare it reading
-    what lies before its first position. ``broken`` are shards that ended early, and why. One that comes from elsewhere
-    is fetched again before it counts as that.
+    ``sizes`` are the samples in each shard, as far as they are known: a number or, where that has changed, pairs of an
+    epoch and the number from there on. Handed to another stream, they spare it reading what lies before its first
+    position. ``broken`` are shards that ended early, and why, and ``unreachable`` those of them that may be whole, but
+    not here and now; one that comes from elsewhere is fetched again before it counts as either. Keys are URLs without
+    their queries (`bare`).
     """
 
     urls: Sequence[str]
     seed: int
     buffer: int
-    sizes: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int | Sequence[Sequence[int]]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
+    unreachable: set[str] = field(default_factory=set)
     _ended: dict[str, int] = field(default_factory=dict, repr=False)  # where in the stream broken ones did
     _kept: dict[int, Packed] = field(default_factory=dict, repr=False)
     _next: int = 0
     _samples: Iterator[Packed] | None = None
+    _names: dict[str, str] = field(default_factory=dict, repr=False)
     _lock: Any = field(default_factory=Lock, repr=False)
+
+    def __post_init__(self) -> None:
+        distinct = dict.fromkeys(self.urls)
+        alike = Counter(map(bare, distinct))
+        self._names = {url: bare(url) + f" ({n})" * (alike[bare(url)] > 1) for n, url in enumerate(distinct)}
+
+    def name_of(self, url: str) -> str:
+        """What a shard is called in `sizes` and `broken`: numbered where only the queries differ."""
+        return self._names.get(url, bare(url))
 
     def at(self, position: int) -> Packed:
         """Raises DataError where the shards hold no sample. A position that was released is read anew."""
@@ -102,56 +151,99 @@ class ShardStream:
 
     def _from(self, position: int) -> Iterator[Packed]:
         """All samples from ``position`` on, without end."""
-        epoch, passed = 0, 0
-        if set(self.urls) <= set(self.sizes) and (length := sum(self.sizes[url] for url in self.urls)):
-            epoch = position // length
-            passed = epoch * length
+        epoch, passed = self._epoch_at(position)
+        names = [self.name_of(url) for url in self.urls]
         while True:
             before = passed
             for number in np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.urls)):
-                url = self.urls[number]
-                if url in self.sizes and passed + self.sizes[url] <= position:
-                    passed += self.sizes[url]
+                name = names[number]
+                known = _since(self._changes(name), epoch)
+                if known is not None and passed < position and passed + known <= position:
+                    passed += known
                     continue
-                for sample in self._shuffled(url, epoch, int(number)):
+                for sample in self._shuffled(int(number), epoch):
                     if passed >= position:
                         yield sample
                     passed += 1
-                if url in self.broken:
-                    self._ended.setdefault(url, passed)
+                if name in self.broken:
+                    self._ended.setdefault(name, passed)
             if passed == before:
                 raise DataError(f"none of the {len(self.urls)} shards holds a sample{self._why()}")
             epoch += 1
 
+    def _epoch_at(self, position: int) -> tuple[int, int]:
+        """The epoch of a position, and where it begins; the first one, unless the sizes of all shards are known."""
+        changes = [self._changes(self.name_of(url)) for url in self.urls]
+        epoch, passed = 0, 0
+        if not all(changes):
+            return epoch, passed
+        steady = max(max(one) for one in changes)  # from this epoch on, all are of one length
+        while length := sum(_since(one, epoch) or 0 for one in changes):
+            epochs = (position - passed) // length if epoch >= steady else int(passed + length <= position)
+            if not epochs:
+                break
+            epoch, passed = epoch + epochs, passed + epochs * length
+        return epoch, passed
+
+    def _changes(self, name: str) -> dict[int, int]:
+        """The sizes a shard has had, by the epoch they were met in first; empty if none is known."""
+        known = self.sizes.get(name)
+        if isinstance(known, int):
+            return {0: known}
+        return {int(epoch): int(size) for epoch, size in known or ()}
+
+    def _learn(self, name: str, epoch: int, size: int) -> None:
+        changes = {since: one for since, one in self._changes(name).items() if since <= epoch}
+        if _since(changes, epoch) != size:
+            changes[epoch] = size
+        self.sizes[name] = changes[0] if list(changes) == [0] else [list(one) for one in changes.items()]
+
     def _why(self) -> str:
         return "".join(f"; {reason}" for reason in list(self.broken.values())[:1])
 
-    def _shuffled(self, url: str, epoch: int, number: int) -> Iterator[Packed]:
+    def _shuffled(self, number: int, epoch: int) -> Iterator[Packed]:
+        """The samples of a shard in an epoch: as many as it had then, where that is read again after an interruption.
+
+        At most `_MOST_WAITING` bytes wait, however large the buffer.
+        """
+        url = self.urls[number]
         rng = np.random.default_rng([self.seed, 2, epoch, number])
         waiting: list[Packed] = []
-        for sample in self.samples(url):
+        held = 0
+        for sample in islice(self.samples(url, epoch), self._changes(self.name_of(url)).get(epoch)):
             waiting.append(sample)
-            if len(waiting) >= self.buffer:
-                yield _taken(waiting, rng)
+            held += sample.num_bytes
+            while len(waiting) >= self.buffer or held > _MOST_WAITING:
+                chosen = _taken(waiting, rng)
+                held -= chosen.num_bytes
+                yield chosen
         while waiting:
             yield _taken(waiting, rng)
 
-    def samples(self, url: str) -> Iterator[Packed]:
+    def samples(self, url: str, epoch: int = 0) -> Iterator[Packed]:
         """The samples of one shard, undecoded and in their order, to its end or to where it is damaged."""
-        count = 0
-        for pause in (*(_PAUSES if "://" in url or url.startswith("pipe:") else ()), None):
+        count, name = 0, self.name_of(url)
+        for pause in (*(_PAUSES if _is_remote(url) else ()), None):
             try:
-                for sample in islice(_packed(url), count, None):
+                for sample in islice(_packed(url, name), count, None):
                     yield sample
                     count += 1
+                self.unreachable.discard(name)
                 break
             except Exception as error:  # the library raises whatever tar files, pipes and servers lead it into
-                reason = " ".join(str(error).split())[:160] or type(error).__name__
+                reason = " ".join(str(error).replace(url, name).split())[:160] or type(error).__name__
+                away = isinstance(error, OSError)
             if pause is None:
-                self.broken[url] = f"'{url}' ends early, after {count} samples: {reason}"
+                self.broken[name] = f"'{name}' ends early, after {count} samples: {reason}"
+                self.unreachable |= {name} if away else set()
             else:
                 sleep(pause)
-        self.sizes[url] = count
+        self._learn(name, epoch, count)
+
+
+def _since(changes: Mapping[int, int], epoch: int) -> int | None:
+    """The size in an epoch, of sizes by the epoch they were met in first."""
+    return next((changes[since] for since in sorted(changes, reverse=True) if since <= epoch), None)
 
 
 def _taken(waiting: list[Packed], rng: np.random.Generator) -> Packed:
@@ -160,23 +252,38 @@ def _taken(waiting: list[Packed], rng: np.random.Generator) -> Packed:
     return waiting.pop()
 
 
-def _packed(url: str) -> Iterator[Packed]:
-    """The samples of a shard. Of files that are neither picture nor caption, and of too large ones, no byte is kept."""
+def _opened(url: str) -> IO[bytes]:
+    """The bytes of a shard."""
+    if not _is_remote(url):
+        return Path(url).open("rb")
     from webdataset.gopen import gopen
 
-    with gopen(url) as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
+    return cast(IO[bytes], gopen(url))
+
+
+def _packed(url: str, name: str) -> Iterator[Packed]:
+    """The samples of a shard. Of files that are neither picture nor caption, and of too large ones, no byte is kept."""
+    with _opened(url) as stream, _archive(stream) as archive:
         for key, members in groupby(_files(archive), key=lambda member: member[0]):
-            picture, text, fault, name = None, {}, None, f"{url}:{key}"
+            picture, text, fault, sample = None, {}, None, f"{name}:{key}"
             for _, ending, info in members:
                 if ending.split(".")[-1] in _PICTURES and picture is None:
                     try:
-                        check_size(name, info.size)
+                        check_size(sample, info.size)
                         picture = _content(archive, info, info.size)
                     except ImageError as error:
                         fault = str(error)
                 elif ending in _TEXTS:
                     text[ending] = _content(archive, info, MAX_CAPTION_BYTES)
-            yield Packed(name, picture, next((text[kind] for kind in _TEXTS if kind in text), None), fault)
+            yield Packed(sample, picture, next((text[kind] for kind in _TEXTS if kind in text), None), fault)
+
+
+def _archive(stream: IO[bytes]) -> tarfile.TarFile:
+    """A plain tar file: of a compressed one, a few bytes could become any number of them."""
+    try:
+        return tarfile.open(fileobj=stream, mode="r|")
+    except tarfile.ReadError as error:
+        raise DataError(f"it is no plain .tar file ({error}); one that is compressed has to be unpacked") from error
 
 
 def _files(archive: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:

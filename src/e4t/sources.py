@@ -8,7 +8,8 @@ before gigabytes are read. Pickles are refused: they can run programs.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,12 +217,12 @@ def _class_in(index: Mapping[str, Any], part: str) -> str | None:
 def variant_of(folder: Path, stem: str, name: str, variant: str | None) -> str | None:
     """Of those whose weights are in ``folder``: ``variant`` where it is there, else None for the plain ones."""
     files = {path.name for path in folder.iterdir()}
-    if variant is not None and _weights(stem, variant, files):
-        _check_whole(folder / f"{stem}.{variant}.safetensors")
-        return variant
-    if _weights(stem, None, files):
-        _check_whole(folder / f"{stem}.safetensors")
-        return None
+    for kind in dict.fromkeys((variant, None)):
+        names = _weights(stem, kind) & files
+        for file in sorted(names):
+            _check_weights(folder / file)
+        if names:
+            return kind
     others = sorted({file.split(".")[1] for file in files if file.startswith(f"{stem}.") and file.count(".") == 2})
     if others and f"{stem}.{others[0]}.safetensors" in files:
         raise CheckpointError(f"'{name}' has weights of variant '{others[0]}' only: say --variant {others[0]}")
@@ -230,17 +231,33 @@ def variant_of(folder: Path, stem: str, name: str, variant: str | None) -> str |
     raise CheckpointError(f"'{name}' is incomplete: {folder.name} has no weights, {stem}.safetensors")
 
 
-def _weights(stem: str, variant: str | None, files: Iterable[str]) -> bool:
-    """Whether there is one file of weights, or the index of several."""
+def _weights(stem: str, variant: str | None) -> set[str]:
+    """What the one file of weights is called, and the index of several."""
     middle = f".{variant}" if variant else ""
-    names = {f"{stem}{middle}.safetensors", f"{stem}.safetensors.index{middle}.json"}
-    return not names.isdisjoint(files)
+    return {f"{stem}{middle}.safetensors", f"{stem}.safetensors.index{middle}.json"}
 
 
-def _check_whole(path: Path) -> None:
-    """Raises CheckpointError for a file that is cut or no safetensors; one of several parts is left to the library."""
-    if path.is_file():
+def check_named(folder: Path) -> None:
+    """Raises CheckpointError where an index of weights in a folder names anything but whole safetensors files there."""
+    for index in sorted(folder.glob("*.safetensors.index*.json")):
+        _check_weights(index)
+
+
+def _check_weights(path: Path) -> None:
+    """Raises CheckpointError for weights that are cut or no safetensors, also for any of those that an index names.
+
+    The libraries read whatever an index names, pickles included. What else an index has to say is left to them.
+    """
+    if path.suffix == ".safetensors":
         with _opened(path):
+            return
+    named = read_json(path).get("weight_map", {})
+    if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
+        raise CheckpointError(f"'{path}' is broken: its weight_map is no list of tensors and files; download it anew")
+    for file in sorted(set(named.values())):
+        if Path(file).suffix != ".safetensors" or re.search(r"[/\\]", file):
+            raise CheckpointError(f"'{path}' names '{file:.60}', and may only name .safetensors files beside it")
+        with _opened(path.with_name(file)):
             pass
 
 

@@ -1,17 +1,29 @@
-"""The saved states of a training: which there are, which to go on from, which to delete."""
+"""The saved states of a training: which there are, which can be gone on from, which to delete."""
 
 from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from e4t.checkpoint import TrainingState
-from e4t.errors import CheckpointError
+from e4t.config import PretrainConfig, fits
+from e4t.domain import Domain
+from e4t.errors import CheckpointError, ConfigError
 
 LATEST = "latest"
 _NAME = "step-{:09d}"
+_SHAPING = ("encoder", "offsets", "optimizer", "ema_decay")
+"""Settings that say which tensors a state holds."""
+_ARGUMENTS: dict[str, Any] = {"config": dict, "domain": dict, "data": str, "first_losses": list}
+_LATER: dict[str, Any] = {"processes": int, "shards": dict, "broken": dict}  # older states lack them
+_MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")  # of a parameter's shape; what else there is has its own
 
 
 @dataclass(frozen=True)
@@ -69,3 +81,85 @@ class States:
         ):
             shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         return folder
+
+
+def require_fitting(
+    state: TrainingState,
+    arguments: Mapping[str, Any],
+    trained: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Raise CheckpointError for a state that no training of ours has written, or that has not all it needs.
+
+    ``arguments`` and ``trained`` (by the names they are saved under) are those of the training that is to go on. Where
+    a state is of a base or of settings that have other tensors, these are left alone: such a state is refused for that.
+    """
+    try:
+        begun = _begun(state)
+        now = PretrainConfig.from_dict(arguments["config"]).to_dict()
+        alike = state.arguments.get("base", arguments["base"]) == arguments["base"]
+        if alike and all(begun[name] == now[name] for name in _SHAPING):
+            _require_tensors(state.tensors, trained, optimizer, averaged=bool(now["ema_decay"]))
+    except (KeyError, TypeError, ValueError, AttributeError, NotImplementedError, ConfigError) as error:
+        what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(
+            f"the state after step {state.step} cannot be gone on from: {what}; delete it, or name another one"
+        ) from error
+
+
+def _begun(state: TrainingState) -> dict[str, Any]:
+    """The settings a state was begun with. Raises KeyError, ValueError or ConfigError for what is none."""
+    given = state.arguments
+    later = {name: kind for name, kind in _LATER.items() if name in given}
+    for name, kind in (_ARGUMENTS | later).items():
+        if not fits(given[name], kind):
+            raise ValueError(f"its {name!r} is not of type {kind.__name__}")
+    if state.step < 0 or given.get("processes", 1) < 1:
+        raise ValueError("it counts steps or processes below zero")
+    if not all(fits(loss, float) for loss in given["first_losses"]):
+        raise ValueError("its first losses are no numbers")
+    if not all(isinstance(reason, str) for reason in given.get("broken", {}).values()):
+        raise ValueError("what it says of broken pictures is no text")
+    for known in given.get("shards", {}).values():
+        if not all(fits(number, int) and number >= 0 for pair in _pairs(known) for number in pair):
+            raise ValueError("the sizes of its shards are no numbers")
+    Domain.from_dict(given["domain"])
+    return PretrainConfig.from_dict(given["config"]).to_dict()
+
+
+def _pairs(known: Any) -> list[Any]:
+    """What `e4t.shards.ShardStream.sizes` knows of a shard, as pairs of an epoch and a size."""
+    pairs = known if isinstance(known, list) else [[0, known]]
+    if not pairs or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise ValueError("the sizes of its shards are no numbers")
+    return pairs
+
+
+def _require_tensors(
+    tensors: Mapping[str, Tensor], trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, *, averaged: bool
+) -> None:
+    expected = dict(trained)
+    if averaged:
+        expected |= {f"average/{name.partition('/')[2]}": tensor for name, tensor in trained.items()}
+    if missing := sorted(expected.keys() - tensors.keys()):
+        raise ValueError(f"it lacks the tensor '{missing[0]}'")
+    parameters = [parameter for one in optimizer.param_groups for parameter in one["params"]]
+    for name, tensor in tensors.items():
+        shapes = [tuple(expected[name].shape)] if name in expected else list(_other_shapes(name, tensor, parameters))
+        if not shapes:
+            raise ValueError(f"a training has no tensor called {name[:60]!r}")
+        if tuple(tensor.shape) not in shapes:
+            raise ValueError(f"tensor '{name}' has the shape {tuple(tensor.shape)}, not {shapes[0]}")
+        if name in expected and not tensor.is_floating_point():
+            raise ValueError(f"tensor '{name}' is of type {tensor.dtype}, not a float")
+        if not tensor.isfinite().all():
+            raise ValueError(f"tensor '{name}' holds values that are no numbers")
+
+
+def _other_shapes(name: str, tensor: Tensor, parameters: list[Tensor]) -> Iterator[tuple[int, ...]]:
+    """The shapes that a tensor of the optimiser or the scaler can have; none for a name that neither has."""
+    if name in ("scaler/scale", "scaler/_growth_tracker"):
+        yield ()
+    match = re.fullmatch(r"optimizer/(\d{1,9})\.(\w+)", name)
+    if match and int(match[1]) < len(parameters):
+        yield tuple(parameters[int(match[1])].shape) if match[2] in _MOMENTS else tuple(tensor.shape)

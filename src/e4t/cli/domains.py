@@ -285,9 +285,10 @@ class Cache:
         kept = CacheConfig(self.views, self.layer_stride, self.shard_size, self.save_dtype)
 
         from e4t.backbone import Backbone
-        from e4t.data import ImageData
+        from e4t.data import ImageData, check_views
         from e4t.processes import Processes, launched_device
 
+        check_views(self.resolution, self.crop_scale)  # before anything large is loaded
         quiet()
         device = launched_device(device_of(self.device))
         processes = Processes.launched(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from tyro.conf import OmitArgPrefixes
 
 from e4t.cli.options import BaseOptions, Device, Dtype, Folder, OptionalBase
-from e4t.cli.terminal import device_of, dtype_of, say, status
+from e4t.cli.terminal import device_of, dtype_of, printable, say, status
 from e4t.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -96,20 +97,23 @@ def _is_here(base: str) -> bool:
 
 def remember_domain(concept: Path, domain: str) -> None:
     """Note in a concept folder where its domain lies, so that drawing it needs no further argument."""
-    if domain in shipped():
-        note = domain
-    else:
-        import os
+    note = domain if domain in shipped() else _way(concept.resolve(), Path(domain).resolve())
+    (concept / "domain.txt").write_text(note + "\n", encoding="utf-8", errors="surrogateescape")
 
-        note = os.path.relpath(Path(domain).resolve(), concept.resolve())
-    (concept / "domain.txt").write_text(note + "\n", encoding="utf-8")
+
+def _way(start: Path, end: Path) -> str:
+    """From one folder to another, as every system reads it; the whole path where they are on different drives."""
+    try:
+        return Path(os.path.relpath(end, start)).as_posix()
+    except ValueError:
+        return end.as_posix()
 
 
 def find_domain(concept: Path, domain_id: str) -> str:
     """The domain of a concept folder: as noted there, else the shipped one with the same id."""
     note = concept / "domain.txt"
     if note.is_file():
-        noted = note.read_text(encoding="utf-8").strip()
+        noted = note.read_text(encoding="utf-8", errors="surrogateescape").strip()
         if noted in shipped():
             return noted
         if (concept / noted).is_dir():
@@ -146,7 +150,7 @@ def description(folder: Path) -> dict[str, str]:
 def describe(rows: Mapping[str, str]) -> list[str]:
     """A description as lines of text."""
     width = max(map(len, rows))
-    return [f"{name:<{width}}  {value}" for name, value in rows.items()]
+    return [printable(f"{name:<{width}}  {value}") for name, value in rows.items()]
 
 
 def _config(folder: Path) -> dict[str, Any]:

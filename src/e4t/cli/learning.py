@@ -120,7 +120,7 @@ class Personalize:
         from e4t.checkpoint import require_place
         from e4t.manifest import noted, portrait
 
-        require_place(self.output)
+        require_place(self.output, "concept")
         image, mask = _opened(self.image, self.mask)  # what cannot be read is refused before anything slow
         quiet()
         pipe = self._pipeline(self.domain)

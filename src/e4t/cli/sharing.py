@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from e4t.cli.folders import ConceptOptions, OfConcept, describe, description, kind_of, shipped
 from e4t.cli.options import Integer, Json, Result, Text
-from e4t.cli.terminal import get_console, quiet, status
+from e4t.cli.terminal import get_console, printable, quiet, status
 from e4t.config import at_least
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Info:
         from e4t.provenance import read_notes
 
         made = read_notes(path)
-        lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in made.items()]
+        lines = [printable(f"{name}: {json.dumps(value, ensure_ascii=False)}") for name, value in made.items()]
         return Result(lines, {"picture": made})
 
 

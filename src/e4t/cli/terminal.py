@@ -43,7 +43,9 @@ def emit(event: str, **values: Any) -> None:
     stream = _EVENTS.get()
     if stream is not None:
         plain = _plain({"event": event, **values})
-        print(json.dumps(plain, ensure_ascii=False, default=str, allow_nan=False), file=stream, flush=True)
+        line = json.dumps(plain, ensure_ascii=False, default=str, allow_nan=False)
+        # Halves of characters are in no encoding; spelt out, they are JSON.
+        print(line.encode("utf-8", "backslashreplace").decode(), file=stream, flush=True)
 
 
 def _plain(value: Any) -> Any:
@@ -80,9 +82,14 @@ def say(text: str) -> None:
     get_console().print(text)
 
 
+def printable(text: str) -> str:
+    """What a file says, as a terminal may show it: control characters and halves of characters are spelt out."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def refuse(sentence: str, *, kind: str, exit_code: int = 2) -> int:
     """Say in one sentence why not, to people and machines; ``kind`` is the class of the error. The exit code."""
-    text = " ".join(sentence.split()).rstrip(".") + "."
+    text = printable(" ".join(sentence.split())).rstrip(".") + "."
     get_console().print(f"error: {text}", style="red")
     emit("error", message=text, kind=kind, exit_code=exit_code)
     return exit_code

@@ -13,6 +13,7 @@ from e4t.errors import CheckpointError
 from e4t.export.places import MARK
 from e4t.export.probe import PROBE_STEPS
 from e4t.export.source import Source, is_sd1
+from e4t.provenance import public_name
 
 
 def embedding_metadata(source: Source) -> dict[str, str]:
@@ -37,7 +38,7 @@ def file_metadata(source: Source, kind: str | None = None) -> dict[str, str]:
         "e4t.token": source.places.token,
         "e4t.domain": concept.domain.name,
         "e4t.domain_id": concept.domain_id or "none",
-        "e4t.base": _public_name(concept.base.name),
+        "e4t.base": public_name(concept.base.name),
         "e4t.base_fingerprint": concept.base.fingerprint,
         "e4t.steps": str(concept.steps),
         "modelspec.sai_model_spec": "1.0.1",
@@ -60,7 +61,7 @@ def kohya_metadata(source: Source, *, rank: int | None = None) -> dict[str, str]
     config = PersonalizeConfig.from_dict(concept.config)
     metadata = {
         "ss_output_name": source.places.main.stem,
-        "ss_sd_model_name": _public_name(concept.base.name),
+        "ss_sd_model_name": public_name(concept.base.name),
         "ss_resolution": str((resolution, resolution)),
         "ss_num_train_images": "1",
         "ss_steps": str(concept.steps),
@@ -89,8 +90,3 @@ def read_labels(path: Path) -> dict[str, str]:
         )
     kind = said.pop(MARK)
     return {"export": kind, **{name: said[name] for name in sorted(said) if not name.endswith(".thumbnail")}}
-
-
-def _public_name(name: str) -> str:
-    """A hub id as it is; of a path only the last part, because the file may be given away."""
-    return Path(name).name if Path(name).is_absolute() else name

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from e4t.errors import CheckpointError, ConfigError
+from e4t.writing import new_files, replaceable
 
 FORMATS = ("textual-inversion", "pipeline", "single-file", "diff", "lora-diffusers", "lora-kohya")
 
@@ -43,6 +41,8 @@ class Places:
         if to not in FORMATS:
             raise ConfigError(f"there is no export format '{to}'; there are {', '.join(FORMATS)}")
         places = cls._named(output, to, token)
+        if to == "pipeline":
+            replaceable(output)
         for path in (places.main, places.embedding):
             if path is not None and path.exists() and not _is_ours(path):
                 raise CheckpointError(f"'{path}' exists and is not a former export; choose another place")
@@ -57,7 +57,7 @@ class Places:
         if to == "pipeline":
             return cls(token, token, output)
         if to == "textual-inversion":
-            return cls(token, token, output if is_file else output / f"learned_embeds{SUFFIX}")
+            return cls(token, output.stem, output) if is_file else cls(token, token, output / f"learned_embeds{SUFFIX}")
         if not is_file:
             return cls(token, token, output / f"pytorch_lora_weights{SUFFIX}", output / f"learned_embeds{SUFFIX}")
         plain = re.sub(r"[^\w-]", "", token) or "word"  # "S*" is no file name everywhere
@@ -66,50 +66,20 @@ class Places:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """How to use the word that lies beside weights."""
-        if self.embedding is None:
-            return ()
+        """What prompts say, where the word lies beside weights or goes by another name in web UIs."""
         names = f"'{self.token}' in diffusers"
         if self.trigger != self.token:
             names += f", '{self.trigger}' in web UIs"
-        return (f"the word itself is in '{self.embedding.name}', to be loaded as well; in prompts it is {names}",)
+        if self.embedding is not None:
+            return (f"the word itself is in '{self.embedding.name}', to be loaded as well; in prompts it is {names}",)
+        return (f"in prompts the word is {names}",) if self.trigger != self.token else ()
 
 
 def write_files(files: Mapping[Path, tuple[dict[str, Tensor], dict[str, str]]]) -> None:
-    """All of them beside their places first, so that a full disk leaves nothing half written."""
-    beside = {path: path.with_name(f".{path.name}.{os.getpid()}.new") for path in files}
-    try:
-        for path, (tensors, metadata) in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, beside[path], metadata=metadata)
-        for path, new in beside.items():
-            os.replace(new, path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"'{next(iter(files))}' cannot be written: {error}") from error
-    finally:
-        for new in beside.values():
-            with suppress(OSError):
-                new.unlink()
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which then takes the place of ``folder``."""
-    beside, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("new", "old"))
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        beside.mkdir(parents=True)
-        yield beside
-        if folder.exists():
-            folder.rename(old)
-        beside.rename(folder)
-    except OSError as error:
-        if old.exists():
-            old.rename(folder)
-        raise CheckpointError(f"'{folder}' cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+    """All of them or none (`e4t.writing`)."""
+    with new_files(list(files)) as beside:
+        for new, (tensors, metadata) in zip(beside, files.values(), strict=True):
+            save_file(tensors, new, metadata=metadata)
 
 
 def _is_ours(path: Path) -> bool:

@@ -15,9 +15,10 @@ from e4t.export.embedding import write_with_embedding
 from e4t.export.labels import file_metadata
 from e4t.export.merged import Merged, cast
 from e4t.export.original_keys import autoencoder_keys, text_keys, unet_keys
-from e4t.export.places import PROVENANCE, new_folder
+from e4t.export.places import PROVENANCE
 from e4t.export.source import Report, Source, report
 from e4t.pipeline import E4TPipeline
+from e4t.writing import new_folder
 
 
 def export_pipeline(source: Source) -> Report:
@@ -25,7 +26,8 @@ def export_pipeline(source: Source) -> Report:
 
     pipe, folder = source.pipe, source.places.main
     stock = pipe.stock
-    with new_folder(folder) as beside, pipe.model.wearing(source.concept):
+    own = (*stock.components, "model_index.json", PROVENANCE)
+    with new_folder(folder, own) as beside, pipe.model.wearing(source.concept):
         tokenizer, text_encoder = _with_token(pipe.backbone, source.places.token, source.merged.word)
         parts = {**stock.components, "tokenizer": tokenizer, "text_encoder": text_encoder}
         whole = StableDiffusionPipeline(**parts, requires_safety_checker=stock.config.requires_safety_checker)

@@ -1,0 +1,135 @@
+"""Written beside its place, then renamed: no file or folder is ever half there, and a power cut leaves no zeros.
+
+What is written has a hidden name of its own until the disk holds all of it, and only then takes its place. Names are
+new every time, so that what a killed process left is in nobody's way; `unfinished` finds it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from e4t.errors import CheckpointError, E4TError
+
+_UNFINISHED = ".new"
+
+
+@contextmanager
+def new_files(places: Sequence[Path], refusal: type[E4TError] = CheckpointError) -> Iterator[list[Path]]:
+    """Where to write some files meanwhile, in their order; at the end of the ``with`` all of them take their places.
+
+    Folders are made as needed. Raises ``refusal`` where that cannot be; whatever is raised, nothing new stays.
+    """
+    beside = [_beside(place, _UNFINISHED) for place in places]
+    try:
+        with _explained(places[0], refusal):
+            for place in places:
+                place.parent.mkdir(parents=True, exist_ok=True)
+            yield beside
+            for new in beside:
+                _sync(new)
+            for new, place in zip(beside, places, strict=True):
+                os.replace(new, place)
+            for folder in {place.parent for place in places}:
+                _sync(folder)
+    finally:
+        for new in beside:
+            with suppress(OSError):
+                new.unlink()
+
+
+@contextmanager
+def new_folder(place: Path, own: Collection[str], refusal: type[E4TError] = CheckpointError) -> Iterator[Path]:
+    """An empty folder to fill, which then takes the place of ``place``.
+
+    Of what was there before, entries called as in ``own`` are replaced; all others are somebody else's, and stay.
+    Raises ``refusal`` where that cannot be (`replaceable`); whatever is raised, what was there before is whole.
+    """
+    whole = replaceable(place, refusal)
+    beside = _beside(whole, _UNFINISHED)
+    try:
+        with _explained(place, refusal):
+            beside.mkdir(parents=True)
+            yield beside
+            for path in beside.rglob("*"):
+                _sync(path)
+            _sync(beside)
+            _exchange(beside, whole, own)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def replaceable(place: Path, refusal: type[E4TError] = CheckpointError) -> Path:
+    """The whole path of a folder, links followed. Raises ``refusal`` for one that no other can take the place of.
+
+    A disk's own folder cannot be renamed, and a process (and the shell that started it) would stay in the former one.
+    """
+    whole = Path(os.path.realpath(place))
+    if os.path.ismount(whole) or (whole.is_dir() and Path.cwd().is_relative_to(whole)):
+        raise refusal(
+            f"'{place}' is the folder this runs in, or a whole disk, which nothing can take the place of; "
+            f"name a folder inside it, such as '{place / 'new'}'"
+        )
+    return whole
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """What killed processes left half written in a folder, or others are writing."""
+    return [path for path in folder.iterdir() if re.fullmatch(rf"\..+\.[0-9a-f]{{8}}{_UNFINISHED}", path.name)]
+
+
+@contextmanager
+def _explained(place: Path, refusal: type[E4TError]) -> Iterator[None]:
+    """One sentence for what disks raise; safetensors' own error is in place of an OSError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise refusal(
+            f"'{place}' cannot be written ({error}); what was there before is whole: make room and run the same again"
+        ) from error
+
+
+def _beside(place: Path, ending: str) -> Path:
+    return place.with_name(f".{place.name}.{secrets.token_hex(4)}{ending}")
+
+
+def _exchange(new: Path, place: Path, own: Collection[str]) -> None:
+    """Put a folder in the place of another, and the other's entries that are not ``own`` back into it."""
+    if not place.exists():
+        new.rename(place)
+        _sync(place.parent)
+        return
+    old = _beside(place, ".old")
+    place.rename(old)
+    try:
+        new.rename(place)
+    except OSError:
+        old.rename(place)
+        raise
+    for entry in old.iterdir():
+        if entry.name not in own and not (place / entry.name).exists():
+            entry.rename(place / entry.name)
+    _sync(place)
+    _sync(place.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold a file, or the names in a folder; some systems cannot be asked for the second."""
+    if not path.is_dir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+        return
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,116 @@
+"""Files and folders beside their places: whole or not there, and nobody else's touched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from e4t import writing
+from e4t.errors import CheckpointError, DataError
+from e4t.writing import new_files, new_folder, replaceable, unfinished
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write(folder: Path, own: tuple[str, ...] = ("mine",), text: str = "new") -> None:
+    with new_folder(folder, own) as new:
+        (new / "mine").write_text(text)
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), SafetensorError("no space left")])
+def test_what_cannot_be_written_is_one_sentence_and_leaves_nothing(tmp_path: Path, error: Exception) -> None:
+    def fail() -> None:
+        with new_files([tmp_path / "old.txt", tmp_path / "deep" / "other.txt"], DataError) as (beside, _):
+            beside.write_text("half")
+            raise error
+
+    (tmp_path / "old.txt").write_text("old")
+    with pytest.raises(DataError, match=r"old.txt' cannot be written \(no space left\); what was there before is"):
+        fail()
+    write(tmp_path / "folder", text="old")
+    with pytest.raises(CheckpointError, match="folder' cannot be written"), new_folder(tmp_path / "folder", ()):
+        raise error
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "folder", ()):
+        raise KeyboardInterrupt
+    assert names(tmp_path) == ["deep", "folder", "old.txt"]
+    assert names(tmp_path / "deep") == []
+    assert (tmp_path / "folder" / "mine").read_text() == "old"
+
+
+def test_files_of_others_stay_in_a_folder_that_is_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    write(folder)
+    (folder / "notes.txt").write_text("dear")
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "a.png").write_bytes(b"dear")
+    (folder / "former").write_text("of ours")
+    write(folder, ("mine", "former"), "newer")
+    assert names(folder) == ["mine", "notes.txt", "pictures"]
+    assert (folder / "mine").read_text() == "newer"
+    assert (folder / "pictures" / "a.png").read_bytes() == b"dear"
+    assert names(tmp_path) == ["folder"]
+
+
+def test_what_killed_processes_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    write(tmp_path / "folder")
+    for ending in ("old", "new"):
+        shutil.copytree(tmp_path / "folder", tmp_path / f".folder.{os.getpid()}.{ending}")
+    write(tmp_path / "folder", text="newer")
+    assert (tmp_path / "folder" / "mine").read_text() == "newer"
+
+
+def test_unfinished_files_are_told_from_others(tmp_path: Path) -> None:
+    with new_files([tmp_path / "a.json"]) as (beside,):
+        beside.write_text("half")
+        for name in (".mine.new", "b.0123abcd.new", ".a.json"):
+            (tmp_path / name).write_text("mine")
+        assert unfinished(tmp_path) == [beside]
+
+
+def test_folders_that_nothing_can_take_the_place_of_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    for place in (".", "..", "/", tmp_path / "here"):
+        with pytest.raises(CheckpointError, match=r"is the folder this runs in, or a whole disk.*such as"):
+            replaceable(Path(place))
+    (tmp_path / "link").symlink_to(tmp_path / "far")
+    assert replaceable(tmp_path / "link") == tmp_path / "far"
+    assert replaceable(Path("new")) == tmp_path / "here" / "below" / "new"
+    write(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path / "far") == ["mine"]
+
+
+def test_the_disk_holds_what_takes_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file, and its folder's names, before the rename; the names around it after."""
+    done: list[str] = []
+    places = {}
+
+    def fsync(descriptor: int) -> None:
+        done.append(places.get(os.fstat(descriptor).st_ino, "?"))
+
+    def rename(self: Path, target: Path) -> None:
+        done.append("rename")
+        os.rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "rename", rename)
+    with new_folder(tmp_path / "folder", ()) as new:
+        (new / "a").write_text("a")
+        places |= {path.stat().st_ino: path.name for path in (tmp_path, new / "a")}
+        places[new.stat().st_ino] = "folder"
+    assert done == ["a", "folder", "rename", tmp_path.name]
+    done.clear()
+    monkeypatch.setattr(writing.os, "replace", lambda *_: done.append("replace"))
+    with new_files([tmp_path / "b"]) as (beside,):
+        beside.write_text("b")
+        places[beside.stat().st_ino] = "b"
+    assert done == ["b", "replace", tmp_path.name]
