@@ -121,7 +121,7 @@ def test_what_cannot_be_reached_is_not_written_as_done(make_backbone, tmp_path):
     written(source, backbone, tmp_path / "whole")
     shards[1].rename(away)
     with pytest.raises(
-        DataError, match=r"1 shards of .* could not be read here and now, the first because '.*001.tar'"
+        DataError, match=r"1 of 3 shards of .* could not be read here and now, the first because '.*001.tar'"
     ):
         written(source, backbone, tmp_path / "cache")
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [

@@ -119,7 +119,7 @@ def _require_all(files: Sequence[Path], data: ImageData) -> None:
         away = sorted(data.stream.unreachable) if data.stream is not None else []
         reason = f", the first because {data.broken[away[0]]}" if away else ""
         raise DataError(
-            f"{len(missing)} shards of '{data.source}' could not be read here and now{reason}; "
+            f"{len(missing)} of {len(files)} shards of '{data.source}' could not be read here and now{reason}; "
             "run the same again for them, or leave them out"
         )
 

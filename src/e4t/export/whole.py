@@ -34,7 +34,8 @@ def export_pipeline(source: Source) -> Report:
         whole.save_pretrained(beside)
         text = json.dumps(file_metadata(source), indent=2) + "\n"
         (beside / PROVENANCE).write_text(text, encoding="utf-8")
-    return report(source, [file for file in folder.rglob("*") if file.is_file()])
+        written = [folder / file.relative_to(beside) for file in beside.rglob("*") if file.is_file()]
+    return report(source, written)
 
 
 def _with_token(backbone: Any, token: str, word: Tensor) -> tuple[Any, Any]:
