@@ -146,7 +146,7 @@ def test_features_of_the_image_encoder(vision, layers, width, version):
 
 def test_the_encoder_has_a_linear_for_every_feature(version, backbone):
     with torch.device("meta"):
-        encoder = _build_encoder(backbone, EncoderConfig())
+        encoder = _build_encoder(backbone, EncoderConfig(), None)
     widths = [linear.in_features for linear in (*encoder.image_linears, *encoder.unet_linears)]
     assert widths == [1280] * 16 + WIDTHS
     half = encoder.image_half([torch.empty(1, 1280, device="meta")] * 16)

@@ -434,8 +434,8 @@ def test_the_base_is_as_it_was(pipe, request, who, end):
 
 def test_the_scheduler_is_put_back_after_an_error(pipe, anna):
     before = state(pipe)
-    with pytest.raises(ValueError, match="divisible by 8"):
-        pipe(PROMPT, concept=anna, scheduler="EulerDiscreteScheduler", height=15, width=15)
+    with pytest.raises(E4TError, match="2 negative prompts were given for 1"):
+        pipe(PROMPT, concept=anna, scheduler="EulerDiscreteScheduler", negative_prompt=["a", "b"])
     assert state(pipe) == before
 
 
