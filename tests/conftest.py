@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
+from commands import noise
+from e4t import cli
 from e4t.backbone import Backbone
 from e4t.config import EncoderConfig, OffsetsConfig, PersonalizeConfig, PretrainConfig
 from e4t.domain import Domain
@@ -162,3 +165,57 @@ def quick_pretrain() -> PretrainConfig:
 @pytest.fixture
 def quick_personalize() -> PersonalizeConfig:
     return PersonalizeConfig(steps=2, batch_size=2, learning_rate=1e-2, frozen_timesteps=2, save_dtype="float32")
+
+
+# Folders for commands, made once by the commands themselves; tests leave them as they are
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Stable Diffusion as a diffusers folder."""
+    folder = tmp_path_factory.mktemp("models") / "base"
+    backbone = build_backbone()
+    for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "image_encoder"):
+        getattr(backbone, name).save_pretrained(folder / name)
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def noise_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four random pictures, 0.png to 3.png."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(4):
+        noise(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def domain_folder(model_folder: Path, noise_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A domain of faces, pre-trained for two steps on the random pictures."""
+    folder = tmp_path_factory.mktemp("domains") / "face"
+    settings = folder.parent / "settings.json"
+    settings.write_text(json.dumps({"personalize": {"steps": 2, "batch_size": 2}, "generate": {"guidance_scale": 2.0}}))
+    command = ["pretrain", str(noise_folder), "--domain", "face", "--base", str(model_folder)]
+    command += ["--output_dir", str(folder), "--config", str(settings), "--max_train_steps", "2"]
+    command += ["--train_batch_size", "2", "--seed", "3", "--set", "encoder.normalize=true", "--device", "cpu"]
+    assert cli.main(command) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def concept_folder(domain_folder: Path, noise_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two steps of the domain on the first of the random pictures."""
+    folder = tmp_path_factory.mktemp("concepts") / "anna"
+    assert cli.main(["personalize", str(domain_folder), str(noise_folder / "0.png"), "--output", str(folder)]) == 0
+    return folder

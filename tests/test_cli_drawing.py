@@ -1,0 +1,148 @@
+"""Pictures by command, on a random model: seeds, settings and names of files; the demo's page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from commands import noise
+from e4t import cli, demo
+from e4t.cli import drawing
+
+
+def test_generate_prints_its_pictures(concept_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", str(concept_folder), "a photo of S* at the beach", "--num_images", "2", "--seed", "5"]
+    command += ["--output", str(tmp_path), "--negative-prompt", "blue", "--num-inference-steps", "2"]
+    assert cli.main(command) == 0
+    printed = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert [path.name for path in printed] == [f"anna-a-photo-of-s-at-the-beach-{seed}.png" for seed in (5, 6)]
+    with Image.open(printed[1]) as image:
+        assert image.size == (16, 16)
+        lines = image.info["parameters"].splitlines()
+    assert lines[:2] == ["a photo of S* at the beach", "Negative prompt: blue"]
+    assert "Seed: 6" in lines[2]
+    assert cli.main(["info", str(printed[1])]) == 0
+    told = capsys.readouterr().out
+    assert 'prompt: "a photo of S* at the beach"' in told
+    assert "seed: 6" in told
+    with Image.open(printed[1]) as image:
+        avoiding = np.asarray(image)
+    assert cli.main([*command, "--negative-prompt", ""]) == 0
+    again = Path(capsys.readouterr().out.splitlines()[1])
+    with Image.open(again) as image:
+        assert not np.array_equal(np.asarray(image), avoiding)
+    with Image.open(printed[1]) as image:  # the picture drawn before is still there
+        assert np.array_equal(np.asarray(image), avoiding)
+    assert cli.main([*command, "--no-metadata"]) == 0
+    bare = Path(capsys.readouterr().out.splitlines()[1])
+    assert [path.name for path in (again, bare)] == [f"{printed[1].stem}-{number}.png" for number in (2, 3)]
+    assert cli.main(["info", str(bare)]) == 2
+    assert "does not say how it was made" in capsys.readouterr().err
+
+
+def test_settings_say_how_many_pictures_and_from_which_seed(concept_folder: Path, tmp_path: Path) -> None:
+    command = ["generate", str(concept_folder), "S*", "--num-inference-steps", "1", "--output", str(tmp_path)]
+    assert cli.main([*command, "--set", "num_images=2", "--set", "seed=5"]) == 0
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["anna-s-5.png", "anna-s-6.png"]
+    assert cli.main([*command, "--set", "seed=5", "--seed", "0"]) == 0
+    assert (tmp_path / "anna-s-0.png").exists()
+
+
+@pytest.mark.parametrize("name", ["DDIMPipeline", "__version__", "UNet2DModel", "NoScheduler"])
+def test_what_is_no_scheduler_is_refused(
+    name: str, concept_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        cli.main(["generate", str(concept_folder), "S*", "--scheduler", name, "--output", str(tmp_path / "out")]) == 2
+    )
+    assert f"diffusers has no scheduler '{name}'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_generate_is_repeatable_and_the_seed_counts(concept_folder: Path, tmp_path: Path) -> None:
+    def drawn(seed: int, folder: str) -> bytes:
+        command = ["generate", str(concept_folder), "S*", "--num-inference-steps", "1", "--seed", str(seed)]
+        assert cli.main([*command, "--output", str(tmp_path / folder)]) == 0
+        return Image.open(tmp_path / folder / f"anna-s-{seed}.png").tobytes()
+
+    assert drawn(0, "a") == drawn(0, "b")
+    assert drawn(0, "a") != drawn(1, "a")
+
+
+def test_demo_writes_page_grid_and_concepts(
+    domain_folder: Path,
+    noise_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The random model's tokenizer spells most words out and has room for few.
+    monkeypatch.setattr(demo, "SUBJECT_PROMPTS", ("a photo of S*", "S* at the beach", "a blue S*", "<b>S*", "the S*"))
+    other = noise(tmp_path / "0.png")  # of the same name as one of the others
+    images = [
+        word for path in (noise_folder / "0.png", noise_folder / "1.png", other) for word in ("--image", str(path))
+    ]
+    place = tmp_path / "demo"
+    command = ["demo", "--domain", str(domain_folder), "--output", str(place), "--num-inference-steps", "1", *images]
+    assert cli.main(command) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{place / 'index.html'}\n"
+    assert "2 tuning steps" in err
+    assert {path.name for path in place.iterdir()} == {"index.html", "grid.png", "face-0", "face-1", "face-0-2"}
+    page = (place / "index.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 3 + 3 * 3 * len(demo.SUBJECT_PROMPTS)
+    assert not re.search(r"(src|href)=\"(?!data:)", page)  # it fetches nothing
+    assert "prefers-color-scheme: dark" in page
+    assert "&lt;b&gt;" in page
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("a photo of S*", "a-photo-of-s"),
+        ("../../x", "x"),
+        ("**", "picture"),
+        ("x" * 300, "x" * 60),
+        ("é" * 300, "é" * 30),
+    ],
+)
+def test_prompts_make_safe_file_names(prompt: str, name: str) -> None:
+    assert drawing.slug(prompt) == name
+
+
+def test_demo_prompts_are_made_of_what_the_world_can_draw() -> None:
+    pytest.importorskip("cv2")
+    pytest.importorskip("resvg_py")
+    from e4t.tiny.accessories import ACCESSORIES
+    from e4t.tiny.scenes import SCENES
+    from e4t.tiny.styles import STYLES
+    from e4t.tiny.transforms import TRANSFORMS
+
+    before = [phrase for phrases in STYLES.values() for phrase in phrases]
+    after = [phrase for table in (SCENES, ACCESSORIES) for phrases in table.values() for phrase in phrases if phrase]
+    around = [phrase for phrases in TRANSFORMS.values() for phrase in phrases]
+    seen = set()
+    for prompt in demo.SUBJECT_PROMPTS:
+        head, _, tail = prompt.partition("S*")
+        assert head.strip() in before or any(phrase.startswith(f"{head}{{}}") for phrase in around), prompt
+        assert not tail or any(phrase in tail for phrase in after), prompt
+        seen |= {head} | {phrase for phrase in after if phrase in tail}
+    assert len(demo.SUBJECT_PROMPTS) >= 8
+    assert len(seen) >= 8
+
+
+def test_readable_bytes() -> None:
+    assert [demo.readable_bytes(n) for n in (900, 12_345, 2_500_000)] == ["0.9 kB", "12 kB", "2.5 MB"]
+
+
+def test_denormal_numbers_are_flushed(concept_folder: Path, tmp_path: Path) -> None:
+    torch.set_flush_denormal(False)
+    assert (
+        cli.main(["generate", str(concept_folder), "S*", "--num-inference-steps", "1", "--output", str(tmp_path)]) == 0
+    )
+    assert float(torch.tensor(1e-40) * torch.tensor(1.0)) == 0  # they make a CPU several times slower

@@ -1,0 +1,161 @@
+"""How options, settings and their spellings become one configuration, and how wrong ones are refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from e4t import cli
+from e4t.cli import learning, settings
+from e4t.cli.domains import Pretrain
+from e4t.cli.options import each
+from e4t.config import GenerateConfig, PersonalizeConfig, PretrainConfig
+from e4t.errors import ConfigError
+
+
+def test_switches_turn_off_what_is_on_by_default() -> None:
+    off = ["--no-gradient-checkpointing", "--no-use-8bit-adam"]
+    on = ["--gradient-checkpointing", "--use_8bit_adam"]
+    pretrain = ["pretrain", "photos", "--domain", "face", "--base", "tiny", "--output", "face"]
+    personalize = ["personalize", "tiny-face", "a.png", "--output", "anna"]
+    saving = {"gradient_checkpointing": True, "optimizer": "adamw8bit"}
+    for command, config in ((pretrain, PretrainConfig()), (personalize, PersonalizeConfig())):
+        for given, wanted in ((off, (False, "adamw")), (on, (True, "adamw8bit")), ([], (True, "adamw8bit"))):
+            parsed = cli._parsed([*command, *given])
+            assert isinstance(parsed, (Pretrain, learning.Personalize))
+            result = settings.overridden(config.updated(saving), (), parsed._given())
+            assert (result.gradient_checkpointing, result.optimizer) == wanted
+    parsed = cli._parsed([*pretrain, "--no-compile"])
+    assert isinstance(parsed, Pretrain)
+    assert parsed._given()["compile"] is False
+
+
+def test_options_of_diffusers_scripts_are_understood() -> None:
+    spelt = ["--checkpoints_total_limit", "3", "--validation_steps", "50"]
+    pretrain = cli._parsed(["pretrain", "photos", "--domain", "face", "--base", "tiny", "--output", "face", *spelt])
+    assert isinstance(pretrain, Pretrain)
+    assert (pretrain.keep_states, pretrain.validate_every) == (3, 50)
+    spelt = ["--gradient_accumulation_steps", "4", "--use_8bit_adam"]
+    personalize = cli._parsed(["personalize", "tiny-face", "a.png", "--output_dir", "anna", *spelt])
+    assert isinstance(personalize, learning.Personalize)
+    assert (personalize._given()["accumulation"], personalize._given()["optimizer"]) == (4, "adamw8bit")
+
+
+@pytest.mark.parametrize(
+    ("option", "says"), [("--crop-scale 1 2", "crop_scale is"), ("--resolution 0", "resolution is 0")]
+)
+def test_views_that_no_picture_has_are_refused_at_once(
+    option: str, says: str, noise_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["cache", str(noise_folder), "--base", "nowhere", "--output", str(tmp_path / "cache"), *option.split()]
+    assert cli.main(command) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("info nowhere", "neither a concept"),
+        ("generate nowhere S*", "no concept folder"),
+        ("personalize nowhere PICTURE --output x", "no domain folder"),
+        ("personalize dog PICTURE --output x", "a class word needs --base MODEL"),
+        ("personalize nowhere nothing.png --output x", "there is no picture"),
+        ("demo --image nothing.png", "there is no picture"),
+        ("demo --steps -1", "0 or more"),
+        ("evaluate nowhere --count 0", "1 or more"),
+        ("evaluate nowhere --steps 0 -1", "0 or more"),
+        ("generate nowhere S* --num-images 0", "1 or more"),
+        ("pretrain nowhere --domain face --base nowhere --output x", "nowhere"),
+        ("pretrain nowhere --domain face --base x --output x --steps 0", "1 or more"),
+        ("pretrain nowhere --domain face --base x.ckpt --output x", "is a pickle, which can run programs"),
+        ("pretrain nowhere --domain face --base x.safetensors --output x", "there is no file"),
+        ("pretrain nowhere --domain face --base owner/model --output x", "the Hub cannot be reached"),
+        ("pretrain nowhere --domain face --base owner/model --layout y --output x", "leave --layout out"),
+        ("personalize dog PICTURE --base PICTURE --output x", "is not a model"),
+        ("pretrain nowhere --domain face --base x --output x --set steps", "has no value"),
+        ("pretrain nowhere --domain face --base x --output x --set stepz=3", "unknown setting"),
+        ("pretrain nowhere --domain face --base x --output x --config nothing.json", "no settings file"),
+        ("personalize nowhere PICTURE --output x --device nonsense", "cannot be used"),
+    ],
+)
+def test_what_the_user_can_put_right_is_one_sentence(
+    command: str, says: str, noise_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert cli.main(command.replace("PICTURE", str(noise_folder / "0.png")).split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert says in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["", "paint", "demo --nonsense", "personalize tiny-face"])
+def test_wrong_usage_exits_with_2(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(command.split())
+    assert caught.value.code == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_settings_have_the_type_of_what_they_replace() -> None:
+    config = settings.overridden(
+        PretrainConfig(), ["crop_scale=[0.5, 1.0]", "resolution=64", "encoder.head=linear"], {}
+    )
+    assert (config.crop_scale, config.resolution, config.encoder.head) == ((0.5, 1.0), 64, "linear")
+    assert settings.overridden(PersonalizeConfig(), ["tune=residual, deltas"], {}).tune == ("residual", "deltas")
+    assert settings.overridden(GenerateConfig(), ["guidance_scale=3"], {"seed": 0, "height": None}).guidance_scale == 3
+    for pair in ("steps=many", "steps=1.5", "steps=true", "flip=3", "encoder=3", "seed.x=1", "encoder.head=round"):
+        with pytest.raises(ConfigError):
+            settings.overridden(PretrainConfig(), [pair], {})
+
+
+@pytest.mark.parametrize(
+    ("config", "pairs", "wanted"),
+    [
+        (PretrainConfig(), ["offsets.form=none"], {"offsets": {"form": "none"}}),
+        (PretrainConfig(), ["encoder.unet_blocks=none"], {"encoder": {"unet_blocks": "none"}}),
+        (PretrainConfig(), ["encoder.head='linear'", "encoder.head_gain=1"], {"encoder": {"head_gain": 1.0}}),
+        (PretrainConfig(), ["crop_scale=0.7,1.0"], {"crop_scale": (0.7, 1.0)}),
+        (PretrainConfig(), ["crop_scale=(.7, 1)", "flip=True"], {"crop_scale": (0.7, 1.0), "flip": True}),
+        (PretrainConfig(), ["resolution=none", "offsets.projections=[]"], {"resolution": None}),
+        (PersonalizeConfig(), ["automatic=on", "learning_rate=.001"], {"automatic": True, "learning_rate": 0.001}),
+        (PersonalizeConfig(), ["steps=auto", "memory=8"], {"steps": 15, "automatic": True, "memory": 8.0}),
+        (PersonalizeConfig(), ["memory=auto", 'tune=["unet", "residual"]'], {"memory": "auto"}),
+        (GenerateConfig(), ["scheduler=None", "guidance_scale=3"], {"scheduler": None, "guidance_scale": 3.0}),
+    ],
+)
+def test_settings_are_read_as_they_are_documented(config: PretrainConfig, pairs: list[str], wanted: dict) -> None:
+    values = settings.overridden(config, pairs, {}).to_dict()
+    for name, value in wanted.items():
+        assert values[name] == (values[name] | value if isinstance(value, dict) else value)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_the_order_of_settings_does_not_matter(order: tuple[int, ...]) -> None:
+    pairs = ("cache=true", "crop_scale=[1.0,1.0]", "sample_latents=false")
+    assert settings.overridden(PretrainConfig(), [pairs[place] for place in order], {}).cache
+    with pytest.raises(ConfigError, match=r"cache needs crop_scale \[1.0, 1.0\]"):
+        settings.overridden(PretrainConfig(), ["cache=true"], {})
+
+
+def test_options_beat_settings_and_zero_counts() -> None:
+    config = settings.overridden(PretrainConfig(), ["seed=4", "steps=9"], {"seed": 0, "steps": None})
+    assert (config.seed, config.steps) == (0, 9)
+
+
+def test_an_option_of_several_values_may_be_given_again() -> None:
+    given = [
+        ("demo --image a.png --image b.png c.png --domain x --domain y", ("image", "domain")),
+        ("benchmark --domain x --domain y z --method p --method q --prompts r --prompts s", ("domain", "method")),
+        ("evaluate d --steps 0 --steps 5 15", ("steps",)),
+        ("web --domain x --domain y z", ("domain",)),
+    ]
+    for line, names in given:
+        command = cli._parsed(line.split())
+        for name in names:
+            said = re.findall(rf"--{name} ([^-]+)", line)
+            assert " ".join(map(str, each(getattr(command, name)))) == " ".join(said).replace("  ", " ").strip()

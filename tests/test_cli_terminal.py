@@ -1,0 +1,166 @@
+"""What every command does alike: JSON, exit codes, colour, completion, warnings, and the check of an installation."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from commands import events
+from e4t import cli
+from e4t.cli import terminal
+
+
+def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "find_spec", lambda name: None if name == "peft" else name)
+    assert cli.main(["benchmark"]) == 2
+    told = capsys.readouterr().err
+    assert "this needs peft: install the extra with pip install '.[benchmark]' in the checkout of e4t" in told
+
+
+def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    from e4t import __version__
+
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"e4t {__version__}\n"
+
+
+def test_every_command_speaks_json() -> None:
+    for command in cli.Commands.__args__:
+        assert "json" in command.__origin__.__dataclass_fields__, command
+
+
+def test_wrong_usage_is_an_event_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["generate", "--json"])
+    assert caught.value.code == 2
+    (error,) = events(capsys)
+    assert (error["event"], error["kind"], error["exit_code"]) == ("error", "usage", 2)
+    assert "CONCEPT" in error["message"]
+
+
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (AssertionError("odd"), 1)])
+def test_exit_codes_of_interruptions_and_faults(
+    raised: BaseException, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise raised
+
+    monkeypatch.setattr("e4t.cli.sharing.shipped", fail)
+    assert cli.main(["info", "--json"]) == code
+    (error,) = events(capsys)
+    assert (error["event"], error["exit_code"]) == ("error", code)
+    assert cli.main(["info"]) == code
+    assert capsys.readouterr().out == ""
+
+
+def test_doctor_says_what_is_broken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from e4t.cli import doctor
+
+    assert cli.main(["doctor", "--json"]) == 0
+    (result,) = events(capsys)
+    found = {one["name"]: one for one in result["findings"]}
+    assert result["healthy"]
+    assert found["torch"]["text"] == torch.__version__
+    assert found["tiny-face"]["state"] == "ok"
+    broken = tmp_path / "tiny-face"
+    broken.mkdir()
+    (broken / "config.json").write_text('{"kind": "domain"}')
+    monkeypatch.setattr(doctor, "shipped", lambda: {"tiny-face": broken})
+    assert cli.main(["doctor"]) == 1
+    told = capsys.readouterr().out
+    assert re.search(r"BROKEN +models +tiny-face", told)
+    assert "pip install --force-reinstall --no-deps " in told
+    assert "no-deps e4t\n" not in told  # which is on no package index
+
+
+def test_bash_completes_commands_and_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+
+    if shutil.which("bash") is None:
+        pytest.skip("bash is not installed")
+    assert cli.main(["completion", "bash"]) == 0
+    script = tmp_path / "e4t.bash"
+    script.write_text(capsys.readouterr().out)
+    for words, wanted in (("e4t per", "personalize"), ("e4t personalize --see", "--seed")):
+        parts = words.split()
+        ask = f'source "{script}"; COMP_WORDS=({words}); COMP_CWORD={len(parts) - 1}; COMP_LINE="{words}"; '
+        ask += f'COMP_POINT={len(words)}; _tyro_e4t e4t "{parts[-1]}" "{parts[-2]}"; echo "${{COMPREPLY[@]}}"'
+        said = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=False)
+        assert wanted in said.stdout, said.stderr
+    for shell in ("zsh", "fish"):
+        assert cli.main(["--print-completion", shell]) == 0
+        assert "personalize" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("setting", "coloured"), [({}, False), ({"FORCE_COLOR": "1"}, True), ({"NO_COLOR": "1"}, False)]
+)
+@pytest.mark.parametrize("terminal_here", [False, True])
+def test_colour_is_for_terminals_and_as_the_environment_says(
+    setting: dict[str, str], coloured: bool, terminal_here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stream(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal_here
+
+    for name in ("FORCE_COLOR", "NO_COLOR", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name, value in setting.items():
+        monkeypatch.setenv(name, value)
+    said = Stream()
+    monkeypatch.setattr("sys.stderr", said)
+    assert cli.main(["info", "nowhere"]) == 2
+    assert ("\x1b[31m" in said.getvalue()) is (coloured or (terminal_here and not setting))
+    with terminal.progress_bar("work") as progress:
+        progress.at(1, 2)
+    assert ("work" in said.getvalue()) is terminal_here  # a coloured log is no terminal: nothing moves in it
+
+
+@pytest.mark.parametrize(
+    ("file", "shown"),
+    [
+        (Path(terminal.__file__).parents[1] / "memory.py", True),
+        (Path("/venv/lib/python3.11/site-packages/diffusers/utils.py"), False),
+        (Path("/venv/lib/python3.11/dist-packages/torch/nn/modules/linear.py"), False),
+        (Path("/people/anna/diffusers/src/diffusers/utils.py"), False),
+        (Path("/people/anna/torch/venv/lib/python3.11/site-packages/mine/script.py"), True),
+    ],
+)
+def test_warnings_of_libraries_alone_are_kept_back(
+    file: Path, shown: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal.show_warning("look here", UserWarning, str(file), 1)
+    assert ("look here" in capsys.readouterr().err) is shown
+    monkeypatch.setattr(terminal, "_OWN", Path("/people/anna/diffusers/src/e4t"))
+    terminal.show_warning("and here", UserWarning, str(terminal._OWN / "memory.py"), 1)
+    assert "and here" in capsys.readouterr().err
+
+
+def unread(code: str) -> tuple[int, str]:
+    """Exit code and stdout of a program whose stderr nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=writing, text=True, check=False
+        )
+    finally:
+        os.close(writing)
+    return done.returncode, done.stdout
+
+
+def test_nobody_reading_messages_stops_nothing() -> None:
+    assert unread("from e4t.cli import terminal as t; t.say('a'); t.say('b'); print('done')") == (0, "done\n")
+    assert unread("import sys; from e4t import cli; sys.exit(cli.main(['info', 'nowhere']))") == (2, "")
