@@ -8,6 +8,8 @@
 # each beside other work; a step of 16 pictures took 0.9 s while nothing else ran. Drawing 10,000 pictures took 7 minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# glibc keeps freed memory, in large pages, instead of asking the kernel for it again and again (benchmarks/allocator.py).
+export GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8000000000:glibc.malloc.top_pad=268435456
 WORK=${WORK:-work/tiny}
 BIN=${BIN:-.venv/bin}
 [ $# -gt 0 ] || set -- face cat art

@@ -62,6 +62,7 @@ def test_more_takes_more(base):
     assert bytes_of(batch_size=8, gradient_checkpointing=True).passing < twice.passing
     assert bytes_of(ema_decay=0.9).states == plain.states * 16 // 12
     assert bytes_of(optimizer="adamw8bit").states == plain.states // 2
+    assert bytes_of(optimizer="muon").states == plain.states * 8 // 12
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,7 @@ def test_every_way_to_save_memory_saves_some(tiny_model):
         {"micro_batch_size": 4},
         {"gradient_checkpointing": True},
         {"optimizer": "adamw8bit"},
+        {"optimizer": "muon"},
         {"tune": ("residual", "deltas")},
         {"tune": ("residual",)},
     ):

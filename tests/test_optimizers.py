@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from e4t.checkpoint import load_optimizer_tensors, optimizer_tensors
 from e4t.errors import ConfigError
-from e4t.optimizers import MovingAverage, new_optimizer
+from e4t.optimizers import MovingAverage, Muon, new_optimizer, orthogonal
 from e4t.training import rate_at
 
 
@@ -59,6 +59,62 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(ConfigError, match=r"pip install '\.\[8bit\]' in the checkout"):
         new_optimizer("adamw8bit", [], weight_decay=0.0, device=torch.device("cpu"))
+
+
+def stepped(optimizer, *parameters, seed=0):
+    """The parameters after one step on random gradients."""
+    torch.manual_seed(seed)
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+@pytest.mark.parametrize("shape", [(12, 30), (30, 12), (16, 16)])
+def test_orthogonal_matrices_have_no_direction_before_others(shape):
+    torch.manual_seed(0)
+    left, values, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    assert values.max() > 3 * values.min()
+    seen = left.T @ orthogonal(left @ torch.diag(values.clamp(min=0.1)) @ right) @ right.T
+    assert torch.allclose(seen, torch.diag(seen.diag()), atol=1e-4)  # the same directions
+    assert 0.6 < seen.diag().min() < seen.diag().max() < 1.3  # each nearly as far
+
+
+def test_muon_moves_matrices_evenly_and_all_else_as_adamw_does():
+    def new():
+        torch.manual_seed(1)
+        return [torch.nn.Parameter(torch.randn(shape)) for shape in ((8, 3, 2, 2), (8, 12), (20,), (30, 12))]
+
+    before = new()
+    kernel, table = before[0], before[-1]
+    optimizer = Muon([{"params": before, "lr": 0.1}], weight_decay=0.0, tables=[table])
+    first = [parameter.detach().clone() for parameter in before]
+    moved = [after - start for after, start in zip(stepped(optimizer, *before), first, strict=True)]
+    for one in moved:
+        assert float(one.square().mean().sqrt()) == pytest.approx(0.1, rel=0.15)
+    assert torch.linalg.svdvals(moved[0].flatten(1)).std() < 0.3 * torch.linalg.svdvals(moved[0].flatten(1)).mean()
+    theirs = new()
+    adamw = torch.optim.AdamW(theirs, lr=0.1, weight_decay=0.0)
+    for ours, other, alike in zip(before, stepped(adamw, *theirs), (False, False, True, True), strict=True):
+        assert torch.allclose(ours, other) == alike
+    assert kernel.grad is None
+    as_matrix = torch.nn.Parameter(first[0].flatten(1))
+    (flat,) = stepped(Muon([{"params": [as_matrix], "lr": 0.1}], weight_decay=0.0), as_matrix)
+    assert torch.equal(flat, kernel.detach().flatten(1))
+
+
+def test_the_state_of_muon_is_saved_and_goes_on(tmp_path):
+    parameters = [torch.nn.Parameter(torch.ones(shape)) for shape in ((6, 4), (5,))]
+    groups = [{"params": parameters, "lr": 0.1}]
+    optimizer = new_optimizer("muon", groups, weight_decay=0.1, device=torch.device("cpu"))
+    start = stepped(optimizer, *parameters)
+    save_file(optimizer_tensors(optimizer), tmp_path / "state.safetensors")
+    whole = stepped(optimizer, *parameters, seed=1)
+    for parameter, value in zip(parameters, start, strict=True):
+        parameter.data.copy_(value)
+    resumed = new_optimizer("muon", groups, weight_decay=0.1, device=torch.device("cpu"))
+    load_optimizer_tensors(resumed, load_file(tmp_path / "state.safetensors"))
+    assert all(map(torch.equal, stepped(resumed, *parameters, seed=1), whole))
 
 
 def test_the_average_follows_and_forgets_the_start():

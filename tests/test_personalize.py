@@ -196,9 +196,21 @@ def test_tuned_heads_are_stored_without_their_image_side(tiny_model, picture, qu
     assert {name.split(".")[0] for name in concept.group("encoder")} == {"unet_linears"}
 
 
-@pytest.mark.parametrize("masked", [True, False])
-def test_a_replay_is_the_concept_again_bit_for_bit(tiny_model, picture, quick_personalize, tmp_path, masked):
-    config = quick_personalize.updated({"tune": ("encoder", "deltas", "unet", "bias"), "seed": 3}).keeping("replay")
+def test_muon_takes_matrices_and_leaves_words_to_adamw(tiny_model, picture, quick_personalize):
+    changes = {"optimizer": "muon", "tune": ("unet", "text_encoder"), "steps": 1, "weight_decay": 0.0}
+    concept = last(tiny_model, picture, quick_personalize.updated(changes))
+    kernel, table = concept.tensors["unet/conv_out.weight"], concept.group("text_encoder")
+    (words,) = (tensor for name, tensor in table.items() if name.endswith("token_embedding.weight"))
+    rate = quick_personalize.learning_rate
+    assert float(kernel.square().mean().sqrt()) == pytest.approx(rate, rel=0.2)
+    assert kernel.abs().max() > 1.5 * rate
+    assert words[words != 0].abs().quantile(0.9) <= 1.001 * rate  # signs, as in AdamW's first step
+
+
+@pytest.mark.parametrize(("masked", "optimizer"), [(True, "adamw"), (False, "muon")])
+def test_a_replay_is_the_concept_again_bit_for_bit(tiny_model, picture, quick_personalize, tmp_path, masked, optimizer):
+    changes = {"tune": ("encoder", "deltas", "unet", "bias"), "seed": 3, "optimizer": optimizer}
+    config = quick_personalize.updated(changes).keeping("replay")
     mask = Image.new("L", picture.size, 255) if masked else None
     tuned = last(tiny_model, picture, config, mask=mask)
     kept = Concept.load(tuned.save(tmp_path / "anna"))

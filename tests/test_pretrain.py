@@ -43,7 +43,9 @@ def test_writes_a_domain_that_loads(make_backbone, image_folder, quick_pretrain,
     assert model.offsets.state == "ejected"
 
 
-def test_resuming_is_exact(make_backbone, image_folder, quick_pretrain, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resuming_is_exact(make_backbone, image_folder, quick_pretrain, tmp_path, optimizer):
+    quick_pretrain = quick_pretrain.updated({"optimizer": optimizer})
     straight = run(make_backbone(), image_folder, quick_pretrain, tmp_path / "one")
     first = run(make_backbone(), image_folder, quick_pretrain, tmp_path / "two", stop=3)  # the state is of step 2
     rest = run(make_backbone(), image_folder, quick_pretrain, tmp_path / "two")

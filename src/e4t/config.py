@@ -135,7 +135,7 @@ class PretrainConfig(Section):
     cooldown_steps: int = 0  # [?] at the end, over which the rates fall to nothing; the rate is constant [R]
     schedule: str = "constant"  # [R] "constant"; "linear" and "cosine" fall to nothing from the warm-up to the end
     max_grad_norm: float | None = None
-    optimizer: str = "adamw"  # [R] or "adamw8bit": its moments in 8 bits, by bitsandbytes
+    optimizer: str = "adamw"  # [R] "adamw8bit": its moments in 8 bits, by bitsandbytes; "muon": orthogonal steps
     ema_decay: float = 0.0  # of an average of the weights, which is what is saved then; 0: the weights themselves
     embedding_scale: float = 0.1  # [R] s in v* = v_class + s E
     regularisation: float = 0.01  # [R] λ
@@ -236,7 +236,7 @@ class PersonalizeConfig(Section):
     gradient_checkpointing: bool = False
     micro_batch_size: int | None = None  # noise levels at a time, of the same batch: less memory, the same step
     unload: bool = False  # autoencoder and image encoder leave the device while tuning
-    optimizer: str = "adamw"  # "adamw8bit": its state in 8 bits, by bitsandbytes, where that knows the device
+    optimizer: str = "adamw"  # "adamw8bit": its moments in 8 bits, by bitsandbytes; "muon": orthogonal steps
     seed: int = 0
     keep: str = "tuned"  # "tuned": what was tuned is what is stored; "replay": what tuning starts from, to repeat it
     save_dtype: str = "float16"  # of a concept folder
@@ -390,7 +390,7 @@ def _check_training(config: PretrainConfig | PersonalizeConfig) -> None:
         at_least(name, getattr(config, name), 0)
     if config.max_grad_norm is not None and config.max_grad_norm <= 0:
         raise ConfigError(f"max_grad_norm is {_shortened(config.max_grad_norm)}; it must be above 0, or left out")
-    _check("optimizer", config.optimizer, ("adamw", "adamw8bit"))
+    _check("optimizer", config.optimizer, ("adamw", "adamw8bit", "muon"))
     _check("regularisation_reduction", config.regularisation_reduction, ("sum", "mean"))
     _check("regularisation_anchor", config.regularisation_anchor, ("class", "nearest"))
     _check("mixed_precision", config.mixed_precision, ("no", "bf16", "fp16"))

@@ -16,6 +16,7 @@ from e4t.config import PretrainConfig
 from e4t.counting import RUNTIME, Count, bytes_of, count_looking, count_step, held, numbers
 from e4t.domain import Domain
 from e4t.model import new_model
+from e4t.optimizers import STATE_BYTES
 from e4t.training import arithmetic
 
 _SHARE_OF_PEAK = {"cpu": 0.45, "cuda": 0.35}
@@ -102,7 +103,7 @@ def forecast(
         frozen=sum(map(numbers, frozen)),
         trained=trained,
         weights=sum(map(bytes_of, frozen)),
-        states=trained * (4 + (2 if config.optimizer == "adamw8bit" else 8) + (4 if config.ema_decay else 0)),
+        states=trained * (4 + STATE_BYTES[config.optimizer] + (4 if config.ema_decay else 0)),
         passing=max(passing, looking.bytes * backbone.dtype.itemsize // 4),
         runtime=RUNTIME.get(device.type, RUNTIME["cuda"]),
         operations=operations,

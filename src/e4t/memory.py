@@ -18,6 +18,7 @@ import torch
 from e4t.config import PersonalizeConfig
 from e4t.counting import RUNTIME, Count, bytes_of, count_looking, count_step, held
 from e4t.model import E4TModel
+from e4t.optimizers import STATE_BYTES
 
 GIB = 2**30
 _WHOLE = ("unet", "text_encoder")
@@ -49,8 +50,8 @@ def needed(model: E4TModel, config: PersonalizeConfig, *, device: torch.device |
     if not config.steps:
         return Need(weights, 0, 0, all_networks + looking, 0)
     numbers, counted = _step_bytes(model.blank, config)
-    state = 2 if config.optimizer == "adamw8bit" else 8
-    at_once = 2 if device.type == "cuda" and state == 8 else 1  # gradients, and as much again: steps on all of it
+    state = STATE_BYTES[config.optimizer]
+    at_once = 2 if device.type == "cuda" and config.optimizer == "adamw" else 1  # gradients, and as much again
     return Need(
         weights=weights,
         states=numbers * (4 + state),
@@ -195,7 +196,7 @@ def described(config: PersonalizeConfig, need: Need) -> str:
         ways.append(f"{config.micro_batch_size} of {config.batch_size} noise levels at a time")
     if config.gradient_checkpointing:
         ways.append("gradient checkpointing")
-    if config.optimizer != "adamw":
+    if config.optimizer == "adamw8bit":
         ways.append("the optimiser's state in 8 bits")
     if config.unload:
         ways.append("networks unloaded")

@@ -1,8 +1,8 @@
-"""What changes the trained weights: AdamW, with its moments in 32 or 8 bits, and a moving average of the weights."""
+"""What changes the trained weights: AdamW, in 32 or 8 bits, or Muon, and a moving average of the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,14 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from e4t.errors import ConfigError, install_extra
+from e4t.precision import training_dtype
+
+STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "muon": 4}
+"""What is kept of every trained number between two steps."""
 
 
 def new_optimizer(
-    kind: str, groups: list[dict[str, Any]], *, weight_decay: float, device: torch.device
+    kind: str,
+    groups: list[dict[str, Any]],
+    *,
+    weight_decay: float,
+    device: torch.device,
+    tables: Iterable[Tensor] = (),
 ) -> torch.optim.Optimizer:
-    """ "adamw" or "adamw8bit". Raises ConfigError where the second is not installed or not made for the device."""
+    """One of `STATE_BYTES`; ``tables`` are those of the parameters that are embeddings.
+
+    Raises ConfigError where "adamw8bit" is not installed or not made for the device.
+    """
     if kind == "adamw":
         return torch.optim.AdamW(groups, weight_decay=weight_decay)
+    if kind == "muon":
+        return Muon(groups, weight_decay=weight_decay, tables=tables)
     try:
         import bitsandbytes
     except ImportError as error:
@@ -42,6 +56,64 @@ def _try_out(bitsandbytes: Any, device: torch.device) -> None:
 
 def _refused(device: torch.device) -> ConfigError:
     return ConfigError(f"bitsandbytes has no 8-bit AdamW for the device '{device.type}' here; leave adamw8bit out")
+
+
+class Muon(torch.optim.AdamW):
+    """Momentum that is made orthogonal for matrices and kernels, AdamW for everything else.
+
+    After Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon): every direction that a matrix moves in, it
+    moves in as far as in any other, where AdamW follows the few that the gradient is largest in. A kernel ``[out, in,
+    h, w]`` is a matrix ``[out, in * h * w]``. A step's root mean square is the learning rate, as that of AdamW's first
+    steps is, so that both take the same rates. `torch.optim.Muon` takes matrices alone, and calculates in bfloat16 also
+    where that is emulated.
+    """
+
+    momentum = 0.9
+
+    def __init__(self, groups: list[dict[str, Any]], *, weight_decay: float, tables: Iterable[Tensor] = ()) -> None:
+        super().__init__(groups, weight_decay=weight_decay)
+        embeddings = {id(table) for table in tables}  # whose rows are words, with nothing to be orthogonal about
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        self.matrices = {id(p) for p in parameters if _is_matrix(p)} - embeddings
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """One step; the gradients of matrices are gone after it."""
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if id(matrix) in self.matrices and matrix.grad is not None:
+                    matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                    matrix.add_(self._direction(matrix, matrix.grad), alpha=-group["lr"])
+                    matrix.grad = None  # AdamW passes by what has none
+        return super().step(closure)  # type: ignore[arg-type]
+
+    def _direction(self, matrix: Tensor, gradient: Tensor) -> Tensor:
+        state = self.state[matrix]
+        if not state:
+            state |= {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(matrix)}
+        state["step"] += 1
+        state["exp_avg"].lerp_(gradient, 1 - self.momentum)
+        ahead = gradient.lerp(state["exp_avg"], self.momentum).flatten(1)  # Nesterov's
+        return (orthogonal(ahead) * max(ahead.shape) ** 0.5).view_as(matrix).to(matrix.dtype)
+
+
+def _is_matrix(parameter: Tensor) -> bool:
+    return parameter.ndim > 1 and min(parameter.flatten(1).shape) > 1
+
+
+def orthogonal(matrix: Tensor, *, iterations: int = 5) -> Tensor:
+    """``matrix`` ``[m, n]`` with all singular values near 1 (0.7 to 1.2), by Newton and Schulz's iteration.
+
+    The coefficients are Jordan's: they raise small singular values fastest, and do not settle at 1.
+    """
+    x = matrix.to(training_dtype(matrix.device))
+    x = x / x.norm().clamp(min=1e-7)
+    if tall := x.shape[0] > x.shape[1]:
+        x = x.T
+    for _ in range(iterations):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return (x.T if tall else x).to(matrix.dtype)
 
 
 class MovingAverage:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from e4t.backbone import draw_noise
@@ -161,7 +161,11 @@ def tune(
         if not groups:
             raise ConfigError(f"this model has nothing to tune in {' and '.join(config.tune)}; add residual to tune")
         optimizer = new_optimizer(
-            config.optimizer, groups, weight_decay=config.weight_decay, device=model.backbone.device
+            config.optimizer,
+            groups,
+            weight_decay=config.weight_decay,
+            device=model.backbone.device,
+            tables=[part.weight for part in model.backbone.text_encoder.modules() if isinstance(part, nn.Embedding)],
         )
         batch_at = batches(model, constants, config)
         loss_left = _watched(objective, batch_at(_PROBE), config) if config.automatic else None
