@@ -76,7 +76,7 @@ def test_orthogonal_matrices_have_no_direction_before_others(shape):
     left, values, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     assert values.max() > 3 * values.min()
     seen = left.T @ orthogonal(left @ torch.diag(values.clamp(min=0.1)) @ right) @ right.T
-    assert torch.allclose(seen, torch.diag(seen.diag()), atol=1e-4)  # the same directions
+    assert torch.allclose(seen, torch.diag(seen.diag()), atol=1e-3)  # the same directions
     assert 0.6 < seen.diag().min() < seen.diag().max() < 1.3  # each nearly as far
 
 

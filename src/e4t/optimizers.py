@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from e4t.errors import ConfigError, install_extra
-from e4t.precision import training_dtype
 
 STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "muon": 4}
 """What is kept of every trained number between two steps."""
@@ -85,7 +85,7 @@ class Muon(torch.optim.AdamW):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"])
                     matrix.add_(self._direction(matrix, matrix.grad), alpha=-group["lr"])
                     matrix.grad = None  # AdamW passes by what has none
-        return super().step(closure)  # type: ignore[arg-type]
+        return super().step(closure)
 
     def _direction(self, matrix: Tensor, gradient: Tensor) -> Tensor:
         state = self.state[matrix]
@@ -94,7 +94,8 @@ class Muon(torch.optim.AdamW):
         state["step"] += 1
         state["exp_avg"].lerp_(gradient, 1 - self.momentum)
         ahead = gradient.lerp(state["exp_avg"], self.momentum).flatten(1)  # Nesterov's
-        return (orthogonal(ahead) * max(ahead.shape) ** 0.5).view_as(matrix).to(matrix.dtype)
+        root = math.sqrt(max(ahead.shape))  # of a matrix with singular values of 1, what makes its mean square 1
+        return root * orthogonal(ahead).view_as(matrix)
 
 
 def _is_matrix(parameter: Tensor) -> bool:
@@ -102,18 +103,23 @@ def _is_matrix(parameter: Tensor) -> bool:
 
 
 def orthogonal(matrix: Tensor, *, iterations: int = 5) -> Tensor:
-    """``matrix`` ``[m, n]`` with all singular values near 1 (0.7 to 1.2), by Newton and Schulz's iteration.
+    """``matrix`` ``[m, n]`` with all singular values near 1 (0.7 to 1.2), by Newton and Schulz's iteration, in float32.
 
-    The coefficients are Jordan's: they raise small singular values fastest, and do not settle at 1.
+    The coefficients are Jordan's: they raise small singular values fastest, and do not settle at 1. An iteration is a
+    polynomial of X Xᵀ times X, so all of them are gathered into one matrix of the shorter side, which X is multiplied
+    by at the end: half of the work for kernels, and too coarse for bfloat16.
     """
-    x = matrix.to(training_dtype(matrix.device))
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if tall else matrix).float()
     x = x / x.norm().clamp(min=1e-7)
-    if tall := x.shape[0] > x.shape[1]:
-        x = x.T
+    gram, gathered = x @ x.T, torch.eye(len(x), device=x.device)
     for _ in range(iterations):
-        gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+        step = -4.7750 * gram + 2.0315 * gram @ gram
+        step.diagonal().add_(3.4445)
+        gram, gathered = step @ gram @ step, step @ gathered
+    x = gathered @ x
+    found: Tensor = x.T if tall else x
+    return found.to(matrix.dtype)
 
 
 class MovingAverage:
