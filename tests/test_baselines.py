@@ -94,6 +94,12 @@ def test_rare_token_and_class_word_stand_in_the_training_prompts(pipe: E4TPipeli
     assert all("S*" not in prompt and "face" in prompt for prompt in method.prior(3).prompts)
 
 
+def test_the_optimiser_is_a_scripts_unless_ours_is_asked_for(pipe: E4TPipeline) -> None:
+    plain, ours = (baselines.dreambooth(pipe, SAMPLING, rare_token=RARE, muon=muon) for muon in (False, True))
+    assert (plain.config.optimizer, plain.name) == ("adamw", "DreamBooth")
+    assert (ours.config.optimizer, ours.name) == ("muon", "DreamBooth by Muon")
+
+
 def test_nothing_is_composed_where_there_are_no_offsets(pipe: E4TPipeline) -> None:
     """So that a step costs what it does in a plain script: every weight of the U-Net is tuned as it is."""
     method = baselines.dreambooth(pipe, SAMPLING, rare_token=RARE)

@@ -297,16 +297,20 @@ def dreambooth(
     examples: int = 1,
     text_encoder: bool = False,
     prior: bool = False,
+    muon: bool = False,
     **changes: Any,
 ) -> Tuned:
     """The whole U-Net, on a rare token before the class word; with ``prior`` it must not forget the class.
 
-    The pictures of the class are drawn by ``pipe``, which keeps them: once for all methods and concepts.
+    The pictures of the class are drawn by ``pipe``, which keeps them: once for all methods and concepts. ``muon`` takes
+    the shipped domains' optimiser instead of AdamW, to tell what that alone is worth.
     """
     config = replace(DREAMBOOTH, prior_weight=float(prior)).updated(changes)
     if text_encoder:
         config = replace(config, tune=(*config.tune, "text_encoder"))
-    name = "DreamBooth" + " + text encoder" * text_encoder + " + prior" * prior
+    if muon:
+        config = replace(config, optimizer="muon")
+    name = "DreamBooth" + " + text encoder" * text_encoder + " + prior" * prior + " by Muon" * muon
     return Tuned(
         name,
         _rare(pipe, rare_token),

@@ -61,6 +61,7 @@ METHODS: dict[str, Maker] = {
     "DreamBooth + text encoder": _rare(baselines.dreambooth, text_encoder=True),
     "DreamBooth + text encoder, 5 images": _rare(baselines.dreambooth, text_encoder=True, examples=SEVERAL),
     "DreamBooth + text encoder + prior": _rare(baselines.dreambooth, text_encoder=True, prior=True),
+    "DreamBooth by Muon": _rare(baselines.dreambooth, muon=True),
     "LoRA": _rare(baselines.lora),
     "LoRA, 5 images": _rare(baselines.lora, examples=SEVERAL),
     "DreamBooth on the domain": _rare(baselines.dreambooth, on_domain=True),
