@@ -127,6 +127,7 @@ def test_a_judge_may_have_pictures_of_its_own(tmp_path: Path, monkeypatch: pytes
     list(pictures.draw_shards(config.pictures, 8, about="art"))
     rgb, indices = pictures.load_shards(config.pictures, 8)
     assert all(config.picture(int(index)).art is not None for index in indices)
+    assert len({config.picture(index).art.key for index in range(100)}) == 100  # no artist to learn by heart
     np.testing.assert_array_equal(rgb[5], draw(config.picture(5), 128).rgb)
     assert train_judge(config, rgb, indices).kind == "art"
 

@@ -60,7 +60,7 @@ def test_requirements_name_categorical_parameters() -> None:
 
 
 def test_namespaces_are_closed_and_names_belong_to_training() -> None:
-    assert world.TRAINING_NAMESPACES == ("train",)
+    assert world.TRAINING_NAMESPACES == ("train", "judges")
     assert not set(world.TRAINING_NAMESPACES) & set(world.VALIDATION_NAMESPACES)
     for kind, count in NAMED.items():
         assert name_of(identity("train", 0, kind)) == names(kind)[0]

@@ -189,8 +189,13 @@ def training_picture(
 
 
 def picture_about(kind: str, index: int) -> Picture:
-    """Picture ``index`` of a training stream that is all about faces, cats or art."""
-    return training_picture(index, by_artists=True) if kind == "art" else training_picture(index, kinds=(kind,))
+    """Picture ``index`` of a training stream that is all about faces, cats or art, for judges.
+
+    Of art every artist is another one: of pictures by a few hundred, a judge learns to tell these artists, not styles.
+    """
+    if kind == "art":
+        return training_picture(index, namespace="judges", by_artists=True)
+    return training_picture(index, kinds=(kind,))
 
 
 def _individual(kind: str, namespace: str, rng: random.Random) -> Identity:

@@ -26,7 +26,7 @@ from e4t.tiny.scenes import draw_scene
 WORLD_VERSION = 1
 """Changes whenever a picture of the same data would look different; kept in caches and weights."""
 
-TRAINING_NAMESPACES = ("train",)
+TRAINING_NAMESPACES = ("train", "judges")
 VALIDATION_NAMESPACES = ("validation",)
 
 PARAMETERS: dict[str, tuple[Parameter, ...]] = {
