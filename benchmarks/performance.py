@@ -247,23 +247,27 @@ def prepared(pipe: E4TPipeline) -> personalize.Constants:
 def tuning_steps(
     pipe: E4TPipeline, config: PerformanceConfig, constants: personalize.Constants, steps: int, **changes: Any
 ) -> list[float]:
-    """Seconds of each step of `e4t.personalize`."""
+    """Seconds of each step of `e4t.personalize`, by the other side's optimiser or by Muon."""
     settings = PersonalizeConfig().updated({"steps": steps, "batch_size": config.batch_size, **changes})
+    if settings.optimizer == "muon":
+        done = personalize.tune(pipe.model, constants, config=settings, provenance={})
+        return [step.training.seconds for step in done if step.training]
     with mock.patch.object(personalize, "new_optimizer", lambda _, groups, **__: optimizer_of(config, groups)):
         done = personalize.tune(pipe.model, constants, config=settings, provenance={})
         return [step.training.seconds for step in done if step.training]
 
 
 def tuning(config: PerformanceConfig) -> dict[str, Any]:
-    """A step of the whole U-Net and of small deltas against DreamBooth's."""
+    """A step of the whole U-Net, by AdamW and by Muon, and of small deltas against DreamBooth's."""
     pipe = pipeline(config)
     plain, constants = DreamBooth(pipe, config), prepared(pipe)
     jobs: dict[str, Callable[[], float]] = {
         "dreambooth": lambda: min(plain.run(3)[1:]),
         "small": lambda: min(tuning_steps(pipe, config, constants, 3, tune=SMALL)[1:]),
         "whole": lambda: min(tuning_steps(pipe, config, constants, 3, tune=WHOLE)[1:]),
+        "muon": lambda: min(tuning_steps(pipe, config, constants, 3, tune=WHOLE, optimizer="muon")[1:]),
     }
-    return compared(jobs, config.pairs, warm=True)
+    return compared(jobs, config.pairs, warm=True, also=(("muon", "whole"),))
 
 
 def tuning_memory(config: PerformanceConfig) -> dict[str, Any]:
