@@ -60,7 +60,7 @@ def report(tmp_path, monkeypatch):
 
 def test_every_part_ends_with_its_ratios(report):
     ratios = {
-        "tuning": {"small / dreambooth", "whole / dreambooth"},
+        "tuning": {"small / dreambooth", "whole / dreambooth", "muon / whole"},
         "sampling": {"live / stock", "frozen / stock"},
         "calls": {"live / stock", "frozen / stock"},
         "training": {"pre-training / text-to-image", "pre-training / matrix product"},

@@ -96,14 +96,14 @@ def test_a_concept_is_worth_something_on_other_drawings_of_its_own(pipe: E4TPipe
     assert drawings.loss(0, None) == bare  # taken off again
 
 
-@pytest.mark.parametrize("kind", ["face", "cat"])
-def test_joint_success_stays_above_its_floor(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "count"), [("face", 12), ("cat", 24)])  # cats differ more from one another
+def test_joint_success_stays_above_its_floor(kind: str, count: int) -> None:
     """The whole job on the unseen: the right one of 20 twins and all that was prompted, in 5 steps."""
     published = json.loads((RESULTS / f"tiny-{kind}.json").read_text())
     floor = 0.8 * published["methods"]["5 steps"]["joint_success"]["value"]
     pipe = E4TPipeline.from_pretrained(f"tiny-{kind}", device="cpu")
     judge, prompts = Judge.shipped(kind), prompts_of(kind)
-    subjects = [identity("floor", number, kind) for number in range(12)]
+    subjects = [identity("floor", number, kind) for number in range(count)]
     drawer = Drawer(pipe, prompts, 0, published["num_inference_steps"])
     pictures = []
     for number, subject in enumerate(subjects):
