@@ -5,7 +5,7 @@
 glibc returns every large tensor to the kernel when it is freed, and the next one arrives as untouched pages of 4 kB,
 each of them a fault. `GLIBC_TUNABLES` (below, and in the recipes) makes it keep what it was given, in pages of 2 MB
 where the kernel allows them. Both are timed in turn, each in a process of its own, on one thread; a ratio is the
-median of single pairs. Only steps with large tensors gain, which is why no command does it by itself.
+median of single pairs. Memory that is kept is not there for others, which is why no command does it by itself.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ def child(config: AllocatorConfig, stage: str, tunables: str) -> dict[str, float
     command = [sys.executable, __file__, "--output", str(config.output), "--only", stage, "--steps", str(config.steps)]
     environment = {**os.environ, "GLIBC_TUNABLES": tunables, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def measure(config: AllocatorConfig, stage: str) -> dict[str, Any]:

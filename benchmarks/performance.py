@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -249,10 +250,8 @@ def tuning_steps(
 ) -> list[float]:
     """Seconds of each step of `e4t.personalize`, by the other side's optimiser or by Muon."""
     settings = PersonalizeConfig().updated({"steps": steps, "batch_size": config.batch_size, **changes})
-    if settings.optimizer == "muon":
-        done = personalize.tune(pipe.model, constants, config=settings, provenance={})
-        return [step.training.seconds for step in done if step.training]
-    with mock.patch.object(personalize, "new_optimizer", lambda _, groups, **__: optimizer_of(config, groups)):
+    theirs = mock.patch.object(personalize, "new_optimizer", lambda _, groups, **__: optimizer_of(config, groups))
+    with nullcontext() if settings.optimizer == "muon" else theirs:
         done = personalize.tune(pipe.model, constants, config=settings, provenance={})
         return [step.training.seconds for step in done if step.training]
 

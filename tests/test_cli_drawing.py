@@ -57,9 +57,8 @@ def test_settings_say_how_many_pictures_and_from_which_seed(concept_folder: Path
 def test_what_is_no_scheduler_is_refused(
     name: str, concept_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert (
-        cli.main(["generate", str(concept_folder), "S*", "--scheduler", name, "--output", str(tmp_path / "out")]) == 2
-    )
+    command = ["generate", str(concept_folder), "S*", "--scheduler", name, "--output", str(tmp_path / "out")]
+    assert cli.main(command) == 2
     assert f"diffusers has no scheduler '{name}'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -142,7 +141,6 @@ def test_readable_bytes() -> None:
 
 def test_denormal_numbers_are_flushed(concept_folder: Path, tmp_path: Path) -> None:
     torch.set_flush_denormal(False)
-    assert (
-        cli.main(["generate", str(concept_folder), "S*", "--num-inference-steps", "1", "--output", str(tmp_path)]) == 0
-    )
+    command = ["generate", str(concept_folder), "S*", "--num-inference-steps", "1", "--output", str(tmp_path)]
+    assert cli.main(command) == 0
     assert float(torch.tensor(1e-40) * torch.tensor(1.0)) == 0  # they make a CPU several times slower

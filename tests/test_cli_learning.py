@@ -41,10 +41,8 @@ def test_personalize_estimates_the_likeness_and_helps_where_it_is_low(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(learning, "_LOW_LIKENESS", 9.0 if low else -9.0)
-    assert (
-        cli.main(["personalize", str(domain_folder), str(noise_folder / "0.png"), "--output", str(tmp_path / "anna")])
-        == 0
-    )
+    command = ["personalize", str(domain_folder), str(noise_folder / "0.png"), "--output", str(tmp_path / "anna")]
+    assert cli.main(command) == 0
     said = capsys.readouterr().err
     assert "likeness about" in said
     assert ("--strength 1.3 may help" in said) is low
@@ -90,12 +88,8 @@ def test_what_is_kept_can_be_chosen_and_drawn(domain_folder: Path, noise_folder:
     sizes = []
     for keep in ("full", "vectors", "low-rank", "embedding", "replay"):
         folder = tmp_path / keep
-        assert (
-            cli.main(
-                ["personalize", str(domain_folder), str(noise_folder / "0.png"), "--keep", keep, "-o", str(folder)]
-            )
-            == 0
-        )
+        command = ["personalize", str(domain_folder), str(noise_folder / "0.png"), "--keep", keep]
+        assert cli.main([*command, "-o", str(folder)]) == 0
         assert cli.main(["generate", str(folder), "S*", "--num-inference-steps", "1", "-o", str(tmp_path / "out")]) == 0
         sizes.append((folder / "concept.safetensors").stat().st_size)
     assert sizes[0] > max(sizes[1:3]) > sizes[3]

@@ -1,6 +1,6 @@
 """A contact sheet by a fixed rule: the first individuals of a namespace that nothing was trained on, nothing chosen.
 
-    python -m e4t.evaluation.sheet tiny-cat --output docs/results/tiny-cat.jpg
+    python -m e4t.evaluation.sheet tiny-art --output docs/results/tiny-art.jpg
 
 It is the sheet that `e4t.evaluation.evaluate` writes, for domains that no judge reads yet: in each row the picture that
 was learned from, and what is drawn of it for the first prompts after the domain's own number of steps.
