@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import tyro
-from PIL import Image
 
 from e4t.checkpoint import Concept
 from e4t.demo import folder_bytes
@@ -29,6 +28,7 @@ from e4t.evaluation.evaluate import (
     Drawer,
     Examination,
     Table,
+    input_caption,
     input_picture,
     learn,
     prompts_of,
@@ -71,7 +71,8 @@ class TuningConfig:
     count: int = 8
     steps: tuple[int, ...] = (5,)
     settings: Path | None = None  # a JSON file of label to PersonalizeConfig fields; None: those above. A field
-    # "generate" holds fields of GenerateConfig: settings that differ in it alone share their concepts
+    # "generate" holds fields of GenerateConfig: settings that differ in it alone share their concepts. "caption": true
+    # says what the input shows
     base: str | None = None
     num_inference_steps: int = 16
     use_mask: bool = True
@@ -118,9 +119,13 @@ class Bench:
         drawer = Drawer(pipe, prompts, 0, config.num_inference_steps)
         return cls(config, drawer, subjects, OtherDrawings.of(pipe, subjects, prompts), judge)
 
-    def inputs(self, subject: Identity) -> tuple[Image.Image, Image.Image | None]:
+    def inputs(self, subject: Identity, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """What an individual is learned from: ``image``, ``mask``, and the overrides with its own caption in them."""
         photo, mask = input_picture(subject)
-        return photo, mask if self.config.use_mask else None
+        inputs = {**overrides, "image": photo, "mask": mask if self.config.use_mask else None}
+        if "caption" in overrides:
+            inputs["caption"] = input_caption(subject, self.drawer.pipe.domain.placeholder)
+        return inputs
 
     def measure(self, generate: Mapping[str, Any], **overrides: Any) -> dict[str, dict[str, float]]:
         """Scores after each number of steps, with seconds of tuning and bytes of the last concept."""
@@ -136,7 +141,9 @@ class Bench:
         key = json.dumps(overrides, sort_keys=True)
         if key not in self.learned:
             steps = self.config.steps
-            concepts = [learn(self.drawer.pipe, *self.inputs(one), steps, **overrides) for one in self.subjects]
+            concepts = [
+                learn(self.drawer.pipe, steps=steps, **self.inputs(subject, overrides)) for subject in self.subjects
+            ]
             gains = {count: self.others.gains([by_steps[count] for by_steps in concepts]) for count in steps}
             costs = {"seconds": self.seconds(**overrides), "bytes": _bytes(concepts[0][max(steps)])}
             self.learned[key] = Learned(concepts, gains, costs)
@@ -146,9 +153,9 @@ class Bench:
         """Of the largest number of steps, without keeping the steps before it; the best of three."""
         timings = []
         for subject in self.subjects[:3]:
-            photo, mask = self.inputs(subject)
+            inputs = self.inputs(subject, overrides)
             began = time.perf_counter()
-            self.drawer.pipe.personalize(photo, mask=mask, **{"steps": max(self.config.steps), **overrides})
+            self.drawer.pipe.personalize(**{"steps": max(self.config.steps), **inputs})
             timings.append(time.perf_counter() - began)
         return round(min(timings), 2)
 

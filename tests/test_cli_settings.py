@@ -41,6 +41,9 @@ def test_options_of_diffusers_scripts_are_understood() -> None:
     personalize = cli._parsed(["personalize", "tiny-face", "a.png", "--output_dir", "anna", *spelt])
     assert isinstance(personalize, learning.Personalize)
     assert (personalize._given()["accumulation"], personalize._given()["optimizer"]) == (4, "adamw8bit")
+    told = cli._parsed(["personalize", "tiny-art", "a.png", "-o", "anna", "--instance_prompt", "a cat by S*"])
+    assert isinstance(told, learning.Personalize)
+    assert told._given()["caption"] == "a cat by S*"
 
 
 @pytest.mark.parametrize(

@@ -40,4 +40,5 @@ def test_a_caption_carries_the_placeholder():
     face = Domain.named("face")
     assert face.captioned("a smiling Face of a face") == "a smiling S* of a face"
     assert face.captioned("{} at sea") == "S* at sea"
+    assert face.captioned("S* beside another face") == "S* beside another face"
     assert face.captioned("two surfaces") == "a photo of S*, two surfaces"

@@ -21,6 +21,8 @@ from e4t.evaluation.evaluate import (
     SCORES,
     Evaluation,
     evaluate,
+    input_caption,
+    input_data,
     input_picture,
     prompt_text,
     prompted,
@@ -176,6 +178,7 @@ def test_input_is_a_plain_photo_with_its_mask() -> None:
     subject: Identity = identity("x", 0)
     photo, mask = input_picture(subject)
     assert photo.size == mask.size == (128, 128)
+    assert input_caption(subject, "S*") == "a photo of S*"
     assert (photo.mode, mask.mode) == ("RGB", "L")
     np.testing.assert_array_equal(np.asarray(photo), np.asarray(input_picture(subject)[0]))
 
@@ -191,6 +194,9 @@ def test_an_artist_is_asked_to_draw_somebody_somewhere() -> None:
         answers = class_answers(picture)
         assert all(answers[name] == wanted for name, wanted in attributes.items())
         assert picture.subject != prompted(other, attributes).subject
+    shown = input_data(artist)
+    assert input_caption(artist, "S*").startswith(f"a {shown.subject.kind} ")
+    assert input_caption(artist, "S*").endswith("in the style of S*")
     photo, mask = input_picture(artist)
     assert np.asarray(mask).min() == 255  # all of a picture is its artist's
     assert np.abs(np.asarray(photo, float) - np.asarray(input_picture(other)[0], float)).mean() > 5

@@ -136,6 +136,9 @@ def test_the_whole_unet_is_given_up_last_and_it_is_said(tiny_model, monkeypatch)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert fitted(tiny_model, config.updated({"memory": eight})).optimizer == "adamw8bit"
+    by_muon = config.updated({"optimizer": "muon"})
+    with pytest.warns(UserWarning, match="q, k and v are tuned instead"):
+        assert fitted(tiny_model, by_muon.updated({"memory": eight})).optimizer == "muon"
 
 
 def test_too_little_is_said(tiny_model):

@@ -130,6 +130,20 @@ def test_batch_is_one_image_with_independent_noise_and_constants_computed_once(
     assert not torch.equal(batch.noise, other.noise)
 
 
+def test_a_caption_is_all_that_is_asked_while_learning(tiny_model, picture, quick_personalize, tmp_path):
+    constants = prepare(tiny_model, picture, None)
+    told = quick_personalize.updated({"caption": "{} in the rain", "batch_size": 6})
+    batch = module.batches(tiny_model, constants, told)(0)
+    (wanted,) = tiny_model.tokens(["S* in the rain"]).ids
+    assert all(torch.equal(row, wanted) for row in batch.tokens.ids)
+    plain = module.batches(tiny_model, constants, told.updated({"caption": None}))(0)
+    assert len({tuple(row.tolist()) for row in plain.tokens.ids}) > 1
+    tuned, untold = (last(tiny_model, picture, c.keeping("replay")) for c in (told, told.updated({"caption": None})))
+    again = replayed(tiny_model, Concept.load(tuned.save(tmp_path / "anna")))
+    assert torch.equal(again.tensors["residual"], tuned.tensors["residual"])
+    assert not torch.equal(tuned.tensors["residual"], untold.tensors["residual"])
+
+
 def test_the_whole_picture_is_learned_as_it_is(tiny_model, picture):
     """Its centre square: no crop at random and no mirror, not even one drawn once."""
     pixels = square_pixels(picture, 16)[None]

@@ -211,6 +211,7 @@ class PersonalizeConfig(Section):
     automatic_loss: float = 0.5
     batch_size: int = 16  # [R] the same image with independent (t, noise)
     accumulation: int = 1
+    caption: str | None = None  # what the image shows, with the placeholder for the concept: the rest is not learned
     tune: tuple[str, ...] = ("residual", "bias", "deltas")  # [?] any of TUNABLE
     delta_rank: int = 0  # of "deltas": 0 is dense, else low-rank
     learning_rate: float = 1.6e-5  # [R] 5e-6 to 1.6e-5

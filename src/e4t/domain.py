@@ -55,7 +55,12 @@ class Domain:
         return tuple(template.replace("{}", self.placeholder) for template in self.templates)
 
     def captioned(self, caption: str) -> str:
-        """A caption with the placeholder in place of ``{}`` or the class word, else after the first template."""
+        """A caption that names the concept: with the placeholder, by itself, for ``{}`` or for the class word.
+
+        Where it has none of these, it comes after the first template.
+        """
+        if self.placeholder in caption:
+            return caption
         if "{}" in caption:
             return caption.replace("{}", self.placeholder)
         replaced, count = re.subn(rf"\b{re.escape(self.class_word)}\b", self.placeholder, caption, count=1, flags=re.I)

@@ -151,7 +151,7 @@ def _tunings(config: PersonalizeConfig, device: torch.device) -> Iterator[Person
     yield config
     if not _whole_parts(config):
         return
-    if has_adamw8bit(device):
+    if config.optimizer == "adamw" and has_adamw8bit(device):  # a rate of Muon is none of AdamW's
         yield replace(config, optimizer="adamw8bit")
     tune = tuple(part for part in config.tune if part not in _WHOLE)
     yield replace(config, tune=tune if "deltas" in tune else (*tune, "deltas"))

@@ -237,7 +237,8 @@ def prepare(model: E4TModel, image: Image.Image, mask: Image.Image | None) -> Co
 def batches(model: E4TModel, constants: Constants, config: PersonalizeConfig) -> Callable[[int], Batch]:
     """The image ``batch_size`` times, with independent timesteps and noise; of several, each equally often."""
     size, device = config.batch_size, model.backbone.device
-    prompts = model.tokens(model.domain.prompts)
+    domain = model.domain
+    prompts = model.tokens([domain.captioned(config.caption)] if config.caption else domain.prompts)
     rows = torch.arange(size, device=device)
     low, high = timestep_range(config, model.backbone.num_timesteps)
     prior_at = _priors(model, constants.prior, config) if constants.prior and config.prior_weight else None

@@ -72,6 +72,9 @@ class Personalize:
     mask: Mask = None
     """Where the subject is. FILE: a black-and-white picture of the same shape, white inside; auto: for photos, crop to
     the largest face and cut the subject out (extra "photos"); none: everything counts, which is the default."""
+    caption: Annotated[str | None, arg(aliases=["--instance-prompt"], metavar="TEXT", help_behavior_hint="")] = None
+    """What the picture shows, with S* for what is to be learned, as in "a cat in the rain in the style of S*": the rest
+    is left to the words. Default: the domain's own prompts, which say nothing else."""
     preset: Literal["default", "paper"] = "default"
     """paper: every value known from the paper; default: as measured for the domain."""
     keep: Annotated[
@@ -208,7 +211,7 @@ class Personalize:
             get_console().print("low: a closer crop, --mask, --steps 15 or e4t generate --strength 1.3 may help")
 
     def _given(self) -> dict[str, Any]:
-        names = ("steps", "batch_size", "accumulation", "learning_rate", "memory", "mixed_precision", "seed")
+        names = ("caption", "steps", "batch_size", "accumulation", "learning_rate", "memory", "mixed_precision", "seed")
         given = {name: getattr(self, name) for name in (*names, "gradient_checkpointing")}
         return given | {"optimizer": optimizer_of(self.use_8bit_adam)}
 

@@ -138,6 +138,8 @@ class Evaluate:
     """Denoising steps of every picture."""
     mask: bool = True
     """Give personalizing the drawing's mask."""
+    caption: bool = False
+    """Tell personalizing what the drawing shows beside the concept, as e4t personalize --caption does."""
     seed: int = 0
     """Seed of all pictures."""
     device: Device = "auto"
@@ -174,6 +176,7 @@ class Evaluate:
                 seed=self.seed,
                 num_inference_steps=self.num_inference_steps,
                 use_mask=self.mask,
+                use_caption=self.caption,
                 progress=lambda text: progress.at(next(examined), self.count, text),
             )
         paths = evaluation.write(self.output)

@@ -127,10 +127,14 @@ def prompted(concept: Identity, attributes: Attributes, *, key: object = "") -> 
 
 def prompt_text(concept: Identity, attributes: Attributes, placeholder: str) -> str:
     """The prompt in the captions' first wording, "a watercolour of S* in a garden", "a cat in the style of S*"."""
-    if concept.kind == "art":
-        asked = _asked(concept, attributes)
-        return caption(asked, _FirstWording(), subject=f"a {asked.subject.kind}", artist=placeholder)
-    return caption(_asked(concept, attributes), _FirstWording(), subject=placeholder)
+    return _worded(_asked(concept, attributes), placeholder)
+
+
+def _worded(picture: Picture, placeholder: str) -> str:
+    """The picture's caption with the placeholder for its artist, or else for its subject."""
+    if picture.art is None:
+        return caption(picture, _FirstWording(), subject=placeholder)
+    return caption(picture, _FirstWording(), subject=f"a {picture.subject.kind}", artist=placeholder)
 
 
 def input_data(concept: Identity, number: int = 0) -> Picture:
@@ -145,6 +149,11 @@ def input_data(concept: Identity, number: int = 0) -> Picture:
     scenes, kinds = list(SCENES), list(TRAINING_KINDS)
     asked = {"subject": kinds[int(rng.random() * 2)], "scene": scenes[int(rng.random() * len(scenes))]}
     return prompted(concept, asked, key=key)
+
+
+def input_caption(concept: Identity, placeholder: str) -> str:
+    """What `input_data` shows, in the same wording: "a cat in the rain in the style of S*"."""
+    return _worded(input_data(concept), placeholder)
 
 
 def input_picture(concept: Identity, number: int = 0) -> tuple[Image.Image, Image.Image]:
@@ -213,7 +222,13 @@ def small(image: Image.Image) -> Image.Image:
 
 
 def make_pictures(
-    drawer: Drawer, subjects: Sequence[Identity], steps: Sequence[int], *, use_mask: bool, progress: Progress
+    drawer: Drawer,
+    subjects: Sequence[Identity],
+    steps: Sequence[int],
+    *,
+    use_mask: bool,
+    use_caption: bool,
+    progress: Progress,
 ) -> Pictures:
     """Learn every individual once, up to the largest number of steps, and draw it wherever ``steps`` says."""
     pictures = Pictures()
@@ -224,7 +239,8 @@ def make_pictures(
         began = time.perf_counter()
         pictures.add(CLASS_WORD, drawer.generate(texts, None, seed), time.perf_counter() - began)
         photo, mask = input_picture(subject)
-        concepts = learn(drawer.pipe, photo, mask if use_mask else None, steps)
+        said = {"caption": input_caption(subject, drawer.pipe.domain.placeholder)} if use_caption else {}
+        concepts = learn(drawer.pipe, photo, mask if use_mask else None, steps, **said)
         for count, concept in concepts.items():
             began = time.perf_counter()
             pictures.add(method_of(count), drawer.generate(texts, concept, seed), time.perf_counter() - began)
@@ -237,13 +253,13 @@ def make_pictures(
 
 
 def learn(
-    pipe: E4TPipeline, photo: Image.Image, mask: Image.Image | None, steps: Sequence[int], **overrides: Any
+    pipe: E4TPipeline, image: Image.Image, mask: Image.Image | None, steps: Sequence[int], **overrides: Any
 ) -> dict[int, Any]:
     """The concept after each number of ``steps``, from one run: k steps of many are the same as k steps alone.
 
     Overrides are fields of `PersonalizeConfig`.
     """
-    run = pipe.personalize_steps(photo, mask=mask, steps=max(steps), keep_steps=True, **overrides)
+    run = pipe.personalize_steps(image, mask=mask, steps=max(steps), keep_steps=True, **overrides)
     return {step.number: step.concept for step in run if step.number in steps}
 
 
@@ -420,6 +436,7 @@ def evaluate(
     seed: int = 0,
     num_inference_steps: int = 25,
     use_mask: bool = True,
+    use_caption: bool = False,
     progress: Progress = lambda _: None,
 ) -> Evaluation:
     """Examine the first ``count`` individuals of ``namespace``. Raises ConfigError where that would not be fair."""
@@ -430,7 +447,9 @@ def evaluate(
     if not judge.readable.any():
         raise ConfigError("the judge reads no parameter of drawings well enough to count")
     examination = Examination(judge.layout, subjects, prompts, judge.readable, namespace)
-    pictures = make_pictures(drawer, subjects, sorted(steps), use_mask=use_mask, progress=progress)
+    pictures = make_pictures(
+        drawer, subjects, sorted(steps), use_mask=use_mask, use_caption=use_caption, progress=progress
+    )
     tables = {m: score(examination, judge.read(pictures.stacked(m))) for m in pictures.by_method}
     if tables[DRAWINGS].identity < metrics.LEAST_CEILING:
         raise ConfigError(f"the judge is blind here: identity of the drawings is {tables[DRAWINGS].identity:.2f}")
@@ -442,6 +461,7 @@ def evaluate(
         "num_inference_steps": num_inference_steps,
         "guidance_scale": pipe.generate_config.guidance_scale,
         "use_mask": use_mask,
+        "use_caption": use_caption,
         "judge": judge.number,
         "world": WORLD_VERSION,
         "readable": [name for name, kept in zip(judge.layout.names, judge.readable, strict=True) if kept],
@@ -508,6 +528,7 @@ class EvaluateConfig:
     seed: int = 0
     num_inference_steps: int = 25
     use_mask: bool = True
+    use_caption: bool = False  # say what the input shows beside the concept
     device: str = "cpu"
 
 
@@ -528,6 +549,7 @@ def main(config: EvaluateConfig) -> None:
         seed=config.seed,
         num_inference_steps=config.num_inference_steps,
         use_mask=config.use_mask,
+        use_caption=config.use_caption,
         progress=lambda text: print(text, file=sys.stderr, flush=True),
     )
     for path in evaluation.write(config.output):
