@@ -205,13 +205,17 @@ def painted(page: Any) -> int:
 
 
 @pytest.mark.parametrize("device", SIZES)
-def test_the_mask_is_painted(
+def test_the_mask_is_painted_and_the_caption_typed(
     browser: Any, address: str, studio: Studio, tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     masks: list[np.ndarray | None] = []
+    captions: list[str | None] = []
 
-    def noted(domain: str, image: Image.Image, mask: Image.Image | None = None, *, seed: int = 0) -> Iterator[Any]:
+    def noted(
+        domain: str, image: Image.Image, mask: Image.Image | None = None, *, caption: str | None = None
+    ) -> Iterator[Any]:
         masks.append(None if mask is None else np.asarray(mask))
+        captions.append(caption)
         raise ConfigError("this is about the mask alone")
 
     monkeypatch.setattr(studio, "personalize", noted)
@@ -253,7 +257,9 @@ def test_the_mask_is_painted(
     uploaded(page, picture(tmp_path, 4))  # what was painted on the last picture is not for the next
     page.wait_for_function("document.querySelector('#brush canvas').width === 48")
     assert painted(page) == 0
+    page.fill("#caption textarea, #caption input", " S* in a red hat ")
     assert mask() is None
+    assert captions == [None, None, "S* in a red hat"]
     assert faults == []
     page.close()
 

@@ -246,13 +246,14 @@ def test_a_concept_of_another_domain_is_refused(studio: Studio, work: Work) -> N
 
 
 def test_every_step_is_kept_and_seen(studio: Studio) -> None:
-    moments = list(studio.personalize("face", noise(1)))
+    moments = list(studio.personalize("face", noise(1), caption="S* at sea"))
     assert [moment.number for moment in moments] == list(range(MOST_STEPS + 1))
     assert moments[0].loss is None
     assert all(moment.loss is not None for moment in moments[1:])
     assert moments[-1].seconds_left == 0
     work = moments[-1].work
     assert work is not None
+    assert work.concept(0).config["caption"] == "S* at sea"
     assert [work.concept(step).steps for step in (0, 7, 15)] == [0, 7, 15]
     assert len({path.read_bytes() for path in work.glimpses.values()}) > MOST_STEPS // 2
     folder = work.folder

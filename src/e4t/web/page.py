@@ -19,6 +19,7 @@ from e4t.web.studio import EXPORTS, MOST_PICTURES, MOST_STEPS, Moment, Request, 
 
 CSS = Path(__file__).with_name("page.css")
 BRUSH = Path(__file__).with_name("brush.js")
+_MOST_CAPTION = 300  # characters; a text encoder reads 77 tokens
 _IDLE_SECONDS = 3600  # after which a tab's concept is forgotten
 _NO_MASK, _FOUND_MASK, _OWN_MASK = "none", "find the subject", "a file of mine"
 _LIVE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite')"
@@ -172,6 +173,12 @@ def _picture(studio: Studio) -> dict[str, Any]:
 def _tuning() -> dict[str, Any]:
     with gr.Column(elem_classes="stage"):
         gr.Markdown("## 2. Personalize")
+        caption = gr.Textbox(
+            label="What the picture shows (not needed)",
+            info="With S* for what is to be learned, as in “S* in a red hat”: what you name here is left to the words.",
+            max_length=_MOST_CAPTION,
+            elem_id="caption",
+        )
         start = gr.Button("Personalize", variant="primary", elem_id="personalize")
         progress = gr.HTML("<p>No concept yet.</p>", js_on_load=_LIVE, elem_id="progress", elem_classes="progress")
         with gr.Row():
@@ -188,7 +195,7 @@ def _tuning() -> dict[str, Any]:
             interactive=False,
             elem_id="step",
         )
-    return {"start": start, "progress": progress, "glimpse": glimpse, "step": step}
+    return {"caption": caption, "start": start, "progress": progress, "glimpse": glimpse, "step": step}
 
 
 def _prompt(studio: Studio) -> dict[str, Any]:
@@ -384,7 +391,7 @@ class _Events:
         )
         learning = start.then(
             self.personalize,
-            self._of("domain", "work", *self._FRAMING),
+            self._of("domain", "work", "caption", *self._FRAMING),
             self._of("progress", "glimpse", "step", "start", "work"),
             concurrency_id="model",
             concurrency_limit=1,
@@ -401,11 +408,11 @@ class _Events:
         )
 
     def personalize(
-        self, domain: str, old: Work | None, given: Image.Image | None, *framing: Any
+        self, domain: str, old: Work | None, caption: str, given: Image.Image | None, *framing: Any
     ) -> Iterator[tuple[Any, ...]]:
         with _explained(learning=True):
             picture, mask, _ = _framed(_given(given), *framing)
-            for moment in self.studio.personalize(domain, picture, mask):
+            for moment in self.studio.personalize(domain, picture, mask, caption=caption.strip() or None):
                 work = moment.work
                 if work is None:
                     yield _bar(moment), str(moment.glimpse), gr.skip(), gr.skip(), gr.skip()

@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -129,19 +129,25 @@ class Studio:
     # Personalizing
 
     def personalize(
-        self, domain: str, picture: Image.Image, mask: Image.Image | None = None, *, seed: int = 0
+        self,
+        domain: str,
+        picture: Image.Image,
+        mask: Image.Image | None = None,
+        *,
+        caption: str | None = None,
+        seed: int = 0,
     ) -> Iterator[Moment]:
-        """Tune `MOST_STEPS` steps and keep all of them; yields every one.
+        """Tune `MOST_STEPS` steps and keep all of them; yields every one. ``caption`` is `PersonalizeConfig`'s.
 
         The work is done by a thread of its own: where nobody listens any more, as when a tab is closed half way, it
         ends after the step it is at, leaves the models as they were, and nothing of it is kept.
         """
         folder = self._scratch.new_folder()
-        moments = self._moments(folder, domain, picture, mask, seed)
+        moments = self._moments(folder, domain, picture, mask, {"caption": caption, "seed": seed})
         yield from _by_a_thread(moments, forget=partial(_remove, folder))
 
     def _moments(
-        self, folder: Path, domain: str, picture: Image.Image, mask: Image.Image | None, seed: int
+        self, folder: Path, domain: str, picture: Image.Image, mask: Image.Image | None, settings: dict[str, Any]
     ) -> Generator[Moment, None, None]:
         pipe = self.pipe(domain)
         steps: dict[int, Path] = {}
@@ -152,7 +158,7 @@ class Studio:
             self._turn,
             closing(
                 pipe.personalize_steps(
-                    picture, mask=mask, steps=MOST_STEPS, seed=seed, keep_steps=True, unload=False, memory=None
+                    picture, mask=mask, steps=MOST_STEPS, keep_steps=True, unload=False, memory=None, **settings
                 )  # nothing unloaded: glimpses need all of it
             ) as run,
         ):  # closed before the turn ends: until then the models are not as they were
