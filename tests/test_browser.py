@@ -257,6 +257,7 @@ def test_the_mask_is_painted_and_the_caption_typed(
     uploaded(page, picture(tmp_path, 4))  # what was painted on the last picture is not for the next
     page.wait_for_function("document.querySelector('#brush canvas').width === 48")
     assert painted(page) == 0
+    assert "Put S* where" in page.locator("#caption").inner_text()
     page.fill("#caption textarea, #caption input", " S* in a red hat ")
     assert mask() is None
     assert captions == [None, None, "S* in a red hat"]

@@ -4,7 +4,8 @@
     python docs/scripts/pictures.py idea flow  # some
 
 idea.jpg is cut from the contact sheet of the last evaluation, its first people, none selected. dials.jpg is drawn by
-tiny-face from the first shipped example. flow.svg and word.svg are diagrams.
+tiny-face from the first shipped example. page.png is the web page in a browser, with the second of them; it needs the
+extras "web" and "browser" and a Chromium. flow.svg and word.svg are diagrams.
 """
 
 from __future__ import annotations
@@ -205,6 +206,51 @@ def word() -> None:
     diagram.write("word.svg")
 
 
+# page.png
+
+
+def page() -> None:
+    """The page, after the second shipped person was learned there and drawn beside the class word."""
+    import io
+    import os
+    import shutil
+    import tempfile
+
+    from playwright.sync_api import sync_playwright
+
+    from e4t import E4TPipeline
+    from e4t.demo import example_pictures
+    from e4t.web.shelf import Shelf
+    from e4t.web.studio import Studio
+
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as running:
+        names = ["tiny-face", "tiny-cat", "tiny-art"]
+        studio = Studio(names, Shelf(Path(folder), lambda *_: None), E4TPipeline.from_pretrained)
+        os.environ["GRADIO_TEMP_DIR"] = str(studio.uploads)
+        from e4t.web.page import launch
+
+        served = launch(studio, host="127.0.0.1", port=7898)
+        browser = running.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        seen = browser.new_page(viewport={"width": 1040, "height": 1330})
+        seen.set_default_timeout(600_000)
+        seen.goto(served.local_url)
+        seen.set_input_files("#upload input[type=file]", str(example_pictures("face")[1]))
+        seen.wait_for_selector("#frame img")
+        seen.click("#personalize")
+        seen.wait_for_selector("#progress:has-text('done')")
+        seen.locator("#style label", has_text="watercolour").click()
+        seen.check("#compare input")
+        seen.click("#draw")
+        seen.wait_for_selector("#gallery img")
+        seen.wait_for_selector("#without img")
+        seen.wait_for_timeout(1500)
+        shot = Image.open(io.BytesIO(seen.screenshot())).convert("RGB")
+        browser.close()
+        served.close()
+        studio.close()
+    save(shot, "page.png")
+
+
 # Writing
 
 
@@ -215,12 +261,16 @@ def wrapped(words: str, width: int) -> str:
 
 
 def save(picture: Image.Image, name: str) -> None:
-    """The best JPEG that is small enough."""
+    """The best JPEG, or PNG of few colours, that is small enough."""
     import io
 
-    for quality in range(92, 30, -4):
+    png = name.endswith(".png")
+    for quality in (256, 128, 64, 32) if png else range(92, 30, -4):
         data = io.BytesIO()
-        picture.save(data, "JPEG", quality=quality, optimize=True)
+        if png:
+            picture.quantize(quality, dither=Image.Dither.NONE).save(data, "PNG", optimize=True)
+        else:
+            picture.save(data, "JPEG", quality=quality, optimize=True)
         if data.tell() <= MAX_BYTES:
             return publish(name, data.getvalue())
     raise SystemExit(f"{name} does not fit into {MAX_BYTES} bytes; draw it smaller")
@@ -232,7 +282,7 @@ def publish(name: str, data: bytes) -> None:
     print(f"docs/pictures/{name}: {len(data):,} bytes")
 
 
-ALL: dict[str, Callable[[], None]] = {"idea": idea, "dials": dials, "flow": flow, "word": word}
+ALL: dict[str, Callable[[], None]] = {"idea": idea, "dials": dials, "page": page, "flow": flow, "word": word}
 
 
 def main() -> None:

@@ -175,7 +175,8 @@ def _tuning() -> dict[str, Any]:
         gr.Markdown("## 2. Personalize")
         caption = gr.Textbox(
             label="What the picture shows (not needed)",
-            info="With S* for what is to be learned, as in “S* in a red hat”: what you name here is left to the words.",
+            info="Put S* where your concept is. What else you name is left to the words.",  # two * would be italics
+            placeholder="S* in a red hat",
             max_length=_MOST_CAPTION,
             elem_id="caption",
         )
