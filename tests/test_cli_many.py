@@ -51,7 +51,7 @@ def test_many_pictures_are_made_kept_and_failed(
     assert second.is_file()
 
 
-def test_masks_of_a_folder_belong_to_its_pictures_and_what_is_left_out_is_said(tmp_path: Path) -> None:
+def test_masks_and_captions_of_a_folder_belong_to_its_pictures_and_what_is_left_out_is_said(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     for name in ("anna.jpg", "anna-mask.png", "rex.png", "eve-MASK.png", "IMG_1.HEIC", "notes", ".hidden.txt"):
@@ -68,9 +68,11 @@ def test_masks_of_a_folder_belong_to_its_pictures_and_what_is_left_out_is_said(t
     for name in ("eve-MASK.png", "IMG_1.HEIC", "notes"):
         (folder / name).unlink()
     (folder / "more").rmdir()
+    (folder / "anna.txt").write_text("S* in a\nred hat\n")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        read_entries(folder, tmp_path / "out", domain="face")
+        entries = read_entries(folder, tmp_path / "out", domain="face")
+    assert [entry.overrides for entry in entries] == [{"caption": "S* in a red hat"}, {}]
 
 
 def test_a_failure_among_many_is_one_sentence_for_people(

@@ -1,9 +1,9 @@
 """Many pictures become concepts, one after another on a warm model; the same call goes on where it stopped.
 
-What to do is a folder of pictures, and of masks named after them (``anna-mask.png`` for ``anna.jpg``), or a manifest:
-a JSON object in each line of a .jsonl file, or a .csv file with a header. Every entry has an ``image`` and may have a
-``name`` (or ``word``: of its folder), a ``mask``, an ``output``, a ``domain``, ``overrides``, and any field of
-`PersonalizeConfig`. Paths of pictures are relative to the manifest.
+What to do is a folder of pictures, of masks named after them (``anna-mask.png`` for ``anna.jpg``) and of captions
+(``anna.txt``), or a manifest: a JSON object in each line of a .jsonl file, or a .csv file with a header. Every entry
+has an ``image`` and may have a ``name`` (or ``word``: of its folder), a ``mask``, an ``output``, a ``domain``,
+``overrides``, and any field of `PersonalizeConfig`. Paths of pictures are relative to the manifest.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from e4t.config import PersonalizeConfig
 from e4t.errors import CheckpointError, ConfigError, E4TError, out_of_memory
 from e4t.memory import fitted
 from e4t.photos import opened
+from e4t.pictures import caption_beside
 from e4t.pipeline import E4TPipeline
 from e4t.provenance import image_digest
 
@@ -103,15 +104,18 @@ def read_entries(
 
 
 def _pictures(folder: Path, *, masks: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The pictures of a folder, each with the mask that is named after it."""
+    """The pictures of a folder, each with the mask and the caption that are named after it."""
     shown = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     known = [path for path in shown if path.suffix.lower() in _PICTURES and not path.is_dir()]
     mask_of = {path.stem[: -len(_MASK)]: path for path in known if path.stem.lower().endswith(_MASK)}
     pictures = [path for path in known if not path.stem.lower().endswith(_MASK)]
-    _say_what_is_left_out(folder, shown, known, mask_of.keys() - {path.stem for path in pictures})
+    stems = {path.stem for path in pictures}
+    captions = [path for path in shown if path.suffix == ".txt" and path.stem in stems]
+    _say_what_is_left_out(folder, shown, [*known, *captions], mask_of.keys() - stems)
     for path in pictures:
         mask = mask_of.get(path.stem) if masks else None
-        yield f"'{path}'", {"image": path.name, **({"mask": mask.name} if mask else {})}
+        given = {"mask": mask.name if mask else None, "caption": caption_beside(path)}
+        yield f"'{path}'", {"image": path.name, **{name: value for name, value in given.items() if value}}
 
 
 def _say_what_is_left_out(folder: Path, shown: list[Path], known: list[Path], lonely: Collection[str]) -> None:

@@ -94,11 +94,16 @@ class _File:
         return load_image(self.path)
 
     def caption(self) -> str | None:
-        beside = self.path.with_suffix(".txt")
-        if not beside.is_file():
-            return None
-        with beside.open("rb") as file:
-            return decode_caption(file.read(MAX_CAPTION_BYTES))
+        return caption_beside(self.path)
+
+
+def caption_beside(picture: Path) -> str | None:
+    """What ``anna.txt`` says of ``anna.jpg``; None where it says nothing, or is not there."""
+    beside = picture.with_suffix(".txt")
+    if not beside.is_file():
+        return None
+    with beside.open("rb") as file:
+        return decode_caption(file.read(MAX_CAPTION_BYTES))
 
 
 def _in_folder(folder: Path) -> list[_File]:
