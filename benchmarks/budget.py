@@ -164,12 +164,14 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
 def main(config: BudgetConfig) -> None:
     """Measure all budgets, writing the files as they grow."""
-    full = json.loads((ROOT / "runs" / f"tiny-{config.kind}.json").read_text())["pretrain"]["steps"]
+    settings = json.loads((ROOT / "runs" / f"tiny-{config.kind}.json").read_text())["pretrain"]
     report: dict[str, Any] = {
         "kind": config.kind,
         "namespace": config.namespace,
         "count": config.count,
-        "steps_of_fewer_pictures": round(config.pictures_share * full),
+        "num_inference_steps": config.num_inference_steps,
+        "batch_size": settings["batch_size"],
+        "steps_of_fewer_pictures": round(config.pictures_share * settings["steps"]),
         "rows": [],
     }
     config.output.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
     python benchmarks/tuning.py tiny-face --output out/tuning.json --judge-folder WORK/judge-1/face
     python benchmarks/tuning.py tiny-face --settings benchmarks/drawing.json --output out/drawing.json ...
+    python benchmarks/tuning.py tiny-face --settings benchmarks/shipped.json --steps 1 5 15 --output out/steps.json ...
 
 Nothing here sees the individuals that results are published on. After the same number of steps, each setting is scored
 by its loss on other drawings (`e4t.evaluation.transfer`) and, if there is one, by a judge, beside the bytes of a
@@ -123,7 +124,7 @@ class Bench:
         """What an individual is learned from: ``image``, ``mask``, and the overrides with its own caption in them."""
         photo, mask = input_picture(subject)
         inputs = {**overrides, "image": photo, "mask": mask if self.config.use_mask else None}
-        if "caption" in overrides:
+        if inputs.pop("caption", False):
             inputs["caption"] = input_caption(subject, self.drawer.pipe.domain.placeholder)
         return inputs
 

@@ -260,7 +260,10 @@ def test_the_mask_is_painted_and_the_caption_typed(
     assert "Put S* where" in page.locator("#caption").inner_text()
     page.fill("#caption textarea, #caption input", " S* in a red hat ")
     assert mask() is None
-    assert captions == [None, None, "S* in a red hat"]
+    uploaded(page, picture(tmp_path, 5))  # nor is what was said of it
+    page.wait_for_function("document.querySelector('#caption textarea, #caption input').value === ''")
+    assert mask() is None
+    assert captions == [None, None, "S* in a red hat", None]
     assert faults == []
     page.close()
 

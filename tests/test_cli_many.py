@@ -73,6 +73,15 @@ def test_masks_and_captions_of_a_folder_belong_to_its_pictures_and_what_is_left_
         warnings.simplefilter("error")
         entries = read_entries(folder, tmp_path / "out", domain="face")
     assert [entry.overrides for entry in entries] == [{"caption": "S* in a red hat"}, {}]
+    assert [entry.overrides for entry in read_entries(folder, tmp_path, domain="face", captions=False)] == [{}, {}]
+
+
+def test_a_caption_in_a_table_is_text(tmp_path: Path) -> None:
+    table = tmp_path / "people.csv"
+    table.write_text("image,name,caption,seed\na.png,a,2024,1\nb.png,b,{} at sea,2\nc.png,c,,3\n")
+    entries = read_entries(table, tmp_path, domain="face")
+    assert [entry.overrides.get("caption") for entry in entries] == ["2024", "{} at sea", None]
+    assert [entry.overrides["seed"] for entry in entries] == [1, 2, 3]
 
 
 def test_a_failure_among_many_is_one_sentence_for_people(

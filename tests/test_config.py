@@ -28,6 +28,16 @@ def test_timesteps_have_bounds(name, value):
         PersonalizeConfig().updated({name: value})
 
 
+def test_a_caption_is_a_line_of_text():
+    config = PersonalizeConfig().updated({"caption": " S* in\n a red hat "})
+    assert config.caption == "S* in a red hat"
+    assert config.updated({"caption": "  "}).caption is None
+    with pytest.raises(ConfigError, match=r"caption is .*, which no file of text can hold"):
+        config.updated({"caption": "S* \ud800"})
+    with pytest.raises(ConfigError, match="caption is 3; it must be of type"):
+        config.updated({"caption": 3})
+
+
 def test_defaults_of_personalizing():
     config = PersonalizeConfig()
     assert (config.steps, config.batch_size) == (5, 16)

@@ -75,9 +75,11 @@ class Pipeline:
     def __init__(self, world: World) -> None:
         self.world = world
         self.seeds: list[int] = []
+        self.captions: list[str | None] = []
 
     def personalize_steps(self, image: Image.Image, **settings: Any) -> Iterator[Any]:
         assert settings["mask"] is None or settings["mask"].size == image.size
+        self.captions.append(settings["caption"])
         shown = Oracle(self.world).world.pictures[int(np.frombuffer(np.asarray(image).tobytes()[:4], np.uint32)[0])]
         for number in range(settings["steps"] + 1):
             yield SimpleNamespace(number=number, concept=(number, shown.subject))
@@ -142,6 +144,13 @@ def test_contact_sheet_is_by_the_fixed_rule(world: World) -> None:
     pipe = Pipeline(world)
     evaluate(pipe, "unseen", 3, steps=(5,), judge=Oracle(world))  # type: ignore[arg-type]
     assert pipe.seeds == [0, 0, 0, 1000, 1000, 0, 2000, 2000, 0]
+
+
+def test_captions_of_the_inputs_are_told_where_they_are_wanted(world: World) -> None:
+    pipe = Pipeline(world)
+    for use_caption in (False, True):
+        evaluate(pipe, "unseen", 3, steps=(1,), judge=Oracle(world), use_caption=use_caption)  # type: ignore[arg-type]
+    assert pipe.captions == [None] * 3 + ["a photo of S*"] * 3
 
 
 def test_training_individuals_are_refused(world: World) -> None:

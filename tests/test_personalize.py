@@ -11,7 +11,7 @@ from e4t.checkpoint import Concept
 from e4t.config import TUNABLE, PersonalizeConfig
 from e4t.data import square_pixels
 from e4t.domain import Domain
-from e4t.errors import CheckpointError, ConfigError, E4TError, MismatchError
+from e4t.errors import CheckpointError, ConfigError, E4TError, MismatchError, PromptTooLongError
 from e4t.model import E4TModel
 from e4t.objective import E4TObjective
 from e4t.personalize import ClassPictures, personalize, prepare, replayed
@@ -142,6 +142,14 @@ def test_a_caption_is_all_that_is_asked_while_learning(tiny_model, picture, quic
     again = replayed(tiny_model, Concept.load(tuned.save(tmp_path / "anna")))
     assert torch.equal(again.tensors["residual"], tuned.tensors["residual"])
     assert not torch.equal(tuned.tensors["residual"], untold.tensors["residual"])
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_caption_that_is_too_long_is_refused_before_anything(tiny_model, picture, quick_personalize, steps):
+    config = quick_personalize.updated({"caption": "S* " + "and on " * 2000, "steps": steps})
+    with pytest.raises(PromptTooLongError, match="tokens long") as refused:
+        next(personalize(tiny_model, picture, config=config))
+    assert len(str(refused.value)) < 400
 
 
 def test_the_whole_picture_is_learned_as_it_is(tiny_model, picture):

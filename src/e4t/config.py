@@ -211,7 +211,7 @@ class PersonalizeConfig(Section):
     automatic_loss: float = 0.5
     batch_size: int = 16  # [R] the same image with independent (t, noise)
     accumulation: int = 1
-    caption: str | None = None  # what the image shows, with the placeholder for the concept: the rest is not learned
+    caption: str | None = None  # what the image shows, with the placeholder: the rest need not be learned
     tune: tuple[str, ...] = ("residual", "bias", "deltas")  # [?] any of TUNABLE
     delta_rank: int = 0  # of "deltas": 0 is dense, else low-rank
     learning_rate: float = 1.6e-5  # [R] 5e-6 to 1.6e-5
@@ -263,6 +263,8 @@ class PersonalizeConfig(Section):
             _check("tune", name, TUNABLE)
         if {"unet", "unet_vectors"} <= set(self.tune):
             raise ConfigError("tune has both unet and unet_vectors, which are part of it; leave one of them out")
+        if not _is_text(self.caption or ""):
+            raise ConfigError(f"caption is {_shortened(self.caption)}, which no file of text can hold")
         if isinstance(self.memory, str):
             _check("memory", self.memory, ("auto",))
         at_least("memory", self.memory if not isinstance(self.memory, str) else None, 0)
@@ -271,8 +273,10 @@ class PersonalizeConfig(Section):
     def updated(self, values: Mapping[str, Any]) -> Self:
         """As usual, and ``steps`` may be "auto": at most 15, and fewer where the image is learned before.
 
-        A number of steps is meant: it takes "auto" back.
+        A number of steps is meant: it takes "auto" back. A caption is one line of text; a blank one is none.
         """
+        if isinstance(caption := values.get("caption"), str):
+            values = {**values, "caption": " ".join(caption.split()) or None}
         if "steps" in values:
             auto = values["steps"] == "auto"
             values = {"automatic": auto, **values, **({"steps": _MOST_STEPS} if auto else {})}
@@ -396,6 +400,14 @@ def _check_training(config: PretrainConfig | PersonalizeConfig) -> None:
     _check("regularisation_anchor", config.regularisation_anchor, ("class", "nearest"))
     _check("mixed_precision", config.mixed_precision, ("no", "bf16", "fp16"))
     _check("save_dtype", config.save_dtype, ("float32", "float16"))
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a pair of surrogates
+        return False
+    return True
 
 
 def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -77,18 +77,24 @@ def means_many(source: Path) -> bool:
 
 
 def read_entries(
-    source: str | Path, output: str | Path, *, domain: str | None = None, mask: str | None = None
+    source: str | Path,
+    output: str | Path,
+    *,
+    domain: str | None = None,
+    mask: str | None = None,
+    captions: bool = True,
 ) -> list[Entry]:
     """The entries of a folder or manifest; ``domain`` and ``mask`` ("auto", "none") are of those which name none.
 
-    In a folder, ``anna-mask.png`` is the mask of ``anna.jpg``, unless ``mask`` is "none". Warns of what is left out of
-    it: sub-folders, files of other kinds, masks without a picture.
+    In a folder, ``anna-mask.png`` is the mask of ``anna.jpg``, unless ``mask`` is "none", and ``anna.txt`` its caption,
+    if ``captions`` are wanted. Warns of what is left out of it: sub-folders, files of other kinds, masks without a
+    picture.
 
-    Raises ConfigError, with the line, for a manifest that cannot be meant, and for two entries with one output: also
-    one up to capitals, which is the same folder on some disks.
+    Raises ConfigError, with the line, for a manifest that cannot be meant, for a caption that cannot be read, and for
+    two entries with one output: also one up to capitals, which is the same folder on some disks.
     """
     source, output = Path(source), Path(output)
-    rows = _pictures(source, masks=mask != "none") if source.is_dir() else _rows(source)
+    rows = _pictures(source, mask != "none", captions) if source.is_dir() else _rows(source)
     entries: list[Entry] = []
     taken: dict[str, str] = {}
     for where, row in rows:
@@ -103,19 +109,26 @@ def read_entries(
     return entries
 
 
-def _pictures(folder: Path, *, masks: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _pictures(folder: Path, masks: bool, captions: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The pictures of a folder, each with the mask and the caption that are named after it."""
     shown = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     known = [path for path in shown if path.suffix.lower() in _PICTURES and not path.is_dir()]
     mask_of = {path.stem[: -len(_MASK)]: path for path in known if path.stem.lower().endswith(_MASK)}
     pictures = [path for path in known if not path.stem.lower().endswith(_MASK)]
     stems = {path.stem for path in pictures}
-    captions = [path for path in shown if path.suffix == ".txt" and path.stem in stems]
-    _say_what_is_left_out(folder, shown, [*known, *captions], mask_of.keys() - stems)
+    beside = [path for path in shown if path.suffix == ".txt" and path.stem in stems]
+    _say_what_is_left_out(folder, shown, [*known, *beside], mask_of.keys() - stems)
     for path in pictures:
         mask = mask_of.get(path.stem) if masks else None
-        given = {"mask": mask.name if mask else None, "caption": caption_beside(path)}
+        given = {"mask": mask.name if mask else None, "caption": _caption(path) if captions else None}
         yield f"'{path}'", {"image": path.name, **{name: value for name, value in given.items() if value}}
+
+
+def _caption(picture: Path) -> str | None:
+    try:
+        return caption_beside(picture)
+    except OSError as error:
+        raise ConfigError(f"the caption of '{picture}' cannot be read: {error.strerror}") from error
 
 
 def _say_what_is_left_out(folder: Path, shown: list[Path], known: list[Path], lonely: Collection[str]) -> None:
@@ -174,7 +187,7 @@ def _csv(text: str, manifest: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _value(name: str, text: str) -> Any:
     """Settings are JSON, or else text; file names are text."""
-    if name in _KEYS and name != "overrides":
+    if name == "caption" or (name in _KEYS and name != "overrides"):
         return text
     try:
         return json.loads(text)

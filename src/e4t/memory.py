@@ -2,7 +2,7 @@
 
 Counted from shapes, before anything is tuned: an estimate. What is done to need less changes no step but by rounding,
 as long as that is enough: fewer noise levels at a time, checkpointing, networks that wait elsewhere. Only where it is
-not do the optimiser's state shrink to 8 bits and, last, the whole U-Net and the text encoder stay as they are.
+not does AdamW's state shrink to 8 bits and, last, the whole U-Net and the text encoder stay as they are.
 """
 
 from __future__ import annotations

@@ -150,6 +150,7 @@ def tune(
     """The steps of `personalize`, from an image that is already prepared; ``keep_steps`` may name those to keep."""
     model.offsets.require("ejected", "tune")
     model.backbone.require_in_place()
+    batch_at = batches(model, constants, config)  # before anything: it refuses a caption that is too long
     tuning = _Tuning(model, config, constants, provenance)
     objective = E4TObjective.of(model, config)
     try:
@@ -167,7 +168,6 @@ def tune(
             device=model.backbone.device,
             tables=[part.weight for part in model.backbone.text_encoder.modules() if isinstance(part, nn.Embedding)],
         )
-        batch_at = batches(model, constants, config)
         loss_left = _watched(objective, batch_at(_PROBE), config) if config.automatic else None
         parts = config.parts
         for step in train(

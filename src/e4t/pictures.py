@@ -366,4 +366,4 @@ def _needs_extra(module: str) -> str:
 
 def decode_caption(data: bytes) -> str | None:
     """One line of text; None for an empty one."""
-    return " ".join(data.decode("utf-8", errors="replace").split()) or None
+    return " ".join(data.decode("utf-8-sig", errors="replace").split()) or None

@@ -74,7 +74,8 @@ class Personalize:
     the largest face and cut the subject out (extra "photos"); none: everything counts, which is the default."""
     caption: Annotated[str | None, arg(aliases=["--instance-prompt"], metavar="TEXT", help_behavior_hint="")] = None
     """What the picture shows, with S* for what is to be learned, as in "a cat in the rain in the style of S*": the rest
-    is left to the words. Default: the domain's own prompts, which say nothing else."""
+    is left to the words. Of a folder, for pictures without a .txt file of their own; none: these are not read. Default:
+    the domain's own prompts, which say nothing else."""
     preset: Literal["default", "paper"] = "default"
     """paper: every value known from the paper; default: as measured for the domain."""
     keep: Annotated[
@@ -151,7 +152,10 @@ class Personalize:
 
         if self.mask not in (None, "auto", "none"):
             raise ConfigError("a mask is of one picture: of many, name each after its own (anna-mask.png for anna.jpg)")
-        entries = read_entries(self.image, self.output, domain=self.domain, mask=self.mask)
+        captions = self.caption != "none"
+        entries = read_entries(self.image, self.output, domain=self.domain, mask=self.mask, captions=captions)
+        if captioned := sum("caption" in entry.overrides for entry in entries):
+            get_console().print(f"captions of their own: {captioned} of {len(entries)} pictures")
         quiet()
         outcomes = []
         with progress_bar("personalize") as progress:
@@ -211,9 +215,10 @@ class Personalize:
             get_console().print("low: a closer crop, --mask, --steps 15 or e4t generate --strength 1.3 may help")
 
     def _given(self) -> dict[str, Any]:
-        names = ("caption", "steps", "batch_size", "accumulation", "learning_rate", "memory", "mixed_precision", "seed")
+        names = ("steps", "batch_size", "accumulation", "learning_rate", "memory", "mixed_precision", "seed")
         given = {name: getattr(self, name) for name in (*names, "gradient_checkpointing")}
-        return given | {"optimizer": optimizer_of(self.use_8bit_adam)}
+        caption = None if self.caption == "none" else self.caption
+        return given | {"caption": caption, "optimizer": optimizer_of(self.use_8bit_adam)}
 
 
 @dataclass(frozen=True)

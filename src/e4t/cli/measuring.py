@@ -139,7 +139,8 @@ class Evaluate:
     mask: bool = True
     """Give personalizing the drawing's mask."""
     caption: bool = False
-    """Tell personalizing what the drawing shows beside the concept, as e4t personalize --caption does."""
+    """Tell personalizing what the drawing shows, as e4t personalize --caption does. That is more than the concept only
+    for art: a face's or a cat's drawing is a plain photo."""
     seed: int = 0
     """Seed of all pictures."""
     device: Device = "auto"

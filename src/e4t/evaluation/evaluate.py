@@ -239,8 +239,8 @@ def make_pictures(
         began = time.perf_counter()
         pictures.add(CLASS_WORD, drawer.generate(texts, None, seed), time.perf_counter() - began)
         photo, mask = input_picture(subject)
-        said = {"caption": input_caption(subject, drawer.pipe.domain.placeholder)} if use_caption else {}
-        concepts = learn(drawer.pipe, photo, mask if use_mask else None, steps, **said)
+        told = input_caption(subject, drawer.pipe.domain.placeholder) if use_caption else None
+        concepts = learn(drawer.pipe, photo, mask if use_mask else None, steps, caption=told)
         for count, concept in concepts.items():
             began = time.perf_counter()
             pictures.add(method_of(count), drawer.generate(texts, concept, seed), time.perf_counter() - began)

@@ -15,7 +15,15 @@ import numpy as np
 import tyro
 
 from e4t.errors import ConfigError
-from e4t.evaluation.evaluate import SHEET, Drawer, contact_sheet, input_picture, learn, prompts_of
+from e4t.evaluation.evaluate import (
+    SHEET,
+    Drawer,
+    contact_sheet,
+    input_caption,
+    input_picture,
+    learn,
+    prompts_of,
+)
 from e4t.pipeline import E4TPipeline
 from e4t.tiny.world import TRAINING_NAMESPACES, Identity, identity
 
@@ -31,13 +39,15 @@ class SheetConfig:
     steps: int | None = None  # of tuning; None: the domain's own
     seed: int = 0
     num_inference_steps: int = 16
+    use_caption: bool = False  # say what the input shows beside the concept
     device: str = "cpu"
 
 
-def row(drawer: Drawer, subject: Identity, steps: int) -> list[np.ndarray]:
+def row(drawer: Drawer, subject: Identity, steps: int, *, use_caption: bool = False) -> list[np.ndarray]:
     """The picture learned from and those drawn, uint8 ``[128, 128, 3]`` each."""
     photo, mask = input_picture(subject)
-    concept = learn(drawer.pipe, photo, mask, [steps])[steps]
+    caption = input_caption(subject, drawer.pipe.domain.placeholder) if use_caption else None
+    concept = learn(drawer.pipe, photo, mask, [steps], caption=caption)[steps]
     return [np.asarray(photo), *drawer.generate(drawer.texts(subject), concept, drawer.seed)]
 
 
@@ -50,7 +60,7 @@ def main(config: SheetConfig) -> None:
     drawer = Drawer(pipe, prompts_of(kind)[: SHEET[1]], config.seed, config.num_inference_steps)
     steps = pipe.personalize_config.steps if config.steps is None else config.steps
     subjects = [identity(config.namespace, index, kind) for index in range(config.count)]
-    rows = [row(drawer, subject, steps) for subject in subjects]
+    rows = [row(drawer, subject, steps, use_caption=config.use_caption) for subject in subjects]
     config.output.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(rows).save(config.output)
     print(config.output, *drawer.texts(subjects[0]), sep="\n")

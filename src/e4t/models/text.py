@@ -104,7 +104,8 @@ def _row(tokenizer: Any, prompt: str, placeholder: str, class_id: int) -> tuple[
     ids.append(tokenizer.eos_token_id)
     limit = tokenizer.model_max_length
     if len(ids) > limit:
-        raise PromptTooLongError(f"the prompt {prompt!r} is {len(ids)} tokens long; the text encoder takes {limit}")
+        shown = repr(prompt) if len(prompt) <= 200 else f"{prompt[:200]!r}..."
+        raise PromptTooLongError(f"the prompt {shown} is {len(ids)} tokens long; the text encoder takes {limit}")
     padding = limit - len(ids)
     return ids + [tokenizer.pad_token_id] * padding, marks + [False] * (padding + 1)
 

@@ -176,7 +176,7 @@ def _tuning() -> dict[str, Any]:
         caption = gr.Textbox(
             label="What the picture shows (not needed)",
             info="Put S* where your concept is. What else you name is left to the words.",  # two * would be italics
-            placeholder="S* in a red hat",
+            placeholder="S* in a red hat, or a cat in the style of S*",
             max_length=_MOST_CAPTION,
             elem_id="caption",
         )
@@ -318,7 +318,7 @@ class _Events:
         self.parts["upload"].change(
             self.unframed,
             None,
-            self._of("picture", "own_mask", "size", "across", "down", "mask", "mask_file", "grow", "brush"),
+            self._of("picture", "own_mask", "size", "across", "down", "mask", "mask_file", "grow", "brush", "caption"),
             **quietly,
         ).then(self.taken, self._of("upload"), self._of("picture"), **quietly).then(**look, **quietly)
         self.parts["mask_file"].change(self.mask_taken, self._of("mask_file"), self._of("own_mask"), **quietly).then(
@@ -339,7 +339,7 @@ class _Events:
     def unframed(self) -> tuple[Any, ...]:
         """What was set for the last picture is not meant for the next; nor is that picture there any more."""
         crop = Crop()
-        return None, None, crop.size, crop.across, crop.down, _NO_MASK, None, 0, ""
+        return None, None, crop.size, crop.across, crop.down, _NO_MASK, None, 0, "", ""
 
     def taken(self, upload: str | None) -> Image.Image | None:
         """The picture itself: its file is removed while the tab may still need it."""
