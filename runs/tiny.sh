@@ -39,6 +39,8 @@ WEIGHTS=src/e4t/tiny/weights
 # The judge of cats begins with what that of faces sees, and needs pictures more than steps: of 12,000 it learns those.
 "$PYTHON" -m e4t.evaluation.judge "$WORK" --judge 2 --kind cat --initial "$WORK/judge-2/face" --own-pictures 50000 \
   --round-trips 10000 --steps 4500
+"$PYTHON" -m e4t.evaluation.judge "$WORK" --judge 2 --kind art --initial "$WORK/judge-2/face" --own-pictures 50000 \
+  --round-trips 10000 --steps 5000
 "$PYTHON" -m e4t.evaluation.copying "$WORK"
 # What does not pass stops here; GATES=ignore goes on, to see how far a rough model gets.
 "$PYTHON" -m e4t.evaluation.gates "$WORK/tiny" --judge-folder "$WORK/judge-1/face" --output "$WORK/gates.json" ||

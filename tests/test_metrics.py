@@ -85,7 +85,7 @@ def test_hidden_and_unreadable_parameters_do_not_count() -> None:
     read[:, 0], read[:, 4] = 0.9, 0.1
     visible = np.ones_like(true, bool)
     visible[:, 0] = False
-    counted = metrics.readable(LAYOUT, read, true, visible)
+    counted = metrics.readable(LAYOUT, read, true, visible, least=0.7)
     assert counted.tolist() == [False, True, False]
     assert metrics.identity_score(read, true, metrics.weights(LAYOUT, visible, counted)) == 1
 

@@ -27,7 +27,7 @@ from typing_extensions import Self
 
 from e4t.backbone import fingerprint_of
 from e4t.errors import CheckpointError, DataError
-from e4t.evaluation.metrics import explained, readable
+from e4t.evaluation.metrics import READABLE, explained, readable
 from e4t.evaluation.truth import Readings, Truth, classes_of, shows
 from e4t.precision import training_dtype
 from e4t.tiny.album import snapshot
@@ -491,7 +491,7 @@ def readable_parameters(judge: Judge, through: RoundTrip | None, *, count: int =
     pictures = [snapshot("validation", index, judge.kind) for index in range(count)]
     rgb = np.stack([draw(picture, RESOLUTION).rgb for picture in pictures])
     read, truth = judge.read(round_trip(rgb, through) if through else rgb), Truth.of(pictures, judge.kind)
-    return readable(judge.layout, read.identity, truth.identity, truth.visible)
+    return readable(judge.layout, read.identity, truth.identity, truth.visible, least=READABLE[judge.kind])
 
 
 def examine(

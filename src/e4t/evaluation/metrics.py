@@ -14,9 +14,12 @@ import numpy as np
 
 from e4t.tiny.columns import Layout
 
-READABLE = 0.7
-"""Least share of a parameter's variance that a judge must explain on drawings for the parameter to count."""
+READABLE = {"face": 0.7, "cat": 0.7, "art": 0.3}
+"""Least share of a parameter's variance that a judge must explain on drawings for the parameter to count, by kind.
 
+Nothing about a style shows as plainly in one picture as the colour of hair does, but many faint things together tell
+styles apart: drawings of validation artists are told from 19 twins about as often as those of faces are.
+"""
 
 LEAST_CEILING = 0.1
 """Below it a ceiling says that the judge is blind here, and nothing is divided by it."""
@@ -49,9 +52,7 @@ def explained(layout: Layout, read: np.ndarray, true: np.ndarray, visible: np.nd
     return np.where(spread > 0, 1 - missed / np.where(spread > 0, spread, 1), -np.inf)
 
 
-def readable(
-    layout: Layout, read: np.ndarray, true: np.ndarray, visible: np.ndarray, *, least: float = READABLE
-) -> np.ndarray:
+def readable(layout: Layout, read: np.ndarray, true: np.ndarray, visible: np.ndarray, *, least: float) -> np.ndarray:
     """Which parameters the judge reads well enough to count, bool ``[P]``."""
     return explained(layout, read, true, visible) >= least
 
