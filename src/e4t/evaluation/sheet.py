@@ -2,7 +2,7 @@
 
     python -m e4t.evaluation.sheet tiny-art --output docs/results/tiny-art.jpg
 
-It is the sheet that `e4t.evaluation.evaluate` writes, for domains that no judge reads yet: in each row the picture that
+It is the sheet that `e4t.evaluation.evaluate` writes, without its judge: in each row the picture that
 was learned from, and what is drawn of it for the first prompts after the domain's own number of steps.
 """
 
