@@ -209,11 +209,9 @@ def test_the_mask_is_painted_and_the_caption_typed(
     browser: Any, address: str, studio: Studio, tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     masks: list[np.ndarray | None] = []
-    captions: list[str | None] = []
+    captions: list[str] = []
 
-    def noted(
-        domain: str, image: Image.Image, mask: Image.Image | None = None, *, caption: str | None = None
-    ) -> Iterator[Any]:
+    def noted(domain: str, image: Image.Image, mask: Image.Image | None = None, *, caption: str = "") -> Iterator[Any]:
         masks.append(None if mask is None else np.asarray(mask))
         captions.append(caption)
         raise ConfigError("this is about the mask alone")
@@ -258,12 +256,12 @@ def test_the_mask_is_painted_and_the_caption_typed(
     page.wait_for_function("document.querySelector('#brush canvas').width === 48")
     assert painted(page) == 0
     assert "Put S* where" in page.locator("#caption").inner_text()
-    page.fill("#caption textarea, #caption input", " S* in a red hat ")
+    page.fill("#caption textarea, #caption input", "S* in a red hat")
     assert mask() is None
     uploaded(page, picture(tmp_path, 5))  # nor is what was said of it
     page.wait_for_function("document.querySelector('#caption textarea, #caption input').value === ''")
     assert mask() is None
-    assert captions == [None, None, "S* in a red hat", None]
+    assert captions == ["", "", "S* in a red hat", ""]
     assert faults == []
     page.close()
 

@@ -86,7 +86,8 @@ class Pipeline:
 
     def __call__(self, texts: list[str], *, concept: Any, seed: int, num_inference_steps: int) -> Any:
         self.seeds.append(seed)
-        steps, subject = concept or (0, None)
+        worn: Any = concept or (0, None)
+        steps, subject = worn
         images = []
         for place, text in enumerate(texts):
             attributes = next(a for a in PROMPTS if prompt_text(identity("x", 0), a, "S*") == text)
@@ -94,6 +95,11 @@ class Pipeline:
             picture = prompted(subject if steps else stranger, attributes, key=seed)
             images.append(Image.fromarray(self.world.draw(picture, 128).rgb))
         return SimpleNamespace(images=images)
+
+
+def examined(pipe: Any, *arguments: Any, judge: Any, **options: Any) -> Evaluation:
+    """`evaluate` with stand-ins."""
+    return evaluate(pipe, *arguments, judge=judge, **options)
 
 
 @pytest.fixture
@@ -105,7 +111,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 @pytest.fixture
 def done(world: World) -> Evaluation:
-    return evaluate(Pipeline(world), "unseen", COUNT, steps=(0, 1, 5), judge=Oracle(world))  # type: ignore[arg-type]
+    return examined(Pipeline(world), "unseen", COUNT, steps=(0, 1, 5), judge=Oracle(world))
 
 
 def test_truth_scores_full_and_strangers_nothing(done: Evaluation) -> None:
@@ -142,30 +148,30 @@ def test_report_is_complete_and_written(done: Evaluation, tmp_path: Path) -> Non
 
 def test_contact_sheet_is_by_the_fixed_rule(world: World) -> None:
     pipe = Pipeline(world)
-    evaluate(pipe, "unseen", 3, steps=(5,), judge=Oracle(world))  # type: ignore[arg-type]
+    examined(pipe, "unseen", 3, steps=(5,), judge=Oracle(world))
     assert pipe.seeds == [0, 0, 0, 1000, 1000, 0, 2000, 2000, 0]
 
 
 def test_captions_of_the_inputs_are_told_where_they_are_wanted(world: World) -> None:
     pipe = Pipeline(world)
     for use_caption in (False, True):
-        evaluate(pipe, "unseen", 3, steps=(1,), judge=Oracle(world), use_caption=use_caption)  # type: ignore[arg-type]
+        examined(pipe, "unseen", 3, steps=(1,), judge=Oracle(world), use_caption=use_caption)
     assert pipe.captions == [None] * 3 + ["a photo of S*"] * 3
 
 
 def test_training_individuals_are_refused(world: World) -> None:
     with pytest.raises(ConfigError, match="trained on"):
-        evaluate(Pipeline(world), "train", 3, judge=Oracle(world))  # type: ignore[arg-type]
+        examined(Pipeline(world), "train", 3, judge=Oracle(world))
 
 
 def test_a_blind_judge_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = Oracle(world)
     monkeypatch.setattr(judge, "read", lambda rgb: _inverted(Oracle(world).read(rgb)))
     with pytest.raises(ConfigError, match="blind"):
-        evaluate(Pipeline(world), "unseen", 3, steps=(1,), judge=judge)  # type: ignore[arg-type]
+        examined(Pipeline(world), "unseen", 3, steps=(1,), judge=judge)
     monkeypatch.setattr(judge, "readable", np.zeros(len(judge.layout.names), bool))
     with pytest.raises(ConfigError, match="no parameter"):
-        evaluate(Pipeline(world), "unseen", 3, steps=(1,), judge=judge)  # type: ignore[arg-type]
+        examined(Pipeline(world), "unseen", 3, steps=(1,), judge=judge)
 
 
 def _inverted(readings: Readings) -> Readings:

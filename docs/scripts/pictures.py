@@ -10,8 +10,9 @@ extras "web" and "browser" and a Chromium. flow.svg and word.svg are diagrams.
 
 from __future__ import annotations
 
+import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -211,7 +212,6 @@ def word() -> None:
 
 def page() -> None:
     """The page, after the second shipped person was learned there and drawn beside the class word."""
-    import io
     import os
     import shutil
     import tempfile
@@ -260,19 +260,27 @@ def wrapped(words: str, width: int) -> str:
     return "\n".join(textwrap.wrap(words, width))
 
 
+def in_jpeg(picture: Image.Image) -> Iterator[bytes]:
+    """The best first."""
+    for quality in range(92, 30, -4):
+        data = io.BytesIO()
+        picture.save(data, "JPEG", quality=quality, optimize=True)
+        yield data.getvalue()
+
+
+def in_few_colours(picture: Image.Image) -> Iterator[bytes]:
+    """PNGs, for the flat colours of a page; the best first."""
+    for colours in (256, 128, 64, 32):
+        data = io.BytesIO()
+        picture.quantize(colours, dither=Image.Dither.NONE).save(data, "PNG", optimize=True)
+        yield data.getvalue()
+
+
 def save(picture: Image.Image, name: str) -> None:
     """The best JPEG, or PNG of few colours, that is small enough."""
-    import io
-
-    png = name.endswith(".png")
-    for quality in (256, 128, 64, 32) if png else range(92, 30, -4):
-        data = io.BytesIO()
-        if png:
-            picture.quantize(quality, dither=Image.Dither.NONE).save(data, "PNG", optimize=True)
-        else:
-            picture.save(data, "JPEG", quality=quality, optimize=True)
-        if data.tell() <= MAX_BYTES:
-            return publish(name, data.getvalue())
+    for data in in_few_colours(picture) if name.endswith(".png") else in_jpeg(picture):
+        if len(data) <= MAX_BYTES:
+            return publish(name, data)
     raise SystemExit(f"{name} does not fit into {MAX_BYTES} bytes; draw it smaller")
 
 

@@ -2,8 +2,8 @@
 
     python -m e4t.evaluation.sheet tiny-art --output docs/results/tiny-art.jpg
 
-It is the sheet that `e4t.evaluation.evaluate` writes, without its judge: in each row the picture that
-was learned from, and what is drawn of it for the first prompts after the domain's own number of steps.
+It is the sheet that `e4t.evaluation.evaluate` writes, without a judge: in each row the picture that was learned from,
+and what is drawn of it for the first prompts after the domain's own number of steps.
 """
 
 from __future__ import annotations

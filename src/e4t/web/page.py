@@ -413,7 +413,7 @@ class _Events:
     ) -> Iterator[tuple[Any, ...]]:
         with _explained(learning=True):
             picture, mask, _ = _framed(_given(given), *framing)
-            for moment in self.studio.personalize(domain, picture, mask, caption=caption.strip() or None):
+            for moment in self.studio.personalize(domain, picture, mask, caption=caption):
                 work = moment.work
                 if work is None:
                     yield _bar(moment), str(moment.glimpse), gr.skip(), gr.skip(), gr.skip()

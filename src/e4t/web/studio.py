@@ -134,7 +134,7 @@ class Studio:
         picture: Image.Image,
         mask: Image.Image | None = None,
         *,
-        caption: str | None = None,
+        caption: str = "",
         seed: int = 0,
     ) -> Iterator[Moment]:
         """Tune `MOST_STEPS` steps and keep all of them; yields every one. ``caption`` is `PersonalizeConfig`'s.
