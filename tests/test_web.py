@@ -463,7 +463,7 @@ def events(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def test_a_new_picture_starts_with_the_whole_of_it(events: Any, tmp_path: Path) -> None:
-    names = ("picture", "own_mask", "size", "across", "down", "mask", "mask_file", "grow", "brush")
+    names = ("picture", "own_mask", "size", "across", "down", "mask", "mask_file", "grow", "brush", "caption")
     assert dict(zip(names, events.unframed(), strict=True)) == {
         "picture": None,
         "own_mask": None,
@@ -474,6 +474,7 @@ def test_a_new_picture_starts_with_the_whole_of_it(events: Any, tmp_path: Path) 
         "mask_file": None,
         "grow": 0,
         "brush": "",
+        "caption": "",
     }
     noise(0).save(tmp_path / "photo.png")
     picture = events.taken(str(tmp_path / "photo.png"))
