@@ -50,6 +50,7 @@ class BudgetConfig:
     namespace: str = "validation"  # budgets are chosen by it
     judge_folder: Path | None = None
     num_inference_steps: int = 16
+    use_caption: bool = False  # say what the input shows beside the concept
 
 
 def budgets(config: BudgetConfig, full: int) -> list[tuple[int, int]]:
@@ -68,7 +69,8 @@ def measure(config: BudgetConfig) -> Iterator[dict[str, Any]]:
     settings = json.loads((ROOT / "runs" / f"tiny-{config.kind}.json").read_text())
     full = PretrainConfig.from_dict(settings["pretrain"])
     judge = Judge.load(config.judge_folder) if config.judge_folder else Judge.shipped(config.kind)
-    measured = [judge.fingerprint, config.namespace, config.count, config.steps, config.num_inference_steps]
+    drawn = [config.steps, config.num_inference_steps, config.use_caption]
+    measured = [judge.fingerprint, config.namespace, config.count, *drawn]
     base = Backbone.from_pretrained("tiny", device="cpu").fingerprint
     for steps, count in budgets(config, full.steps):
         folder = (
@@ -83,6 +85,7 @@ def measure(config: BudgetConfig) -> Iterator[dict[str, Any]]:
                 config.count,
                 steps=config.steps,
                 judge=judge,
+                use_caption=config.use_caption,
                 num_inference_steps=config.num_inference_steps,
                 progress=lambda text: print(text, file=sys.stderr, flush=True),
             )
@@ -170,6 +173,7 @@ def main(config: BudgetConfig) -> None:
         "namespace": config.namespace,
         "count": config.count,
         "num_inference_steps": config.num_inference_steps,
+        "use_caption": config.use_caption,
         "batch_size": settings["batch_size"],
         "steps_of_fewer_pictures": round(config.pictures_share * settings["steps"]),
         "rows": [],

@@ -52,5 +52,7 @@ for model in tiny judge-2 pose-reader; do
   cp -r "$WORK/$model" "$WEIGHTS/$model"
 done
 
-"$PYTHON" -m e4t.tiny.album src/e4t/tiny/examples demo 4 --truth
+for kind in face cat art; do
+  "$PYTHON" -m e4t.tiny.album src/e4t/tiny/examples demo 4 --kind "$kind" --truth
+done
 bash runs/tiny-domains.sh

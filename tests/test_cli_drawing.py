@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -83,6 +84,8 @@ def test_demo_writes_page_grid_and_concepts(
     # The random model's tokenizer spells most words out and has room for few.
     monkeypatch.setattr(demo, "SUBJECT_PROMPTS", ("a photo of S*", "S* at the beach", "a blue S*", "<b>S*", "the S*"))
     other = noise(tmp_path / "0.png")  # of the same name as one of the others
+    (tmp_path / "truth").mkdir()
+    (tmp_path / "truth" / "0.txt").write_text("S* <3")
     images = [
         word for path in (noise_folder / "0.png", noise_folder / "1.png", other) for word in ("--image", str(path))
     ]
@@ -92,12 +95,22 @@ def test_demo_writes_page_grid_and_concepts(
     out, err = capsys.readouterr()
     assert out == f"{place / 'index.html'}\n"
     assert "2 tuning steps" in err
-    assert {path.name for path in place.iterdir()} == {"index.html", "grid.png", "face-0", "face-1", "face-0-2"}
+    folders = ("face-0", "face-1", "face-0-2")
+    assert {path.name for path in place.iterdir()} == {"index.html", "grid.png", *folders}
     page = (place / "index.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 3 + 3 * 3 * len(demo.SUBJECT_PROMPTS)
     assert not re.search(r"(src|href)=\"(?!data:)", page)  # it fetches nothing
     assert "prefers-color-scheme: dark" in page
     assert "&lt;b&gt;" in page
+    assert page.count("<q>") == 1
+    assert "<q>S* &lt;3</q>" in page
+    assert [
+        json.loads((place / name / "config.json").read_text())["personalize"].get("caption") for name in folders
+    ] == [
+        None,
+        None,
+        "S* <3",
+    ]
 
 
 @pytest.mark.parametrize(

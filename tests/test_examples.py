@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from e4t.demo import ART_PROMPTS, SUBJECT_PROMPTS, example_pictures, mask_of
+from e4t.demo import ART_PROMPTS, SUBJECT_PROMPTS, caption_of, example_pictures, mask_of
 from e4t.evaluation.evaluate import prompt_text, prompted
 from e4t.evaluation.examples import score_examples, truth_of
 from e4t.evaluation.truth import Readings, Truth
 from e4t.images import load_image
+from e4t.tiny.album import snapshot
+from e4t.tiny.captions import plain_caption
 from e4t.tiny.columns import Layout
 from e4t.tiny.world import Identity, Picture, identity
 
@@ -61,6 +63,9 @@ def test_shipped_examples_say_who_they_are(path: Path) -> None:
     assert (mask is None) == (kind == "art")
     assert mask is None or mask.size == load_image(path).size
     assert mask_of(path.parent / "nobody.png") is None
+    shown = snapshot("demo", int(number), kind)
+    assert caption_of(path) == (plain_caption(shown, "S*") if kind == "art" else None)
+    assert caption_of(path.parent / "nobody.png") is None
 
 
 def test_artists_are_asked_for_what_can_be_read() -> None:

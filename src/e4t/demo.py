@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from e4t.errors import CheckpointError, ImageError
 from e4t.images import load_image, load_mask, square
+from e4t.pictures import caption_beside
 
 if TYPE_CHECKING:
     from e4t.checkpoint import Concept
@@ -80,6 +81,7 @@ class Shown:
     seconds: float  # of personalizing
     num_bytes: int
     masked: bool  # whether the picture came with a mask of its subject
+    caption: str | None  # what was said of the picture
 
 
 @dataclass(frozen=True)
@@ -186,10 +188,13 @@ def _show(domain: str, pictures: Sequence[Path], settings: _Settings, clock: _Cl
     yield clock.stage(f"{domain}: {len(asked)} pictures of the bare class word")
     concepts: list[Shown] = []
     for path in chosen:
-        image, mask = load_image(path), mask_of(path)
+        image, mask, caption = load_image(path), mask_of(path), caption_of(path)
         untuned = pipe.personalize(image, steps=0)
         tuned = pipe.personalize(
-            image, mask=mask, steps=pipe.personalize_config.steps if settings.steps is None else settings.steps
+            image,
+            mask=mask,
+            caption=caption,
+            steps=pipe.personalize_config.steps if settings.steps is None else settings.steps,
         )
         stage = clock.stage(f"{path.stem}: {tuned.steps} tuning steps")
         yield stage
@@ -199,7 +204,7 @@ def _show(domain: str, pictures: Sequence[Path], settings: _Settings, clock: _Cl
         saved = tuned.with_preview(after[0]).save(settings.folders.of(domain, path))
         yield clock.stage(f"{path.stem}: {len(asked)} pictures after {tuned.steps} steps")
         concepts.append(
-            Shown(path.stem, image, before, after, stage.seconds, folder_bytes(saved), masked=mask is not None)
+            Shown(path.stem, image, before, after, stage.seconds, folder_bytes(saved), mask is not None, caption)
         )
     report = Report(domain, kind.class_word, tuned.steps, draw.prompts, class_only, concepts)
     report = replace(report, scores={} if pictures else _scores_of(report, chosen))
@@ -216,6 +221,11 @@ def mask_of(picture: Path) -> Image.Image | None:
     """The subject mask that is shipped with an example; None for any other picture."""
     path = picture.parent / "truth" / picture.name
     return load_mask(path) if path.exists() else None
+
+
+def caption_of(picture: Path) -> str | None:
+    """What an example shows beside its style, "a cat in the rain in the style of S*"; None for any other picture."""
+    return caption_beside(picture.parent / "truth" / picture.name)
 
 
 def _scores_of(report: Report, pictures: Sequence[Path]) -> Scores:
@@ -328,7 +338,7 @@ def _sheet(report: Report, *, cell: int = 128, gap: int = 6) -> Image.Image:
     for row, concept in enumerate(report.concepts):
         top = margin + head + row * (band + between)
         sheet.paste(square(concept.picture, input_side), (margin, top))
-        given = "one picture, its mask" if concept.masked else "one picture"
+        given = ", its ".join(["one picture"] + ["mask"] * concept.masked + ["caption"] * (concept.caption is not None))
         note = f"{given}\n{report.steps} steps in {concept.seconds:.1f} s\n{readable_bytes(concept.num_bytes)}"
         draw.multiline_text((margin, top + input_side + 8), note, _SOFT, small, spacing=4)
         for line, images in enumerate((report.class_only, concept.before, concept.after)):
@@ -411,10 +421,11 @@ def _concept(report: Report, concept: Shown) -> str:
         )
         shown = html.escape(prompt).replace("S*", '<b class="word">S*</b>')
         cards.append(f'<article><h3>{shown}</h3><div class="three">{figures}</div></article>')
+    said = f"<q>{html.escape(concept.caption)}</q><br>" if concept.caption is not None else ""
     return f"""<section class="concept">
 <aside>
 <img src="{_data_url(square(concept.picture, 256))}" alt="the input picture {html.escape(concept.name)}">
-<p><b>The only input{", with a mask" if concept.masked else ""}</b><br>
+<p><b>The only input{", with a mask" if concept.masked else ""}</b><br>{said}
 {report.steps} steps · {concept.seconds:.1f} s<br>
 {readable_bytes(concept.num_bytes)} on disk</p>
 </aside>

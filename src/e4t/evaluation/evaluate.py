@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,7 @@ from e4t.evaluation import metrics
 from e4t.evaluation.judge import RESOLUTION, Judge, round_trip
 from e4t.evaluation.truth import Readings, visible_parameters
 from e4t.pipeline import E4TPipeline
-from e4t.tiny.captions import TRAINING_KINDS, caption
+from e4t.tiny.captions import TRAINING_KINDS, plain_caption
 from e4t.tiny.columns import Layout, identity_columns
 from e4t.tiny.scenes import SCENES
 from e4t.tiny.world import (
@@ -98,13 +97,6 @@ SHEET = (12, 6)  # individuals, prompts
 Progress = Callable[[str], None]
 
 
-class _FirstWording(random.Random):
-    """Always the first of the wordings captions can choose from."""
-
-    def random(self) -> float:
-        return 0.0
-
-
 def prompts_of(kind: str) -> tuple[Attributes, ...]:
     """The prompts that concepts of "face", "cat" or "art" are examined on."""
     return ART_PROMPTS if kind == "art" else PROMPTS
@@ -127,14 +119,7 @@ def prompted(concept: Identity, attributes: Attributes, *, key: object = "") -> 
 
 def prompt_text(concept: Identity, attributes: Attributes, placeholder: str) -> str:
     """The prompt in the captions' first wording, "a watercolour of S* in a garden", "a cat in the style of S*"."""
-    return _worded(_asked(concept, attributes), placeholder)
-
-
-def _worded(picture: Picture, placeholder: str) -> str:
-    """The picture's caption with the placeholder for its artist, or else for its subject."""
-    if picture.art is None:
-        return caption(picture, _FirstWording(), subject=placeholder)
-    return caption(picture, _FirstWording(), subject=f"a {picture.subject.kind}", artist=placeholder)
+    return plain_caption(_asked(concept, attributes), placeholder)
 
 
 def input_data(concept: Identity, number: int = 0) -> Picture:
@@ -153,7 +138,7 @@ def input_data(concept: Identity, number: int = 0) -> Picture:
 
 def input_caption(concept: Identity, placeholder: str) -> str:
     """What `input_data` shows, in the same wording: "a cat in the rain in the style of S*"."""
-    return _worded(input_data(concept), placeholder)
+    return plain_caption(input_data(concept), placeholder)
 
 
 def input_picture(concept: Identity, number: int = 0) -> tuple[Image.Image, Image.Image]:

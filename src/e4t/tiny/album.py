@@ -2,7 +2,7 @@
 
 python -m e4t.tiny.album faces train 4000            # a folder to pre-train a domain on
 python -m e4t.tiny.album art train 4000 --kind art   # of art, one picture by each artist
-python -m e4t.tiny.album examples demo 4 --truth     # with mask and the drawn identity
+python -m e4t.tiny.album examples demo 4 --truth     # with mask, or caption, and the drawn identity
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from e4t.tiny.canvas import Light
+from e4t.tiny.captions import plain_caption
 from e4t.tiny.scenes import SCENES
 from e4t.tiny.world import WORLD_VERSION, Identity, Picture, draw, identity, random_light, random_pose, stream
 
@@ -28,7 +29,7 @@ class AlbumConfig:
     count: int
     kind: str = "face"
     size: int = 128
-    truth: bool = False  # also write each picture's mask and identity, into the sub-folder truth
+    truth: bool = False  # also write each identity and mask, or an artist's caption, into the sub-folder truth
 
 
 def snapshot(namespace: str, index: int, kind: str = "face") -> Picture:
@@ -75,8 +76,10 @@ def write_album(config: AlbumConfig) -> None:
 def _write_truth(path: Path, picture: Picture, mask: np.ndarray) -> None:
     folder = path.parent / "truth"
     folder.mkdir(exist_ok=True)
-    if picture.art is None:  # all of a picture is its artist's
+    if picture.art is None:
         cv2.imwrite(str(folder / path.name), (mask * 255).astype(np.uint8))
+    else:  # all of a picture is its artist's, but for what it shows
+        (folder / path.name).with_suffix(".txt").write_text(plain_caption(picture, "S*") + "\n")
     concept = picture.art or picture.subject
     truth = {"world": WORLD_VERSION, "key": concept.key, "params": dict(concept.params)}
     (folder / path.name).with_suffix(".json").write_text(json.dumps(truth, indent=1) + "\n")

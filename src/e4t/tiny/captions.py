@@ -157,6 +157,23 @@ def caption(picture: Picture, rng: random.Random, *, subject: str | None = None,
     return text
 
 
+class _FirstWording(random.Random):
+    """Always the first of the wordings captions can choose from."""
+
+    def random(self) -> float:
+        return 0.0
+
+
+def plain_caption(picture: Picture, placeholder: str) -> str:
+    """The picture's caption in the first wording, with the placeholder for its artist, or else for its subject.
+
+    "a watercolour of S* in a garden", "a cat in the rain in the style of S*".
+    """
+    if picture.art is None:
+        return caption(picture, _FirstWording(), subject=placeholder)
+    return caption(picture, _FirstWording(), subject=f"a {picture.subject.kind}", artist=placeholder)
+
+
 def training_picture(
     index: int, *, namespace: str = "train", kinds: tuple[str, ...] = TRAINING_KINDS, by_artists: bool = False
 ) -> Picture:
