@@ -23,7 +23,7 @@ from e4t.backbone import Backbone
 from e4t.checkpoint import TrainedDomain
 from e4t.config import PretrainConfig
 from e4t.domain import Domain
-from e4t.evaluation.evaluate import evaluate, method_of
+from e4t.evaluation.evaluate import evaluate, method_of, table
 from e4t.evaluation.judge import Judge
 from e4t.pipeline import E4TPipeline
 from e4t.pretrain import pretrain
@@ -179,7 +179,7 @@ def markdown(report: dict[str, Any]) -> str:
     """A row each, the mean over seeds and, behind it, half the distance between them."""
     steps = [str(number) for number in report["steps"]]
     head = ["", *(f"{score.replace('_', ' ')}, {number} steps" for number in steps for score in SCORES)]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for name, seeds in report["rows"].items():
         cells = [name]
         for number in steps:
@@ -187,12 +187,12 @@ def markdown(report: dict[str, Any]) -> str:
                 values = [seed[number][score] for seed in seeds.values()]
                 cells.append(f"{np.mean(values):.2f} ± {np.ptp(values) / 2:.2f}")
         lines.append(cells)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return table(head, lines)
 
 
 def main(config: AblationConfig) -> None:
     """Measure all rows, writing the files as they grow."""
-    judge = Judge.load(config.judge_folder) if config.judge_folder else Judge.shipped(config.kind)
+    judge = Judge.of(config.kind, config.judge_folder)
     report: dict[str, Any] = {
         "kind": config.kind,
         "judge": judge.number,

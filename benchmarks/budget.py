@@ -23,7 +23,7 @@ import tyro
 from e4t.backbone import Backbone
 from e4t.config import PretrainConfig
 from e4t.domain import Domain
-from e4t.evaluation.evaluate import evaluate
+from e4t.evaluation.evaluate import evaluate, table
 from e4t.evaluation.judge import Judge
 from e4t.pipeline import E4TPipeline
 from e4t.pretrain import pretrain
@@ -68,7 +68,7 @@ def measure(config: BudgetConfig) -> Iterator[dict[str, Any]]:
     """Train and evaluate one domain after the other."""
     settings = json.loads((ROOT / "runs" / f"tiny-{config.kind}.json").read_text())
     full = PretrainConfig.from_dict(settings["pretrain"])
-    judge = Judge.load(config.judge_folder) if config.judge_folder else Judge.shipped(config.kind)
+    judge = Judge.of(config.kind, config.judge_folder)
     drawn = [config.steps, config.num_inference_steps, config.use_caption]
     measured = [judge.fingerprint, config.namespace, config.count, *drawn]
     base = Backbone.from_pretrained("tiny", device="cpu").fingerprint
@@ -76,9 +76,10 @@ def measure(config: BudgetConfig) -> Iterator[dict[str, Any]]:
         folder = (
             config.work / "budget" / f"{config.kind}-{steps}-steps-{count}-pictures-{settings_digest([settings, base])}"
         )
-        result = folder.with_name(f"{folder.name}-{settings_digest([measured, config.whole])}.json")
+        pipe = E4TPipeline.from_pretrained(domain_of(config, settings, steps, count, folder), device="cpu")
+        assert pipe.trained is not None
+        result = folder.with_name(f"{folder.name}-{settings_digest([measured, pipe.trained.id])}.json")
         if not result.exists():
-            pipe = E4TPipeline.from_pretrained(domain_of(config, settings, steps, count, folder), device="cpu")
             evaluation = evaluate(
                 pipe,
                 config.namespace,
@@ -125,13 +126,13 @@ def train(config: BudgetConfig, settings: dict[str, Any], steps: int, count: int
 def markdown(report: dict[str, Any]) -> str:
     """A row for each budget and number of tuning steps."""
     head = ["pre-training steps", "pictures", "tuning", *(name.replace("_", " ") for name in SCORES)]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for row in report["rows"]:
         for method, values in row["methods"].items():
             if method.endswith(("step", "steps")):
                 scores = (f"{values[name]['value']:.2f}" for name in SCORES)
                 lines.append([f"{row['steps']:,}", f"{row['pictures']:,}", method, *scores])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return table(head, lines)
 
 
 def plot(report: dict[str, Any], path: Path) -> None:

@@ -114,9 +114,10 @@ class Bench:
     @classmethod
     def of(cls, config: TuningConfig) -> Bench:
         pipe = E4TPipeline.from_pretrained(config.domain, base=config.base, device="cpu")
-        judge = Judge.load(config.judge_folder) if config.judge_folder else None
-        subjects = [identity(VALIDATION, 500 + index, pipe.domain.name) for index in range(config.count)]
-        prompts = prompts_of(pipe.domain.name)
+        kind = pipe.domain.class_word
+        judge = Judge.of(kind, config.judge_folder) if config.judge_folder else None
+        subjects = [identity(VALIDATION, 500 + index, kind) for index in range(config.count)]
+        prompts = prompts_of(kind)
         drawer = Drawer(pipe, prompts, 0, config.num_inference_steps)
         return cls(config, drawer, subjects, OtherDrawings.of(pipe, subjects, prompts), judge)
 

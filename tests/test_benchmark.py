@@ -14,12 +14,11 @@ import torch
 from PIL import Image
 
 from e4t.config import GenerateConfig, PretrainConfig
-from e4t.errors import CheckpointError, ConfigError, DataError
+from e4t.errors import CheckpointError, ConfigError, DataError, TrainingError
 from e4t.evaluation import baselines, methods, report
 from e4t.evaluation.benchmark import PLANS, Benchmark, compare
 from e4t.evaluation.contest import (
     BY_NAME,
-    DRAWINGS,
     NAMED_DRAWINGS,
     REFERENCES,
     DrawnContest,
@@ -28,7 +27,7 @@ from e4t.evaluation.contest import (
     Record,
 )
 from e4t.evaluation.domain_base import on_domain_base, tune_base
-from e4t.evaluation.evaluate import MORE_PROMPTS, prompts_of
+from e4t.evaluation.evaluate import DRAWINGS, MORE_PROMPTS, prompts_of
 from e4t.evaluation.judge import SHIPPED
 from e4t.evaluation.methods import METHODS, OURS, Lineup
 from e4t.evaluation.search import MOST_RATES, _beyond, best, rates_of, search
@@ -148,7 +147,7 @@ def test_missing_records_are_an_error(tmp_path: Path) -> None:
 
 def test_an_unknown_method_is_an_error() -> None:
     with pytest.raises(ConfigError, match="no method 'Magic'; there are class word"):
-        Lineup(DrawnContest("tiny-face", Plan(methods=("Magic",), concepts=1)))
+        Lineup(DrawnContest("tiny-face", Plan(methods=("Magic",), concepts=2)))
 
 
 @pytest.mark.parametrize("size", PLANS)
@@ -186,9 +185,11 @@ def test_another_kind_on_the_same_base_takes_over_what_was_found(monkeypatch: py
 
 
 def test_the_search_tries_as_many_rates_of_every_tuned_method() -> None:
-    tuned = {name: rates_of(name) for name in METHODS if rates_of(name)}
-    assert len({len(rates[1]) for rates in tuned.values() if rates}) == 1
-    assert set(METHODS) - set(tuned) == {"class word", "best caption", "nearest name"}
+    untuned = {"class word", "best caption", "nearest name"}
+    assert len({len(rates_of(name)[1]) for name in set(METHODS) - untuned}) == 1
+    for name in (*untuned, "Magic", "DreamBooth by magic"):
+        with pytest.raises(ConfigError, match="nothing to look for"):
+            rates_of(name)
 
 
 def test_the_search_keeps_the_best_row() -> None:
@@ -208,6 +209,50 @@ def test_the_search_goes_on_where_the_best_is_at_an_edge() -> None:
     assert _beyond([0.03, 0.1, 0.3], 0.3) == [0.9]
     assert _beyond([0.03, 0.1, 0.3], 0.03) == [0.009]
     assert _beyond([0.01, 0.03, 0.1, 0.3, 0.9], 0.9) == []  # as many as everybody may have
+
+
+def test_what_diverges_is_the_worst_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def learn(method: baselines.Tuned, *_: object) -> list[baselines.Learned]:
+        tried.append(method.config.residual_learning_rate)
+        if method.config.residual_learning_rate >= 0.1:
+            raise TrainingError("the loss is no number")
+        return learned(method, *_)
+
+    learned = baselines.Tuned.learn
+    monkeypatch.setattr(baselines.Tuned, "learn", learn)
+    rows = list(search(DrawnContest("tiny-face", replace(SMALL, seeds=1)), "Textual Inversion", (1,)))
+    assert [row["residual_learning_rate"] for row in rows if row.get("diverged")] == [0.1, 0.3]
+    assert best(rows)["residual_learning_rate"] < 0.1
+    assert 0.9 not in tried
+
+
+def test_methods_that_need_what_is_not_there_are_left_out_of_a_size(tmp_path: Path) -> None:
+    Image.fromarray(draw(snapshot("own", 0)).rgb).save(tmp_path / "one.png")
+    lineup = Lineup(OwnContest("tiny-face", PLANS["standard"], tmp_path))
+    assert lineup.left_out == ("best caption", "nearest name", "DreamBooth, 5 images")
+    assert OURS in lineup.names
+    art = Lineup(DrawnContest("tiny-art", PLANS["standard"]))
+    assert art.left_out == ("best caption",)
+    with pytest.raises(ConfigError, match="'nearest name' needs what is not there"):
+        Lineup(OwnContest("tiny-face", replace(SMALL, methods=("nearest name",)), tmp_path))
+
+
+def test_likeness_needs_two() -> None:
+    with pytest.raises(ConfigError, match="concepts is 1"):
+        DrawnContest("tiny-face", replace(SMALL, concepts=1))
+
+
+def test_your_own_pictures_may_have_masks(tmp_path: Path) -> None:
+    Image.fromarray(draw(snapshot("own", 0)).rgb).save(tmp_path / "anna.png")
+    plain = OwnContest("tiny-face", SMALL, tmp_path)
+    Image.new("L", (128, 128), 255).save(tmp_path / "anna-mask.png")
+    masked = OwnContest("tiny-face", SMALL, tmp_path)
+    assert masked.size == plain.size == 1
+    assert plain.examples(0, 1)[0].mask is None
+    assert masked.examples(0, 1)[0].mask is not None
+    assert masked.identifies(0) != plain.identifies(0)
 
 
 def test_your_own_pictures_need_no_judge(tmp_path: Path) -> None:
@@ -311,7 +356,7 @@ def test_a_method_is_made_once_and_pictures_of_the_class_are_drawn_once() -> Non
 
 
 def test_every_method_is_drawn_with_the_guidance_of_the_domain(monkeypatch: pytest.MonkeyPatch) -> None:
-    lineup, seen = Lineup(DrawnContest("tiny-face", replace(SMALL, concepts=1))), []
+    lineup, seen = Lineup(DrawnContest("tiny-face", SMALL)), []
     call = E4TPipeline.__call__
 
     def drawn(self: E4TPipeline, *arguments: object, **settings: object) -> object:

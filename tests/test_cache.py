@@ -233,6 +233,10 @@ def test_what_does_not_fit_is_one_sentence(make_backbone, image_folder, tmp_path
     smaller = QUICK.updated({"resolution": 8})
     with pytest.raises(ConfigError, match=r"resolution is 8, but the cache '.*' was made with 16; leave it out"):
         Pretraining(Domain.named("face"), tmp_path / "cache", backbone=backbone, config=smaller, output=tmp_path / "x")
+    made = CachedData(tmp_path / "cache", seed=0).pictures["crop_scale"]
+    same = QUICK.updated({"crop_scale": made})
+    run = Pretraining(Domain.named("face"), tmp_path / "cache", backbone=backbone, config=same, output=tmp_path / "x")
+    assert run.config.crop_scale == tuple(made) != PretrainConfig().crop_scale
     shard = tmp_path / "cache" / "00001.safetensors"
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     with pytest.raises(DataError, match="is missing, cut or damaged"):

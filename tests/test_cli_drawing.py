@@ -13,7 +13,6 @@ from PIL import Image
 
 from commands import noise
 from e4t import cli, demo
-from e4t.cli import drawing
 
 
 def test_generate_prints_its_pictures(concept_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,20 +110,6 @@ def test_demo_writes_page_grid_and_concepts(
         None,
         "S* <3",
     ]
-
-
-@pytest.mark.parametrize(
-    ("prompt", "name"),
-    [
-        ("a photo of S*", "a-photo-of-s"),
-        ("../../x", "x"),
-        ("**", "picture"),
-        ("x" * 300, "x" * 60),
-        ("é" * 300, "é" * 30),
-    ],
-)
-def test_prompts_make_safe_file_names(prompt: str, name: str) -> None:
-    assert drawing.slug(prompt) == name
 
 
 def test_demo_prompts_are_made_of_what_the_world_can_draw() -> None:

@@ -15,7 +15,7 @@ from conftest import build_backbone
 from e4t import cli, training
 from e4t.backbone import Backbone
 from e4t.batches import batches
-from e4t.config import PretrainConfig
+from e4t.config import PersonalizeConfig, PretrainConfig
 from e4t.counting import counting
 from e4t.domain import Domain
 from e4t.forecast import forecast
@@ -41,7 +41,7 @@ def test_a_step_is_predicted_to_hold_what_it_holds(base, image_folder, changes):
     assert predicted.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert predicted.frozen == sum(p.numel() for part in backbone.modules() for p in part.parameters())
     batch = batches(model, pictures_of(image_folder, backbone, config), config)(0)
-    objective = E4TObjective(model, regularisation=0.01, reduction="sum")
+    objective = E4TObjective(model, PersonalizeConfig(regularisation=0.01))
     with model.offsets.injected(), backbone.differentiable_attention():
         if config.gradient_checkpointing:
             backbone.unet.enable_gradient_checkpointing()

@@ -390,9 +390,9 @@ def test_square_of_a_square_is_the_picture_itself() -> None:
 def test_mask_from_brightness_and_from_transparency(tmp_path: Path) -> None:
     bright = Image.new("L", (64, 32), 0)
     bright.paste(255, (16, 0, 48, 32))
-    mask = load_mask(write(tmp_path / "mask.png", encoded(bright, "PNG")), 16)
-    assert mask.mode == "L"
-    assert np.asarray(mask).min() == 255  # the centre square is all subject
+    mask = load_mask(write(tmp_path / "mask.png", encoded(bright, "PNG")))
+    assert (mask.mode, mask.size) == ("L", (64, 32))
+    assert np.asarray(square(mask, 16)).min() == 255  # the centre square is all subject
     clear = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
     clear.paste((0, 0, 0, 255), (0, 0, 8, 16))
     cut_out = np.asarray(load_mask(write(tmp_path / "cut.png", encoded(clear, "PNG"))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from e4t.config import EncoderConfig, OffsetsConfig, PersonalizeConfig
 from e4t.counting import RUNTIME, counting
 from e4t.domain import Domain
 from e4t.errors import ConfigError
-from e4t.memory import GIB, described, fitted, free_memory, needed
+from e4t.memory import GIB, available_memory, described, fitted, free_memory, needed
 from e4t.model import E4TModel
 from e4t.personalize import ClassPictures, personalize, prepare, tune
 from test_shapes import published
@@ -160,6 +161,19 @@ def test_what_is_free(tiny_model):
     taken = sum(p.numel() * 4 for part in tiny_model.backbone.modules() for p in part.parameters())
     assert free_memory(torch.device("cpu"), tiny_model) > taken
     assert free_memory(torch.device("cpu")) > 2**20
+
+
+@pytest.mark.parametrize(("limit", "left"), [("1000000", 600_000), ("max", None), ("100", 0), (None, None)])
+def test_a_container_has_what_its_limit_leaves(monkeypatch, limit, left):
+    files = {"/sys/fs/cgroup/memory.max": limit, "/sys/fs/cgroup/memory.current": "400000\n"}
+
+    def read(path):
+        if files[str(path)] is None:
+            raise FileNotFoundError(path)
+        return files[str(path)]
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert available_memory() == left if left is not None else available_memory() > 2**20
 
 
 def test_steps_are_the_same_whatever_the_memory(tiny_model, picture):

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from e4t import personalize as module
+from e4t.config import PersonalizeConfig
 from e4t.errors import ConfigError
 from e4t.objective import E4TObjective
 from e4t.personalize import ClassPictures, personalize, prepare, replayed
@@ -40,7 +41,7 @@ def half_masked(picture: Image.Image) -> Image.Image:
 def losses_and_gradients(model, config, constants, size):
     """Of one batch in parts of ``size``."""
     tuning = module._Tuning(model, config, constants, {})
-    objective = E4TObjective(model, regularisation=0.1, reduction="sum", prior_weight=config.prior_weight)
+    objective = E4TObjective(model, PersonalizeConfig(regularisation=0.1, prior_weight=config.prior_weight))
     groups = tuning.start()
     try:
         losses = [objective(part) for part in module.batches(model, constants, config)(0).split(size)]
@@ -73,7 +74,7 @@ def test_parts_add_up_to_the_batch(tiny_model, picture, config, prior, size, mas
 
 def test_one_part_is_scaled_too(tiny_model, picture, config):
     """As many are, so that a mean over parts is the batch's loss however many there are."""
-    objective = E4TObjective(tiny_model, regularisation=0.1, reduction="sum")
+    objective = E4TObjective(tiny_model, PersonalizeConfig(regularisation=0.1))
     batch = module.batches(tiny_model, prepare(tiny_model, picture, None), config)(0)
     with torch.no_grad():
         whole, (twice,) = objective(batch), (objective(part) for part in batch.split(None, scale=2.0))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from e4t.config import PersonalizeConfig
 from e4t.objective import Batch, E4TObjective, Prior, masked_mean
 
 
@@ -32,7 +33,7 @@ def repeated(batch):
 def test_gradients_reach_all_that_is_trained_and_nothing_else(make_backbone, make_model, kind):
     model = make_model(make_backbone(kind))
     with model.offsets.injected():
-        E4TObjective(model, regularisation=0.01, reduction="sum")(make_batch(model)).total.backward()
+        E4TObjective(model, PersonalizeConfig(regularisation=0.01))(make_batch(model)).total.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.any(), name
@@ -49,7 +50,7 @@ def test_features_see_no_prompt_and_the_prediction_sees_the_concept(tiny_model):
     )
     batch = make_batch(tiny_model)
     with torch.no_grad():
-        E4TObjective(tiny_model, regularisation=0.0, reduction="sum")(batch)
+        E4TObjective(tiny_model, PersonalizeConfig(regularisation=0.0))(batch)
         handle.remove()
         noisy = tiny_model.backbone.add_noise(batch.latents, batch.noise, batch.timesteps)
         word = tiny_model.word(
@@ -64,13 +65,14 @@ def test_features_see_no_prompt_and_the_prediction_sees_the_concept(tiny_model):
 
 def test_regulariser_is_of_the_offset_alone_and_a_batch_mean(tiny_model):
     """Penalising class + offset, or summing over the batch, lets the word collapse."""
-    objective = E4TObjective(tiny_model, regularisation=0.5, reduction="sum")
+    objective = E4TObjective(tiny_model, PersonalizeConfig(regularisation=0.5))
     batch = make_batch(tiny_model)
     with torch.no_grad():
         loss, doubled = objective(batch), objective(repeated(batch))
         noisy = tiny_model.backbone.add_noise(batch.latents, batch.noise, batch.timesteps)
         offset = tiny_model.offset(noisy, batch.timesteps, tiny_model.encoder.image_half(batch.image_features))
-        averaged = E4TObjective(tiny_model, regularisation=0.5, reduction="mean")(batch)
+        mean = PersonalizeConfig(regularisation=0.5, regularisation_reduction="mean")
+        averaged = E4TObjective(tiny_model, mean)(batch)
     torch.testing.assert_close(loss.regularizer, 0.5 * (offset**2).sum(dim=1).mean())
     torch.testing.assert_close(averaged.regularizer, 0.5 * (offset**2).mean())
     for one, other in zip(vars(loss).values(), vars(doubled).values(), strict=True):
@@ -82,7 +84,7 @@ def test_regulariser_is_of_the_offset_alone_and_a_batch_mean(tiny_model):
 
 def test_a_zero_offset_costs_nothing(make_backbone, make_model):
     model = make_model(make_backbone(), head="linear")
-    loss = E4TObjective(model, regularisation=1.0, reduction="sum")(make_batch(model))
+    loss = E4TObjective(model, PersonalizeConfig(regularisation=1.0))(make_batch(model))
     assert loss.regularizer == 0
     assert loss.embedding_ratio == 0
 
@@ -110,7 +112,7 @@ def test_mask():
 def test_masked_loss(tiny_model):
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., :4] = 1
-    objective = E4TObjective(tiny_model, regularisation=0.0, reduction="sum")
+    objective = E4TObjective(tiny_model, PersonalizeConfig(regularisation=0.0))
     plain = objective(make_batch(tiny_model))
     masked = objective(make_batch(tiny_model, mask=mask))
     assert plain.diffusion != masked.diffusion
@@ -120,11 +122,11 @@ def test_pictures_of_the_class_count_as_much_as_their_weight_says(tiny_model):
     batch = make_batch(tiny_model)
     tokens = tiny_model.tokens(["a photo of a face"] * 2, expected=False)
     prior = Prior(batch.latents.flip(0), batch.noise, batch.timesteps, tokens)
-    plain = E4TObjective(tiny_model, regularisation=0.01, reduction="sum")(batch)
+    plain = E4TObjective(tiny_model, PersonalizeConfig(regularisation=0.01))(batch)
     reminded = make_batch(tiny_model, prior=prior)
 
     def extra(weight):
-        objective = E4TObjective(tiny_model, regularisation=0.01, reduction="sum", prior_weight=weight)
+        objective = E4TObjective(tiny_model, PersonalizeConfig(regularisation=0.01, prior_weight=weight))
         return float((objective(reminded).total - plain.total).detach())
 
     noisy = tiny_model.backbone.add_noise(prior.latents, prior.noise, prior.timesteps)
@@ -143,7 +145,7 @@ def test_the_word_can_be_held_to_the_nearest_one_of_the_vocabulary(tiny_model):
     assert torch.equal(tiny_model.nearest_word(near), table[[5, 9]])
 
     def penalty(word, anchor):
-        objective = E4TObjective(tiny_model, regularisation=1.0, reduction="sum", anchor=anchor)
+        objective = E4TObjective(tiny_model, PersonalizeConfig(regularisation=1.0, regularisation_anchor=anchor))
         offset = (word - tiny_model.class_embedding) / tiny_model.embedding_scale
         return objective._squared_norm(objective._from_anchor(offset, tiny_model.word(offset))).sum()
 
@@ -155,10 +157,10 @@ def test_the_word_can_be_held_to_the_nearest_one_of_the_vocabulary(tiny_model):
 
 def test_gradients_of_a_word_held_to_the_nearest_reach_the_encoder(make_backbone, make_model):
     model = make_model(make_backbone("epsilon"))
-    objective = E4TObjective(model, regularisation=1.0, reduction="sum", anchor="nearest")
+    objective = E4TObjective(model, PersonalizeConfig(regularisation=1.0, regularisation_anchor="nearest"))
     batch = make_batch(model)
     loss = objective(batch)
-    plain = E4TObjective(model, regularisation=1.0, reduction="sum")(batch)
+    plain = E4TObjective(model, PersonalizeConfig(regularisation=1.0))(batch)
     assert loss.diffusion == plain.diffusion
     loss.total.backward()
     assert model.encoder.image_linears[0].weight.grad.any()

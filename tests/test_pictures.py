@@ -67,7 +67,7 @@ def test_datasets(tmp_path):
 
 def test_what_holds_no_pictures_is_one_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"'.*empty' holds no images \(.bmp, .jpeg"):
+    with pytest.raises(DataError, match=r"'.*empty' holds no images \(.avif, .bmp, "):
         open_pictures(tmp_path / "empty")
     with pytest.raises(DataError, match="holds no images"):
         open_pictures(write_tar(tmp_path / "words.tar", {"a.txt": b"a"}))

@@ -9,7 +9,7 @@ import torch
 
 from e4t.batches import _look
 from e4t.checkpoint import TrainedDomain, require_place
-from e4t.config import EncoderConfig, OffsetsConfig, PretrainConfig
+from e4t.config import EncoderConfig, OffsetsConfig, PersonalizeConfig, PretrainConfig
 from e4t.data import Ahead
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError
@@ -161,7 +161,7 @@ def test_offsets_alone_are_learned_on_the_class_word(tiny_backbone, image_folder
     model = new_model(tiny_backbone, FACE, config)
     batch = batches(model, pictures_of(image_folder, tiny_backbone, config), config)(0)
     with model.offsets.injected():
-        loss = E4TObjective(model, regularisation=0.1, reduction="sum")(batch)
+        loss = E4TObjective(model, PersonalizeConfig(regularisation=0.1))(batch)
         loss.total.backward()
     assert float(loss.embedding_ratio) == float(loss.regularizer) == 0
     assert any(p.grad is not None and p.grad.any() for p in model.offsets.domain_parameters())

@@ -82,11 +82,11 @@ def test_secrets_of_a_url_are_not_written_down(shards, monkeypatch):
     renewed = [[f"https://host/{n}.tar?key={key}&n={n}" for n in range(3)] for key in "ab"]
     first = ShardStream(renewed[0], 0, 1)
     expected = names(first, range(12))
-    assert first.sizes == {f"https://host/{n}.tar": size for n, size in enumerate((3, 4, 2))}
+    assert first.sizes == {f"https://host/{n}.tar": [[0, size]] for n, size in enumerate((3, 4, 2))}
     assert names(ShardStream(renewed[1], 0, 1, sizes=first.sizes), [10, 11]) == expected[10:]
     alike = ShardStream([f"https://host/get?n={n}" for n in range(3)], 0, 1)
     assert sorted(names(alike, range(10))[:9]) == [f"{n:04d}" for n in range(9)]
-    assert sorted(alike.sizes.values()) == [2, 3, 4]
+    assert sorted(alike.sizes.values()) == [[[0, 2]], [[0, 3]], [[0, 4]]]
 
     def fail(url):
         raise OSError(f"no answer from {url}")

@@ -102,7 +102,7 @@ def test_joint_success_stays_above_its_floor(kind: str, count: int) -> None:
     published = json.loads((RESULTS / f"tiny-{kind}.json").read_text())
     floor = 0.8 * published["methods"]["5 steps"]["joint_success"]["value"]
     pipe = E4TPipeline.from_pretrained(f"tiny-{kind}", device="cpu")
-    judge, prompts = Judge.shipped(kind), prompts_of(kind)
+    judge, prompts = Judge.of(kind), prompts_of(kind)
     subjects = [identity("floor", number, kind) for number in range(count)]
     drawer = Drawer(pipe, prompts, 0, published["num_inference_steps"])
     pictures = []

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from e4t.config import PersonalizeConfig
 from e4t.errors import ConfigError
 from e4t.objective import E4TObjective
 from e4t.training import draw_timesteps, generator_at, train
@@ -10,7 +11,7 @@ from test_objective import make_batch
 
 
 def run(model, **options):
-    objective = E4TObjective(model, regularisation=0.01, reduction="sum")
+    objective = E4TObjective(model, PersonalizeConfig(regularisation=0.01))
     batch = make_batch(model)
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3)
     with model.offsets.injected():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -48,6 +49,15 @@ def test_looking_changes_nothing(make_backbone, image_folder, tmp_path, predicti
     assert all(np.isfinite([*found.values()]).all() and -1 <= found["likeness"] <= 1 for found in scores)
     assert scores[0]["validation_loss"] != scores[1]["validation_loss"]
     with Image.open(tmp_path / "two.seen" / "step-000000004.png") as sheet:
+        assert sheet.size == (3 * 16, 2 * 16)
+
+
+def test_a_broken_picture_is_left_out_and_ends_nothing(make_backbone, image_folder, tmp_path):
+    held_out = shutil.copytree(image_folder, tmp_path / "held-out")
+    (held_out / "0.png").write_bytes(b"no picture")
+    _, _, scores = run(make_backbone(), held_out, tmp_path / "one", LOOKS)
+    assert len(scores) == 2
+    with Image.open(tmp_path / "one.seen" / "step-000000004.png") as sheet:
         assert sheet.size == (3 * 16, 2 * 16)
 
 

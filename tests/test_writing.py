@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from e4t import writing
 from e4t.errors import CheckpointError, DataError
-from e4t.writing import new_files, new_folder, replaceable, unfinished
+from e4t.writing import new_files, new_folder, replaceable, require_room, slug, unfinished
 
 
 def names(folder: Path) -> list[str]:
@@ -65,6 +65,33 @@ def test_what_killed_processes_left_is_in_nobodys_way(tmp_path: Path) -> None:
     assert (tmp_path / "folder" / "mine").read_text() == "newer"
 
 
+def test_an_interruption_between_two_renames_gives_the_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "folder", text="old")
+    rename, done = Path.rename, []
+
+    def interrupted(self: Path, target: Path) -> Path:
+        done.append(target)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "folder")
+    assert names(tmp_path) == ["folder"]
+    assert (tmp_path / "folder" / "mine").read_text() == "old"
+
+
+def test_where_nothing_can_be_written_is_said_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DataError, match="file' is a file"):
+        require_room(tmp_path / "file" / "deep" / "out", DataError)
+    require_room(tmp_path / "new" / "deep")
+    assert names(tmp_path) == ["file"]
+
+
 def test_unfinished_files_are_told_from_others(tmp_path: Path) -> None:
     with new_files([tmp_path / "a.json"]) as (beside,):
         beside.write_text("half")
@@ -114,3 +141,17 @@ def test_the_disk_holds_what_takes_a_place(tmp_path: Path, monkeypatch: pytest.M
         beside.write_text("b")
         places[beside.stat().st_ino] = "b"
     assert done == ["b", "replace", tmp_path.name]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("a photo of S*", "a-photo-of-s"),
+        ("../../x", "x"),
+        ("**", ""),
+        ("x" * 300, "x" * 60),
+        ("é" * 300, "é" * 30),
+    ],
+)
+def test_prompts_make_safe_file_names(prompt: str, name: str) -> None:
+    assert slug(prompt) == name

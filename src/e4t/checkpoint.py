@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -28,7 +27,7 @@ from e4t.errors import CheckpointError, ConfigError, MismatchError
 from e4t.images import MAX_PREVIEW_BYTES, preview
 from e4t.provenance import public_name
 from e4t.sources import read_json
-from e4t.writing import new_folder, replaceable
+from e4t.writing import new_folder, replaceable, require_room
 
 FORMAT_VERSION = 1
 _CONFIG = "config.json"
@@ -355,11 +354,7 @@ def require_place(folder: str | Path, kind: str = "domain") -> None:
     """Raise CheckpointError where no ``kind`` of folder can be written, before hours are spent on what it holds."""
     folder = Path(folder)
     whole = replaceable(folder)
-    above = next(path for path in whole.parents if path.exists())
-    if not above.is_dir():
-        raise CheckpointError(f"'{folder}' cannot be written: '{above}' is a file")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise CheckpointError(f"'{folder}' cannot be written: there is no permission to write in '{above}'")
+    require_room(whole.parent)
     _require_own(whole, folder, kind)
 
 

@@ -10,6 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from e4t.models.text import Tokens
 Forward = Callable[..., Any]
 
 
+@dataclass(frozen=True, eq=False)
 class Conditioning:
     """The hook in front of the U-Net: the rows of the prompts, as the timestep at hand wants them.
 
@@ -31,24 +33,13 @@ class Conditioning:
     [N, L, width] instead: the prompts read with the class word. ``words`` collects v* [N, D] of every call.
     """
 
-    def __init__(
-        self,
-        model: E4TModel,
-        tokens: Tokens,
-        *,
-        image_half: Tensor | None,
-        strength: float,
-        class_prompts: Tensor | None,
-        until: float,
-        words: list[Tensor],
-    ) -> None:
-        self.model = model
-        self.tokens = tokens
-        self.image_half = image_half
-        self.strength = strength
-        self.class_prompts = class_prompts
-        self.until = until
-        self.words = words
+    model: E4TModel
+    tokens: Tokens
+    image_half: Tensor | None
+    strength: float
+    class_prompts: Tensor | None
+    until: float
+    words: list[Tensor]
 
     @torch.no_grad()
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -340,7 +340,7 @@ class GenerateConfig(Section):
     seed: int = 0
     strength: float = 1.0  # of the concept: scales its embedding offset and its own weight deltas
     embedding: str = "live"  # "live": predicted at every denoising step [R]; "frozen": one vector
-    unconditional: str = "concept"  # whose prediction without the prompt guidance starts from: "concept" or "base"
+    unconditional: str = "concept"  # whose prediction without a prompt guides: "concept" or "base" (arXiv 2503.20240)
     weights: float | None = None  # scales the concept's own weight deltas alone; None: by ``strength``
     delay: float = 0.0  # share of denoising that is the base's and the class word's, at its start (arXiv 2305.10431)
     dual_path: float = 0.0  # share of every attention that comes from the base and the class word (arXiv 2307.06925)

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from e4t.backbone import Backbone
+from e4t.config import PersonalizeConfig
 from e4t.model import E4TModel
 from e4t.objective import Batch, E4TObjective, Prior
 from e4t.training import arithmetic
@@ -62,7 +63,7 @@ def count_step(
     The model is `E4TModel.blank`, and injected. ``prior``: with as many pictures of the class.
     ``quick_attention_on`` is the device where `Backbone.differentiable_attention` would be entered.
     """
-    objective = E4TObjective(model, regularisation=1.0, reduction="sum", prior_weight=float(prior))
+    objective = E4TObjective(model, PersonalizeConfig(prior_weight=float(prior)))
     batch, peaks = _batch(model, rows, resolution, prior), list[int]()
     with ExitStack() as stack:
         if checkpointing:

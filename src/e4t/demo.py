@@ -178,10 +178,10 @@ def _show(domain: str, pictures: Sequence[Path], settings: _Settings, clock: _Cl
 
     pipe = E4TPipeline.from_pretrained(domain, device=settings.device)
     kind = pipe.domain
-    chosen = list(pictures) or example_pictures(kind.name)[:1]
+    chosen = list(pictures) or example_pictures(kind.class_word)[:1]
     if not chosen:
-        raise ImageError(f"no example pictures are shipped for the domain '{kind.name}'; give one with --image")
-    asked = prompts_of(kind.name)
+        raise ImageError(f"no example pictures are shipped of a {kind.class_word}; give one with --image")
+    asked = prompts_of(kind.class_word)
     draw = _Draw(pipe, [prompt.replace("S*", kind.placeholder) for prompt in asked], settings)
     yield clock.stage(f"{domain}: load the model")
     class_only = draw(None)
@@ -194,7 +194,7 @@ def _show(domain: str, pictures: Sequence[Path], settings: _Settings, clock: _Cl
             image,
             mask=mask,
             caption=caption,
-            steps=pipe.personalize_config.steps if settings.steps is None else settings.steps,
+            config=pipe.personalize_config.updated({} if settings.steps is None else {"steps": settings.steps}),
         )
         stage = clock.stage(f"{path.stem}: {tuned.steps} tuning steps")
         yield stage
@@ -234,7 +234,7 @@ def _scores_of(report: Report, pictures: Sequence[Path]) -> Scores:
         from e4t.evaluation.examples import score_examples, truth_of
         from e4t.evaluation.judge import Judge
 
-        judge = Judge.shipped(report.class_word)
+        judge = Judge.of(report.class_word)
     except ModuleNotFoundError as error:
         if error.name not in ("cv2", "resvg_py"):
             raise

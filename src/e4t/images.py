@@ -26,6 +26,9 @@ MAX_PREVIEW_BYTES = 30_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF", "JPEG2000")
 """What Pillow may be asked to decode: formats that can run programs or fetch files (EPS, ...) are left out."""
 
+SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""What files in folders and archives end in that are taken for pictures."""
+
 _PILLOW = re.compile(r"PIL\.")
 _SPACES = {"RGB": "RGB", "CMYK": "CMYK", "GRAY": "L"}
 """Of colour profiles, and the modes of pictures they are for."""
@@ -63,10 +66,8 @@ def _decode_bytes(data: bytes, name: str) -> Image.Image:
     return _opened(io.BytesIO(data), name)
 
 
-def load_mask(source: ImageSource, size: int | None = None) -> Image.Image:
+def load_mask(source: ImageSource) -> Image.Image:
     """A mask as 8-bit grey, 255 where the subject is: a picture's transparency if it has any, else its brightness.
-
-    With ``size`` it is cropped and resized as `square` does, so that it keeps lying on the picture it belongs to.
 
     Raises:
         ImageError: as `load_image`, and when the mask is empty.
@@ -79,7 +80,7 @@ def load_mask(source: ImageSource, size: int | None = None) -> Image.Image:
         mask = _to_grey(image)
     if not np.asarray(mask).any():
         raise ImageError(f"{_name(source)} is an empty mask: paint the subject white and the rest black")
-    return mask if size is None else square(mask, size)
+    return mask
 
 
 def square(image: Image.Image, size: int) -> Image.Image:

@@ -24,15 +24,14 @@ from PIL import Image
 from e4t.checkpoint import Concept, require_place
 from e4t.config import PersonalizeConfig
 from e4t.errors import CheckpointError, ConfigError, E4TError, out_of_memory
+from e4t.images import SUFFIXES
 from e4t.memory import fitted
 from e4t.photos import opened
-from e4t.pictures import caption_beside
+from e4t.pictures import caption_beside, with_masks
 from e4t.pipeline import E4TPipeline
 from e4t.provenance import image_digest
 
 MANIFESTS = (".jsonl", ".csv")
-_PICTURES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-_MASK = "-mask"  # at the end of a mask's name, behind that of its picture
 _KEYS = ("image", "name", "word", "mask", "output", "domain", "overrides")
 _SETTINGS = tuple(one.name for one in fields(PersonalizeConfig))
 
@@ -112,15 +111,17 @@ def read_entries(
 def _pictures(folder: Path, masks: bool, captions: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The pictures of a folder, each with the mask and the caption that are named after it."""
     shown = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    known = [path for path in shown if path.suffix.lower() in _PICTURES and not path.is_dir()]
-    mask_of = {path.stem[: -len(_MASK)]: path for path in known if path.stem.lower().endswith(_MASK)}
-    pictures = [path for path in known if not path.stem.lower().endswith(_MASK)]
+    known = [path for path in shown if path.suffix.lower() in SUFFIXES and not path.is_dir()]
+    pictures = with_masks(known)
     stems = {path.stem for path in pictures}
     beside = [path for path in shown if path.suffix == ".txt" and path.stem in stems]
-    _say_what_is_left_out(folder, shown, [*known, *beside], mask_of.keys() - stems)
-    for path in pictures:
-        mask = mask_of.get(path.stem) if masks else None
-        given = {"mask": mask.name if mask else None, "caption": _caption(path) if captions else None}
+    lonely = [path.stem for path in known if path not in pictures and path not in pictures.values()]
+    _say_what_is_left_out(folder, shown, [*known, *beside], lonely)
+    for path, mask in pictures.items():
+        given = {
+            "mask": mask.name if mask and masks else None,
+            "caption": _caption(path) if captions else None,
+        }
         yield f"'{path}'", {"image": path.name, **{name: value for name, value in given.items() if value}}
 
 
@@ -136,7 +137,7 @@ def _say_what_is_left_out(folder: Path, shown: list[Path], known: list[Path], lo
     endings = ", ".join(sorted({path.suffix.lower() or "no ending" for path in others}))
     folders = sum(path.is_dir() for path in shown)
     counts = {
-        f"of other kinds than {', '.join(_PICTURES)}: {len(others)} ({endings})": len(others),
+        f"of other kinds than {', '.join(SUFFIXES)}: {len(others)} ({endings})": len(others),
         f"sub-folders: {folders}": folders,
         f"masks without a picture: {len(lonely)} ({', '.join(sorted(lonely))})": len(lonely),
     }
@@ -317,9 +318,14 @@ def _matches(
     return (
         (concept.domain, concept.domain_id) == (pipe.domain, pipe.model.domain_id)
         and concept.base.fingerprint == pipe.model.base.fingerprint
-        and PersonalizeConfig.from_dict(concept.config) == config
+        and _plain(PersonalizeConfig.from_dict(concept.config)) == _plain(config)
         and all(concept.provenance.get(name) == digest for name, digest in digests.items())
     )
+
+
+def _plain(config: PersonalizeConfig) -> PersonalizeConfig:
+    """Without what only saves memory: how much is free may differ the next time."""
+    return replace(config, memory=None, micro_batch_size=None, gradient_checkpointing=False, unload=False)
 
 
 def portrait(pipe: E4TPipeline, concept: Concept, photo: Image.Image) -> tuple[Image.Image, float]:

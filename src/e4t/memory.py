@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
@@ -184,9 +185,20 @@ def free_memory(device: torch.device, model: E4TModel | None = None) -> int:
         return free + unused + taken
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory() + taken
+    return available_memory() + taken
+
+
+def available_memory() -> int:
+    """Bytes of this machine, or what the container it is leaves."""
     import psutil
 
-    return int(psutil.virtual_memory().available) + taken
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return available
+    return available if limit == "max" else min(available, max(0, int(limit) - used))
 
 
 def described(config: PersonalizeConfig, need: Need) -> str:

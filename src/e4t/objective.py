@@ -92,38 +92,17 @@ class Loss:
 class E4TObjective(nn.Module):
     """Noise-prediction loss plus a penalty on how far the word moves from its class.
 
-    ``regularisation`` is λ; ``reduction`` says whether ‖E‖² is summed or averaged over the embedding's dimensions. With
-    ``anchor`` "nearest" it is the word's distance from the nearest one of the vocabulary, in units of E (after Arar et
-    al. 2023, arXiv 2307.06925). ``prior_weight`` is of the loss on a batch's pictures of the class, if it has any:
-    prior preservation of DreamBooth (arXiv 2208.12242, section 3.3).
+    Of the settings of a stage it reads ``regularisation``, which is λ; ``regularisation_reduction``, whether ‖E‖² is
+    summed or averaged over the embedding's dimensions; ``regularisation_anchor``: with "nearest" the penalty is on the
+    word's distance from the nearest one of the vocabulary, in units of E (after Arar et al. 2023, arXiv 2307.06925);
+    and ``prior_weight``, of the loss on a batch's pictures of the class, if it has any: prior preservation of
+    DreamBooth (arXiv 2208.12242, section 3.3).
     """
 
-    def __init__(
-        self,
-        model: E4TModel,
-        *,
-        regularisation: float,
-        reduction: str,
-        anchor: str = "class",
-        prior_weight: float = 0.0,
-    ) -> None:
+    def __init__(self, model: E4TModel, config: PretrainConfig | PersonalizeConfig) -> None:
         super().__init__()
         self.model = model
-        self.regularisation = regularisation
-        self.reduction = reduction
-        self.anchor = anchor
-        self.prior_weight = prior_weight
-
-    @classmethod
-    def of(cls, model: E4TModel, config: PretrainConfig | PersonalizeConfig) -> E4TObjective:
-        """As the settings of a stage have it."""
-        return cls(
-            model,
-            regularisation=config.regularisation,
-            reduction=config.regularisation_reduction,
-            anchor=config.regularisation_anchor,
-            prior_weight=getattr(config, "prior_weight", 0.0),
-        )
+        self.config = config
 
     def forward(self, batch: Batch) -> Loss:
         model, backbone = self.model, self.model.backbone
@@ -136,16 +115,16 @@ class E4TObjective(nn.Module):
         target = backbone.target(batch.latents, batch.noise, batch.timesteps)
         diffusion = batch.share_of_error * masked_mean((prediction - target) ** 2, batch.mask)
         moved = self._from_anchor(offset, word)  # E alone, unless asked otherwise
-        regularizer = self.regularisation * self._squared_norm(moved).mean()  # a mean over the batch
+        regularizer = self.config.regularisation * self._squared_norm(moved).mean()  # a mean over the batch
         regularizer = batch.share_of_rows * regularizer
         total = diffusion + regularizer
-        if batch.prior is not None:
-            total = total + batch.share_of_rows * self.prior_weight * self._forgotten(batch.prior)
+        if batch.prior is not None and isinstance(self.config, PersonalizeConfig):
+            total = total + batch.share_of_rows * self.config.prior_weight * self._forgotten(batch.prior)
         return Loss(total, diffusion.detach(), regularizer.detach(), batch.share_of_rows * self._ratio(offset))
 
     def _from_anchor(self, offset: Tensor, word: Tensor) -> Tensor:
         """How far the word is from what it is held to, in units of E: from its class that is E itself."""
-        if self.anchor == "class":
+        if self.config.regularisation_anchor == "class":
             return offset
         nearest = self.model.nearest_word(word)
         return offset - (nearest - self.model.class_embedding) / self.model.embedding_scale
@@ -160,7 +139,7 @@ class E4TObjective(nn.Module):
 
     def _squared_norm(self, offset: Tensor) -> Tensor:
         squares = offset.float() ** 2
-        return squares.sum(dim=-1) if self.reduction == "sum" else squares.mean(dim=-1)
+        return squares.sum(dim=-1) if self.config.regularisation_reduction == "sum" else squares.mean(dim=-1)
 
     @torch.no_grad()
     def _ratio(self, offset: Tensor) -> Tensor:

@@ -152,7 +152,7 @@ def tune(
     model.backbone.require_in_place()
     batch_at = batches(model, constants, config)  # before anything: it refuses a caption that is too long
     tuning = _Tuning(model, config, constants, provenance)
-    objective = E4TObjective.of(model, config)
+    objective = E4TObjective(model, config)
     try:
         groups = tuning.start()
         first = tuning.concept(0) if _kept(0, keep_steps) or not config.steps else None

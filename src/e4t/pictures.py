@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image
 
 from e4t.errors import ConfigError, DataError, ImageError, install_extra
-from e4t.images import MAX_BYTES, decode_image, load_image
+from e4t.images import MAX_BYTES, SUFFIXES, decode_image, load_image
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 HUB = "hf:"
+_MASK = "-mask"  # at the end of a mask's name, behind that of its picture
 _CAPTIONS = ("caption", "text", "prompt")
 MAX_CAPTION_BYTES = 10_000
 _UNPACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -55,7 +55,7 @@ def open_pictures(source: str | Path) -> Sequence[Entry]:
     if str(source).startswith(HUB) or (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         return _Dataset.opened(str(source))
     if path.is_dir():
-        return _not_empty(_in_folder(path), f"'{source}' holds no images ({', '.join(sorted(SUFFIXES))})")
+        return _not_empty(_in_folder(path), f"'{source}' holds no images ({', '.join(SUFFIXES)})")
     if not path.is_file():
         raise DataError(
             f"'{source}' is neither a folder of images nor a .npy file, a .zip or .tar archive, shards or a dataset"
@@ -68,7 +68,7 @@ def open_pictures(source: str | Path) -> Sequence[Entry]:
         members = _in_zip(path) if zipfile.is_zipfile(path) else _in_tar(path)
     except (tarfile.TarError, zipfile.BadZipFile, NotImplementedError, OSError) as error:
         raise DataError(f"'{source}' is neither a whole .zip or .tar archive nor a .npy file ({error})") from error
-    return _not_empty(members, f"'{source}' holds no images ({', '.join(sorted(SUFFIXES))})")
+    return _not_empty(members, f"'{source}' holds no images ({', '.join(SUFFIXES)})")
 
 
 def _not_empty(entries: Sequence[Entry], otherwise: str) -> Sequence[Entry]:
@@ -104,6 +104,13 @@ def caption_beside(picture: Path) -> str | None:
         return None
     with beside.open("rb") as file:
         return decode_caption(file.read(MAX_CAPTION_BYTES))
+
+
+def with_masks(files: Iterable[Path]) -> dict[Path, Path | None]:
+    """The pictures among some files, each with its mask if it is there: ``anna-mask.png`` is that of ``anna.jpg``."""
+    given = list(files)
+    masks = {path.stem[: -len(_MASK)]: path for path in given if path.stem.lower().endswith(_MASK)}
+    return {path: masks.get(path.stem) for path in given if not path.stem.lower().endswith(_MASK)}
 
 
 def _in_folder(folder: Path) -> list[_File]:
@@ -159,7 +166,7 @@ class Packed:
         if self.fault is not None:
             raise ImageError(self.fault)
         if self.picture is None:
-            raise ImageError(f"'{self.name}' has no picture ({', '.join(sorted(SUFFIXES))})")
+            raise ImageError(f"'{self.name}' has no picture ({', '.join(SUFFIXES)})")
         return decode_image(self.picture, self.name)
 
     def caption(self) -> str | None:

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from e4t.model import E4TModel
 from e4t.models import dual
 from e4t.models.text import Tokens
 from e4t.personalize import ClassPictures, PersonalizeStep, personalize, replayed
+from e4t.provenance import drawing
 from e4t.training import autocast_beside
 
 _BATCH = 8  # pictures of the class drawn at a time
@@ -39,10 +41,11 @@ _BATCH = 8  # pictures of the class drawn at a time
 
 @dataclass(frozen=True)
 class Output:
-    """Pictures in the order of the prompts, ``num_images`` for each, and the seed each was drawn with."""
+    """Pictures in the order of the prompts, ``num_images`` for each."""
 
     images: list[Image.Image]
-    seeds: list[int]
+    seeds: list[int]  # that each was drawn with
+    made: list[dict[str, Any]]  # how each was drawn: everything it takes to draw it again, ready for JSON
 
 
 @dataclass
@@ -240,18 +243,7 @@ class E4TPipeline:
         with ExitStack() as stack:
             stack.enter_context(self._scheduler(settings.scheduler))
             applied = stack.enter_context(
-                self.applied(
-                    concept,
-                    prompts,
-                    negative_prompt=negative_prompt,
-                    num_images=settings.num_images,
-                    embedding=settings.embedding,
-                    strength=settings.strength,
-                    unconditional=settings.unconditional,
-                    dual_path=settings.dual_path,
-                    delay=settings.delay,
-                    weights=settings.weights,
-                )
+                self.applied(concept, prompts, negative_prompt=negative_prompt, config=settings)
             )
             images = self.stock(
                 prompt_embeds=applied.prompt_embeds,
@@ -263,7 +255,21 @@ class E4TPipeline:
                 width=settings.width or self.backbone.resolution,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             ).images
-        return Output(images, seeds)
+            described = partial(
+                drawing,
+                settings=settings.to_dict(),
+                scheduler=settings.scheduler or type(self.stock.scheduler).__name__,
+                base=(concept.base if concept else self.model.base).name,
+                domain=concept.domain_id if concept else self.model.domain_id,
+                steps=concept.steps if concept else 0,
+            )
+        texts = zip(prompts, _each(negative_prompt, len(prompts)), strict=True)
+        asked = [pair for pair in texts for _ in range(settings.num_images)]
+        made = [
+            described(text, negative_prompt=negative, seed=seed, size=image.size)
+            for (text, negative), seed, image in zip(asked, seeds, images, strict=True)
+        ]
+        return Output(images, seeds, made)
 
     def glimpse(self, concept: Concept, prompt: str, *, num_inference_steps: int = 6, seed: int = 0) -> Image.Image:
         """A quick picture of ``concept``, the state of a step of `personalize_steps`, while that step is the last one.
@@ -297,54 +303,47 @@ class E4TPipeline:
         prompt: str | Sequence[str],
         *,
         negative_prompt: str | Sequence[str] | None = None,
-        num_images: int = 1,
-        embedding: str = "live",
-        strength: float = 1.0,
-        unconditional: str = "concept",
-        dual_path: float = 0.0,
-        delay: float = 0.0,
-        weights: float | None = None,
         also: Sequence[nn.Module] = (),
+        config: GenerateConfig | None = None,
+        **overrides: Any,
     ) -> Iterator[Applied]:
         """The concept in place, for any stock pipeline on this U-Net: image-to-image, inpainting, ControlNet, …
 
         Pass the embeddings of the `Applied` it yields, and draw ``num_images`` pictures per prompt in one call.
         ``also`` are further modules that take prompt embeddings (a ControlNet, another U-Net): they get the word, not
-        the weights. With ``unconditional="base"`` the rows of negative prompts go through the untuned weights: a tuned
-        model's own idea of any picture has drifted towards the concept (arXiv 2503.20240). ``dual_path`` is the share
-        of every attention that is left to the base and the class word (`e4t.models.dual`), ``delay`` the share of
-        denoising that is, at its beginning (`e4t.conditioning`). ``strength`` scales word and weights, ``weights``
-        the weights by another number. Afterwards the base is as it was.
+        the weights. Overrides are fields of `GenerateConfig`, on top of its defaults where there is no ``config``:
+        ``num_images``, ``embedding``, ``strength``, ``weights``, ``unconditional``, ``dual_path`` and ``delay`` are
+        heeded, the rest is the stock pipeline's affair. Afterwards the base is as it was.
         """
-        GenerateConfig(
-            embedding=embedding, unconditional=unconditional, dual_path=dual_path, delay=delay
-        )  # refuses odd ones
+        settings = (config or GenerateConfig()).updated(overrides)
         self.backbone.require_in_place()
         self._checker_follows()
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         distinct = self.model.tokens(prompts, expected=concept is not None)
-        tokens = distinct.repeat(num_images)
+        count, strength, delay, share = settings.num_images, settings.strength, settings.delay, settings.dual_path
+        tokens = distinct.repeat(count)
         with ExitStack() as stack:
-            negative = self._negative_embeds(negative_prompt, len(prompts)).repeat_interleave(num_images, 0)
+            negative = self._negative_embeds(negative_prompt, len(prompts)).repeat_interleave(count, 0)
             if concept is None:
-                yield Applied(self.stock, self._embeds(distinct, None).repeat_interleave(num_images, 0), negative)
+                yield Applied(self.stock, self._embeds(distinct, None).repeat_interleave(count, 0), negative)
                 return
             concept = self.ready(concept)
-            class_prompts = self._embeds(tokens, None) if dual_path or delay else None
-            stack.enter_context(self.model.wearing(concept, strength=strength, weights=weights))
+            class_prompts = self._embeds(tokens, None) if share or delay else None
+            stack.enter_context(self.model.wearing(concept, strength=strength, weights=settings.weights))
             frozen = self.model.word(concept.tensors["frozen_offset"].to(self.backbone.device), strength=strength)
-            embeds = self._embeds(distinct, frozen).repeat_interleave(num_images, 0)  # one word in all of them
+            embeds = self._embeds(distinct, frozen).repeat_interleave(count, 0)  # one word in all of them
             result = Applied(self.stock, embeds, negative)
-            if unconditional == "base":
+            if settings.unconditional == "base":
                 stack.enter_context(base_for_negatives(self.model, len(tokens)))
             until = (1 - delay) * self.backbone.num_timesteps
             if delay:
                 stack.enter_context(base_first(self.model, until))
-            if embedding == "live" or delay:
+            if settings.embedding == "live" or delay:
+                image_half = concept.tensors["image_half"].to(self.backbone.device)
                 hook = Conditioning(
                     self.model,
                     tokens,
-                    image_half=concept.tensors["image_half"].to(self.backbone.device) if embedding == "live" else None,
+                    image_half=image_half if settings.embedding == "live" else None,
                     strength=strength,
                     class_prompts=class_prompts if delay else None,
                     until=until,
@@ -353,9 +352,9 @@ class E4TPipeline:
                 for module in (self.backbone.unet, *also):
                     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
                     stack.callback(handle.remove)
-            if dual_path and class_prompts is not None:
+            if share and class_prompts is not None:
                 unet, base = self.backbone.unet, self.model.base_weights
-                stack.enter_context(dual.dual_path(unet, base, class_prompts, dual_path))
+                stack.enter_context(dual.dual_path(unet, base, class_prompts, share))
             yield result
 
     def _checker_follows(self) -> None:
@@ -372,10 +371,7 @@ class E4TPipeline:
 
     def _negative_embeds(self, negative_prompt: str | Sequence[str] | None, count: int) -> Tensor:
         """Encoded by the untuned text encoder; the placeholder means the class word there."""
-        texts = negative_prompt if negative_prompt is not None else ""
-        texts = [texts] * count if isinstance(texts, str) else list(texts)
-        if len(texts) != count:
-            raise ConfigError(f"{len(texts)} negative prompts were given for {count} prompts")
+        texts = [text or "" for text in _each(negative_prompt, count)]
         with self.model.base_text_encoder():
             return self._embeds(self.model.tokens(texts, expected=False), None)
 
@@ -398,6 +394,15 @@ class E4TPipeline:
             yield
         finally:
             self.stock.scheduler = own
+
+
+def _each(negative_prompt: str | Sequence[str] | None, count: int) -> list[str | None]:
+    """One negative prompt for each of ``count`` prompts. Raises ConfigError where there are more or fewer."""
+    if negative_prompt is None or isinstance(negative_prompt, str):
+        return [negative_prompt] * count
+    if len(negative_prompt) != count:
+        raise ConfigError(f"{len(negative_prompt)} negative prompts were given for {count} prompts")
+    return list(negative_prompt)
 
 
 def _stock_pipeline(backbone: Backbone, safety: dict[str, Any]) -> Any:

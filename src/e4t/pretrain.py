@@ -153,7 +153,7 @@ class Pretraining:
 
     def _train(self) -> Iterator[Step]:
         config, backbone = self.config, self.backbone
-        objective = E4TObjective.of(self.model, config)
+        objective = E4TObjective(self.model, config)
         with ExitStack() as stack:
             batch_at = batches(self.model, self.data, config, self.processes, stack)
             if config.gradient_checkpointing:
@@ -229,8 +229,8 @@ class Pretraining:
         if state is None:
             return 0, []
         require_fitting(state, self.arguments, _trained_tensors(self.model), self.optimizer)
-        begun = {"processes": 1, **state.arguments}
-        other = [name for name in _SAME if begun.get(name, self.arguments[name]) != self.arguments[name]]
+        begun = state.arguments
+        other = [name for name in _SAME if begun.get(name) != self.arguments[name]]
         before, now = _comparable(begun), _comparable(self.arguments)
         changed = sorted(name for name in before | now if before.get(name) != now.get(name))
         if other or changed:
@@ -245,9 +245,9 @@ class Pretraining:
             self.average.load(state.group("average"))
         if self.scaler.is_enabled() and (scaler := group(state.tensors, "scaler")):
             self.scaler.load_state_dict({**self.scaler.state_dict(), **{n: _number(n, t) for n, t in scaler.items()}})
-        self.data.broken.update(begun.get("broken", {}))
+        self.data.broken.update(begun["broken"])
         if isinstance(self.data, ImageData) and self.data.stream is not None:
-            self.data.stream.sizes.update(begun.get("shards", {}))
+            self.data.stream.sizes.update(begun["shards"])
         return state.step, list(begun["first_losses"])
 
 
@@ -287,14 +287,16 @@ def data_of(source: str | Path, backbone: Backbone, config: PretrainConfig) -> I
 
 def _as_cached(config: PretrainConfig, cached: CachedData) -> PretrainConfig:
     """The settings with how the cached pictures were looked at. Raises ConfigError where that is not as asked for."""
-    names, default = ("resolution", "crop_scale", "flip", "color_jitter"), PretrainConfig().to_dict()
-    for name, asked in config.to_dict().items():
-        if name in names and asked not in (default[name], cached.pictures[name]):
+    names, default = ("resolution", "crop_scale", "flip", "color_jitter"), PretrainConfig()
+    made = default.updated({name: cached.pictures[name] for name in names})
+    for name in names:
+        asked, there = getattr(config, name), getattr(made, name)
+        if asked not in (getattr(default, name), there):
             raise ConfigError(
-                f"{name} is {asked}, but the cache '{cached.folder}' was made with {cached.pictures[name]}; "
+                f"{name} is {asked}, but the cache '{cached.folder}' was made with {there}; "
                 "leave it out, or make another cache"
             )
-    return config.updated({"cache": False, **{name: cached.pictures[name] for name in names}})
+    return config.updated({"cache": False, **{name: getattr(made, name) for name in names}})
 
 
 def _parameter_groups(model: E4TModel, config: PretrainConfig) -> list[dict[str, Any]]:

@@ -53,7 +53,6 @@ def drawing(
     size: tuple[int, int],
     scheduler: str,
     base: str,
-    concept: str | None,
     domain: str | None,
     steps: int,
 ) -> dict[str, Any]:
@@ -68,7 +67,7 @@ def drawing(
         "width": size[0],
         "height": size[1],
         "base": public_name(base),
-        "concept": concept,
+        "concept": None,  # pictures do not know what it is called
         "domain": domain,
         "steps": steps,
         "versions": versions(),

@@ -25,7 +25,8 @@ from typing import IO, Any, cast
 import numpy as np
 
 from e4t.errors import ConfigError, DataError, ImageError, install_extra
-from e4t.pictures import MAX_CAPTION_BYTES, SUFFIXES, Packed, check_size
+from e4t.images import SUFFIXES
+from e4t.pictures import MAX_CAPTION_BYTES, Packed, check_size
 
 _TEXTS = ("txt", "caption", "text")
 _PICTURES = {suffix.removeprefix(".") for suffix in SUFFIXES}
@@ -98,8 +99,8 @@ def _is_remote(url: str) -> bool:
 class ShardStream:
     """Samples by position, to be asked for in rising order; what was asked for stays at hand until `release`.
 
-    ``sizes`` are the samples in each shard, as far as they are known: a number or, where that has changed, pairs of an
-    epoch and the number from there on. Handed to another stream, they spare it reading what lies before its first
+    ``sizes`` are the samples in each shard, as far as they are known: pairs of an epoch and the number from there on,
+    of which there are several where it has changed. Handed to another stream, they spare it reading what lies before its first
     position. ``broken`` are shards that ended early, and why, and ``unreachable`` those of them that may be whole, but
     not here and now; one that comes from elsewhere is fetched again before it counts as either. Keys are URLs without
     their queries (`bare`).
@@ -108,7 +109,7 @@ class ShardStream:
     urls: Sequence[str]
     seed: int
     buffer: int
-    sizes: dict[str, int | Sequence[Sequence[int]]] = field(default_factory=dict)
+    sizes: dict[str, list[list[int]]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     unreachable: set[str] = field(default_factory=set)
     _ended: dict[str, int] = field(default_factory=dict, repr=False)  # where in the stream broken ones did
@@ -187,16 +188,13 @@ class ShardStream:
 
     def _changes(self, name: str) -> dict[int, int]:
         """The sizes a shard has had, by the epoch they were met in first; empty if none is known."""
-        known = self.sizes.get(name)
-        if isinstance(known, int):
-            return {0: known}
-        return {int(epoch): int(size) for epoch, size in known or ()}
+        return {epoch: size for epoch, size in self.sizes.get(name, ())}
 
     def _learn(self, name: str, epoch: int, size: int) -> None:
         changes = {since: one for since, one in self._changes(name).items() if since <= epoch}
         if _since(changes, epoch) != size:
             changes[epoch] = size
-        self.sizes[name] = changes[0] if list(changes) == [0] else [list(one) for one in changes.items()]
+        self.sizes[name] = [list(one) for one in changes.items()]
 
     def _why(self) -> str:
         return "".join(f"; {reason}" for reason in list(self.broken.values())[:1])

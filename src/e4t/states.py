@@ -21,8 +21,15 @@ LATEST = "latest"
 _NAME = "step-{:09d}"
 _SHAPING = ("encoder", "offsets", "optimizer", "ema_decay")
 """Settings that say which tensors a state holds."""
-_ARGUMENTS: dict[str, Any] = {"config": dict, "domain": dict, "data": str, "first_losses": list}
-_LATER: dict[str, Any] = {"processes": int, "shards": dict, "broken": dict}  # older states lack them
+_ARGUMENTS: dict[str, Any] = {
+    "config": dict,
+    "domain": dict,
+    "data": str,
+    "first_losses": list,
+    "processes": int,
+    "shards": dict,
+    "broken": dict,
+}
 _MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")  # of a parameter's shape; what else there is has its own
 
 
@@ -49,8 +56,6 @@ class States:
         """
         if which != LATEST:
             return self._chosen(Path(which))
-        if (self.folder / "config.json").is_file() and not self.found():  # as it was when there was one state only
-            return TrainingState.load(self.folder)
         found = self.found()
         if not found:
             return None
@@ -73,13 +78,8 @@ class States:
         abandoned = [step for step in found if step > state.step]  # of a training that went on from further back
         for step in [*mine[: -self.keep], *abandoned]:
             shutil.rmtree(found[step], ignore_errors=True)
-        for leftover in (
-            *self.folder.glob(".step-*"),
-            self.folder / "config.json",
-            self.folder / "README.md",
-            self.folder / "training.safetensors",
-        ):
-            shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        for leftover in self.folder.glob(".step-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
         return folder
 
 
@@ -110,29 +110,21 @@ def require_fitting(
 def _begun(state: TrainingState) -> dict[str, Any]:
     """The settings a state was begun with. Raises KeyError, ValueError or ConfigError for what is none."""
     given = state.arguments
-    later = {name: kind for name, kind in _LATER.items() if name in given}
-    for name, kind in (_ARGUMENTS | later).items():
+    for name, kind in _ARGUMENTS.items():
         if not fits(given[name], kind):
             raise ValueError(f"its {name!r} is not of type {kind.__name__}")
-    if state.step < 0 or given.get("processes", 1) < 1:
+    if state.step < 0 or given["processes"] < 1:
         raise ValueError("it counts steps or processes below zero")
     if not all(fits(loss, float) for loss in given["first_losses"]):
         raise ValueError("its first losses are no numbers")
-    if not all(isinstance(reason, str) for reason in given.get("broken", {}).values()):
+    if not all(isinstance(reason, str) for reason in given["broken"].values()):
         raise ValueError("what it says of broken pictures is no text")
-    for known in given.get("shards", {}).values():
-        if not all(fits(number, int) and number >= 0 for pair in _pairs(known) for number in pair):
+    for pairs in given["shards"].values():  # `e4t.shards.ShardStream.sizes`
+        whole = isinstance(pairs, list) and pairs and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+        if not whole or not all(fits(number, int) and number >= 0 for pair in pairs for number in pair):
             raise ValueError("the sizes of its shards are no numbers")
     Domain.from_dict(given["domain"])
     return PretrainConfig.from_dict(given["config"]).to_dict()
-
-
-def _pairs(known: Any) -> list[Any]:
-    """What `e4t.shards.ShardStream.sizes` knows of a shard, as pairs of an epoch and a size."""
-    pairs = known if isinstance(known, list) else [[0, known]]
-    if not pairs or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        raise ValueError("the sizes of its shards are no numbers")
-    return pairs
 
 
 def _require_tensors(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
@@ -20,7 +22,7 @@ from e4t.batches import batches
 from e4t.cache import CachedData
 from e4t.config import GenerateConfig, PretrainConfig, at_least
 from e4t.data import ImageData, square_pixels
-from e4t.errors import DataError
+from e4t.errors import DataError, ImageError
 from e4t.objective import E4TObjective
 from e4t.pretrain import Pretraining, data_of
 from e4t.training import autocast, generator_at
@@ -63,6 +65,7 @@ class Validation:
         plain = training.config.updated({**_PLAIN, "stratified_timesteps": True, "caption_share": 0.0, "workers": 0})
         self._data = _held_out(self.source, training, plain)
         self._batch_at = batches(training.model, self._data, plain)
+        self._shown = list(itertools.islice(_readable(self._data), self.config.pictures))
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def due(self, step: int) -> bool:
@@ -79,7 +82,7 @@ class Validation:
         average = self.training.average
         with average.worn() if average is not None else nullcontext():
             scores = {"validation_loss": self._loss()}
-            if self.config.pictures and isinstance(self._data, ImageData) and self._data.stream is None:
+            if self._shown:
                 scores["likeness"] = self._drawn(step)
         line = json.dumps({"step": step, **scores})
         with (self.folder / "scores.jsonl").open("a", encoding="utf-8") as file:
@@ -89,17 +92,15 @@ class Validation:
     def _loss(self) -> float:
         training = self.training
         config, backbone = training.config, training.backbone
-        objective = E4TObjective.of(training.model, config)
+        objective = E4TObjective(training.model, config)
         with autocast(config.mixed_precision, backbone.device, training.model.base_dtype):
             losses = [float(objective(self._batch_at(number)).diffusion) for number in range(self.config.batches)]
         return sum(losses) / len(losses)
 
     def _drawn(self, step: int) -> float:
         """Write a sheet of pictures; the mean likeness of those of the first prompt."""
-        assert isinstance(self._data, ImageData)
         rows, likenesses = [], []
-        for number in range(min(self.config.pictures, len(self._data))):
-            pixels = square_pixels(self._data.entries[number].image(), self._data.resolution)[None]
+        for number, pixels in enumerate(self._shown):
             drawn = [self._draw(pixels, prompt, number) for prompt in self.config.prompts]
             likenesses.append(self._likeness(pixels, drawn[0]))
             rows.append(torch.cat([pixels.to(drawn[0].device), *drawn], dim=3))
@@ -146,6 +147,15 @@ def _held_out(source: str | Path, training: Pretraining, config: PretrainConfig)
     if isinstance(data, CachedData) != isinstance(training.data, CachedData):
         raise DataError(f"'{source}' has to be a cache if the training's data is one, and only then")
     return data
+
+
+def _readable(data: ImageData | CachedData) -> Iterator[Tensor]:
+    """Pictures [1, 3, R, R] one by one; none of a cache, or of a stream, which has no first ones."""
+    if not isinstance(data, ImageData) or data.stream is not None:
+        return
+    for entry in data.entries:
+        with suppress(ImageError):
+            yield square_pixels(entry.image(), data.resolution)[None]
 
 
 def _image(pixels: Tensor) -> Image.Image:

@@ -21,6 +21,12 @@ from e4t.errors import CheckpointError, E4TError
 _UNFINISHED = ".new"
 
 
+def slug(text: str) -> str:
+    """A part of a file name for a text: "a photo of S*" → "a-photo-of-s". At most 60 bytes, as names have an end."""
+    plain = "-".join(re.findall(r"\w+", text.lower())).encode()[:60]
+    return plain.decode(errors="ignore").strip("-")
+
+
 @contextmanager
 def new_files(places: Sequence[Path], refusal: type[E4TError] = CheckpointError) -> Iterator[list[Path]]:
     """Where to write some files meanwhile, in their order; at the end of the ``with`` all of them take their places.
@@ -80,6 +86,16 @@ def replaceable(place: Path, refusal: type[E4TError] = CheckpointError) -> Path:
     return whole
 
 
+def require_room(folder: Path, refusal: type[E4TError] = CheckpointError) -> None:
+    """Raises ``refusal`` where nothing can be written into a folder, before work is spent on what it is to hold."""
+    whole = folder.absolute()
+    there = next(path for path in (whole, *whole.parents) if path.exists())
+    if not there.is_dir():
+        raise refusal(f"'{folder}' cannot be written: '{there}' is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise refusal(f"'{folder}' cannot be written: there is no permission to write in '{there}'")
+
+
 def unfinished(folder: Path) -> list[Path]:
     """What killed processes left half written in a folder, or others are writing."""
     return [path for path in folder.iterdir() if re.fullmatch(rf"\..+\.[0-9a-f]{{8}}{_UNFINISHED}", path.name)]
@@ -110,7 +126,7 @@ def _exchange(new: Path, place: Path, own: Collection[str]) -> None:
     place.rename(old)
     try:
         new.rename(place)
-    except OSError:
+    except BaseException:
         old.rename(place)
         raise
     for entry in old.iterdir():

@@ -142,33 +142,13 @@ def _devices() -> Iterator[Finding]:
 
 
 def _room() -> Iterator[Finding]:
-    yield Finding("memory", "available", "ok", _gib(_available_memory()))
+    from e4t.memory import available_memory
+
+    yield Finding("memory", "available", "ok", _gib(available_memory()))
     for name, folder in (("here", Path.cwd()), ("Hub cache", _existing(_cache_folder()))):
         free = shutil.disk_usage(folder).free
         advice = "make room: concepts and pictures could not be written" if free < _LEAST_DISK else None
         yield Finding("disk", name, "broken" if advice else "ok", f"{_gib(free)} free at {folder}", advice)
-
-
-def _available_memory() -> int:
-    """Of this machine, or what the container it is leaves."""
-    import psutil
-
-    available = int(psutil.virtual_memory().available)
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return available
-    return available if limit == "max" else min(available, max(0, int(limit) - used))
-
-
-def _memory_of_best_device() -> int:
-    import torch
-
-    from e4t.precision import best_device
-
-    device = best_device()
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else _available_memory()
 
 
 def _hub() -> Iterator[Finding]:
@@ -271,9 +251,12 @@ def _commands(models: dict[str, Finding]) -> Iterator[Finding]:
 
 def _fits(name: str, folder: Path) -> Iterator[Finding]:
     """Whether a base's numbers alone fit in memory: arithmetic, a lower bound; pictures and activations come on top."""
+    from e4t.memory import free_memory
+    from e4t.precision import best_device
+
     sizes = _numbers(folder)
     numbers, trained = sum(sizes.values()), sum(sizes.get(part, 0) for part in _TRAINED)
-    free = _memory_of_best_device()
+    free = free_memory(best_device())
     tuning = 4 * numbers + (_TUNING_BYTES - 4) * trained
     for task, needed, advice in (
         ("drawing, float32", 4 * numbers, "draw with --dtype float16"),

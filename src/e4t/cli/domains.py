@@ -171,10 +171,9 @@ class Pretrain:
             often = ValidationConfig(every=self.validate_every)
             folder = self.output.with_name(f"{self.output.name}.validation")
             validation = Validation(training, self.validation, folder, often)
-        tracking = Tracking.started(
-            self.report_to, self.output.with_name(f"{self.output.name}.tracking"), training.config.to_dict()
-        )
-        with progress_bar("pretrain") as progress:
+        place = self.output.with_name(f"{self.output.name}.tracking")
+        running = Tracking.running(self.report_to, place, training.config.to_dict())
+        with running as tracking, progress_bar("pretrain") as progress:
             for step in training.steps():
                 note = f"loss {step.loss:.4f}  rate {step.learning_rate:.2g}  {step.seconds:.2f} s a step"
                 values = {name: getattr(step, name) for name in _TRACKED}
@@ -184,7 +183,6 @@ class Pretrain:
                     scores = validation.look(step.number)
                     progress.say(f"step {step.number}: " + ", ".join(f"{n} {v:.4f}" for n, v in scores.items()))
                     tracking.log(scores, step.number)
-        tracking.end()
 
     def _forecast(self, domain: Domain, config: PretrainConfig, device: str) -> Result:
         import torch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,14 +27,11 @@ from e4t.cli.options import (
 )
 from e4t.cli.settings import overridden
 from e4t.cli.terminal import denoising, device_of, get_console, progress_bar, quiet
-from e4t.config import GenerateConfig, at_least
+from e4t.config import at_least
 
 if TYPE_CHECKING:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
-
-    from e4t.checkpoint import Concept
-    from e4t.pipeline import E4TPipeline
 
 
 @dataclass(frozen=True)
@@ -140,38 +136,22 @@ class Generate:
         at_least("num-inference-steps", self.num_inference_steps, 1)
 
         from e4t.provenance import picture_notes
+        from e4t.writing import require_room, slug
 
         quiet()
+        require_room(self.output)
         concept, pipe = self.model.open(self.concept, self.dtype)
         config = overridden(pipe.generate_config, self.settings, self._given())
         with denoising(pipe, "generate"):
             drawn = pipe(self.prompt, concept=concept, negative_prompt=self.negative_prompt, config=config)
         pictures: list[dict[str, Any]] = []
         self.output.mkdir(parents=True, exist_ok=True)
-        name = f"{slug(self._name())}-{slug(self.prompt)}"
-        for image, seed in zip(drawn.images, drawn.seeds, strict=True):
-            notes = picture_notes(self._made(pipe, concept, config, image, seed)) if self.metadata else None
+        name = "-".join(slug(text) or "picture" for text in (self._name(), self.prompt))
+        for image, seed, made in zip(drawn.images, drawn.seeds, drawn.made, strict=True):
+            notes = picture_notes({**made, "concept": self._name()}) if self.metadata else None
             path = save_anew(image, self.output / f"{name}-{seed}.png", notes)
             pictures.append({"path": path, "seed": seed, "width": image.width, "height": image.height})
         return Result([picture["path"] for picture in pictures], {"pictures": pictures})
-
-    def _made(
-        self, pipe: E4TPipeline, concept: Concept, config: GenerateConfig, image: Image.Image, seed: int
-    ) -> dict[str, Any]:
-        from e4t.provenance import drawing
-
-        return drawing(
-            self.prompt,
-            negative_prompt=self.negative_prompt,
-            settings=config.to_dict(),
-            seed=seed,
-            size=image.size,
-            scheduler=config.scheduler or type(pipe.stock.scheduler).__name__,
-            base=concept.base.name,
-            concept=self._name(),
-            domain=concept.domain_id,
-            steps=concept.steps,
-        )
 
     def _name(self) -> str:
         return self.concept.resolve().name
@@ -179,12 +159,6 @@ class Generate:
     def _given(self) -> dict[str, Any]:
         names = ("num_images", "seed", "num_inference_steps", "guidance_scale", "strength", "embedding", "scheduler")
         return {name: getattr(self, name) for name in (*names, "height", "width")}
-
-
-def slug(text: str) -> str:
-    """A part of a file name for a text: "a photo of S*" → "a-photo-of-s". At most 60 bytes, as names have an end."""
-    plain = "-".join(re.findall(r"\w+", text.lower())).encode()[:60]
-    return plain.decode(errors="ignore").strip("-") or "picture"
 
 
 def save_anew(image: Image.Image, path: Path, notes: PngInfo | None) -> Path:

@@ -39,7 +39,7 @@ class Benchmark:
     domain: Annotated[Many[str], arg(metavar="DOMAIN ...", help_behavior_hint="")] = ()
     """Domains that come with the package, or domain folders. Default: those of the size that are shipped."""
     size: Literal["quick", "standard", "full"] = "quick"
-    """quick: minutes; standard: about an hour; full: a day or more, resumable."""
+    """quick: minutes; standard: hours; full: a day or more. All can be resumed."""
     config: File = None
     """A JSON file with fields of a plan (docs/benchmark.md), on top of the size; options given here come on top."""
     output: Output = Path("out/benchmark")
@@ -75,19 +75,26 @@ class Benchmark:
         from e4t.evaluation.benchmark import PLANS, compare
         from e4t.evaluation.contest import DrawnContest, OwnContest
         from e4t.sources import read_json
+        from e4t.writing import require_room
 
+        require_room(self.output)
         given = read_json(self.config) if self.config else {}
         plan = PLANS[self.size].updated(given)
         usual = plan.domains if "domains" in given else tuple(name for name in plan.domains if name in shipped())
         domains = each(self.domain) or usual
-        if len(domains) > 1 and (self.images or self.domain_base):
+        chosen = each(self.domain) or "domains" in given
+        if (self.images or self.domain_base) and not (chosen and len(domains) == 1):
             raise ConfigError("--images and --domain-base are of one domain: say which with --domain")
-        if self.faces and not self.images:
-            raise ConfigError("--faces is about photos of your own: name their folder with --images")
+        for option, used in (("--faces", self.faces), ("--prompts", each(self.prompts))):
+            if used and not self.images:
+                raise ConfigError(f"{option} is about pictures of your own: name their folder with --images")
+        if self.namespace and self.images:
+            raise ConfigError("--namespace is where drawn concepts come from: leave it or --images out")
         for name in ("concepts", "seeds", "processes"):
             at_least(name, getattr(self, name), 1)
         plan = replace(
             plan,
+            domains=tuple(domains),
             methods=each(self.method) or plan.methods,
             namespace=self.namespace or plan.namespace,
             concepts=self.concepts or (sys.maxsize if self.images and "concepts" not in given else plan.concepts),
@@ -149,12 +156,15 @@ class Evaluate:
     json: Json = False
 
     def run(self) -> Result:
-        at_least("count", self.count, 1)
+        at_least("count", self.count, 2)  # likeness is told by how far individuals are apart
         at_least("num-inference-steps", self.num_inference_steps, 1)
         counts = each(self.steps) or (0, 1, 5, 15)
         for steps in counts:
             at_least("steps", steps, 0)
         require_extra("tiny", "cv2", "resvg_py")
+        from e4t.writing import require_room
+
+        require_room(self.output.parent)
         from e4t.evaluation.evaluate import evaluate
         from e4t.evaluation.judge import Judge
         from e4t.pipeline import E4TPipeline
@@ -164,8 +174,7 @@ class Evaluate:
         options: dict[str, Any] = {"device": device, **self.base_model.given()}
         with status("loading the model"):
             pipe = E4TPipeline.from_pretrained(self.domain, base=self.base, **options)
-            own, kind = self.judge_folder, pipe.domain.class_word
-            judge = Judge.load(own, device=device) if own else Judge.shipped(kind, device=device)
+            judge = Judge.of(pipe.domain.class_word, self.judge_folder, device=device)
         with progress_bar("evaluate") as progress:
             examined = itertools.count(1)
             evaluation = evaluate(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 from e4t.cli.terminal import require_extra
 
 Services = Literal["tensorboard", "wandb", "all"]
-_MODULES = {"tensorboard": "tensorboard", "wandb": "wandb"}
+_SERVICES = ("tensorboard", "wandb")  # and what their modules are called
 
 
 @dataclass(frozen=True)
@@ -20,26 +21,27 @@ class Tracking:
     accelerator: Any = None
 
     @classmethod
-    def started(cls, services: Services | None, folder: Path, settings: Mapping[str, Any]) -> Tracking:
-        """Raises ConfigError where a service's library is not installed."""
+    @contextmanager
+    def running(cls, services: Services | None, folder: Path, settings: Mapping[str, Any]) -> Iterator[Tracking]:
+        """While it lasts. Raises ConfigError where a service's library is not installed."""
         if services is None:
-            return cls()
-        names = list(_MODULES) if services == "all" else [services]
-        require_extra("lab", *(_MODULES[name] for name in names))
+            yield cls()
+            return
+        names = list(_SERVICES) if services == "all" else [services]
+        require_extra("lab", *names)
         from accelerate import Accelerator
 
         folder.mkdir(parents=True, exist_ok=True)
         accelerator = Accelerator(log_with=names, project_dir=str(folder))
         accelerator.init_trackers("e4t", config=_flat(settings), init_kwargs={"wandb": {"dir": str(folder)}})
-        return cls(accelerator)
+        try:
+            yield cls(accelerator)
+        finally:
+            accelerator.end_training()
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         if self.accelerator is not None:
             self.accelerator.log(dict(numbers), step=step)
-
-    def end(self) -> None:
-        if self.accelerator is not None:
-            self.accelerator.end_training()
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:

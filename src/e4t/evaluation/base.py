@@ -20,7 +20,7 @@ import torch
 import tyro
 
 from e4t.evaluation import metrics
-from e4t.evaluation.evaluate import Attributes, Examination, prompt_text, prompted, score
+from e4t.evaluation.evaluate import Attributes, Examination, prompt_text, prompted, score, table
 from e4t.evaluation.gates import described, gate_pictures
 from e4t.evaluation.judge import RESOLUTION, Judge, RoundTrip, autoencoder, round_trip
 from e4t.evaluation.truth import Truth, classes_of
@@ -130,13 +130,11 @@ def autoencoder_loss(painter: Painter, judge: Judge, *, count: int) -> dict[str,
 def markdown(report: dict[str, Any]) -> str:
     """The report as tables."""
     following, named, lost = report["prompts"], report["names"], report["autoencoder"]["lost"]
-    rows = ["| | accuracy | ceiling | share of the ceiling | weakest option |", "|---|---|---|---|---|"]
+    rows = []
     for name, values in following["attributes"].items():
         option, worst = min(values["options"].items(), key=lambda item: item[1]["share_of_ceiling"])
-        rows.append(
-            f"| {name} | {values['accuracy']:.2f} | {values['ceiling']:.2f} | {values['share_of_ceiling']:.2f} "
-            f"| {option}: {worst['share_of_ceiling']:.2f} of {worst['pictures']} |"
-        )
+        shares = (f"{values[score]:.2f}" for score in ("accuracy", "ceiling", "share_of_ceiling"))
+        rows.append([name, *shares, f"{option}: {worst['share_of_ceiling']:.2f} of {worst['pictures']}"])
     head = (
         f"Prompts on {following['pictures']} unseen individuals, judge {report['judge']}: "
         f"{following['share_of_ceiling']:.2f} of the ceiling.\n"
@@ -150,7 +148,8 @@ def markdown(report: dict[str, Any]) -> str:
         f"\nThe autoencoder takes {lost['identity']:.1%} of what is read of identity and {lost['classes']:.1%} of the "
         "classes.\n"
     )
-    return "\n".join([head, *rows, by_name, taken])
+    titles = ["", "accuracy", "ceiling", "share of the ceiling", "weakest option"]
+    return "\n".join([head, table(titles, rows) + by_name, taken])
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def main(config: BaseConfig) -> None:
 
     pipe = StableDiffusionPipeline.from_pretrained(config.model)
     pipe.set_progress_bar_config(disable=True)
-    judge = Judge.load(config.judge_folder) if config.judge_folder else Judge.shipped(config.kind)
+    judge = Judge.of(config.kind, config.judge_folder)
     painter = Painter(pipe, autoencoder(config.model / "vae"), config.num_inference_steps, config.guidance_scale)
     report = {
         "judge": judge.number,

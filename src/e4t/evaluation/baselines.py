@@ -124,7 +124,7 @@ class Tuned:
         began, peak = time.perf_counter(), Peak(self.pipe.backbone.device)
         constants = replace(_together(self.pipe, examples[: self.examples], config), prior=prior)
         seconds, learned = time.perf_counter() - began, []
-        shown = config.batch_size * (2 if prior else 1)
+        shown = config.batch_size * config.accumulation * (2 if prior else 1)
         for step in tune(self.pipe.model, constants, config=config, provenance={}, keep_steps=steps):
             seconds += step.training.seconds if step.training else 0.0
             if step.concept is not None and step.number in steps:
@@ -163,10 +163,16 @@ class LoRA:
                 learned.append(self._learned(0, seconds, peak, unet))
             parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
             optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-            objective = E4TObjective.of(self.pipe.model, config)
+            objective = E4TObjective(self.pipe.model, config)
             batch_at = batches(self.pipe.model, constants, config)
             for step in train(
-                objective, batch_at, optimizer, steps=config.steps, mixed_precision=config.mixed_precision
+                objective,
+                batch_at,
+                optimizer,
+                steps=config.steps,
+                accumulation=config.accumulation,
+                mixed_precision=config.mixed_precision,
+                max_grad_norm=config.max_grad_norm,
             ):
                 seconds += step.seconds
                 if step.number in steps:
@@ -176,7 +182,8 @@ class LoRA:
     def _learned(self, steps: int, seconds: float, peak: Peak, unet: Any) -> Learned:
         state = self._state(unet)
         stored = sum(2 * tensor.numel() for tensor in state.values())  # as float16
-        return Learned(steps, steps * self.config.batch_size, seconds, peak.bytes, stored, self._drawing(state))
+        passes = steps * self.config.batch_size * self.config.accumulation
+        return Learned(steps, passes, seconds, peak.bytes, stored, self._drawing(state))
 
     @contextmanager
     def _worn(self, state: Mapping[str, Tensor] | None = None) -> Iterator[Any]:
@@ -255,7 +262,12 @@ def class_word(pipe: E4TPipeline, sampling: Mapping[str, Any]) -> Words:
 
 def best_caption(pipe: E4TPipeline, sampling: Mapping[str, Any]) -> Words:
     """All that words can say of the concept."""
-    return Words("best caption", pipe, lambda example: example.description or pipe.domain.class_word, sampling)
+
+    def says(example: Example) -> str:
+        assert example.description is not None  # else this method is not among the contest's
+        return example.description
+
+    return Words("best caption", pipe, says, sampling)
 
 
 def nearest_name(pipe: E4TPipeline, sampling: Mapping[str, Any], known: Callable[[], Mapping[str, Tensor]]) -> Words:

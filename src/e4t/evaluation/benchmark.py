@@ -126,9 +126,9 @@ def compare(make: Sequence[Callable[[], Contest]], output: Path, *, processes: i
 
     benchmarks = [Benchmark(one(), output / "records") for one in make]
     jobs = [Job(place, *pair) for place, benchmark in enumerate(benchmarks) for pair in benchmark.missing()]
-    run = _together(make, output / "records", processes) if processes > 1 else _one_by_one(benchmarks)
     finished, left, clock = [], list(jobs), _Clock()
-    for job, seconds in run(jobs):
+    run = _together(make, output / "records", processes, jobs) if processes > 1 else _one_by_one(benchmarks, jobs)
+    for job, seconds in run:
         left.remove(job)
         clock.add(job.row, seconds)
         rest = clock.left(left)
@@ -140,35 +140,28 @@ def compare(make: Sequence[Callable[[], Contest]], output: Path, *, processes: i
     write(output, finished)
 
 
-_Run = Callable[[Sequence[Job]], Iterator[tuple[Job, float]]]
+def _one_by_one(benchmarks: Sequence[Benchmark], jobs: Sequence[Job]) -> Iterator[tuple[Job, float]]:
+    for job in jobs:
+        yield job, _timed(benchmarks[job.contest], job)
 
 
-def _one_by_one(benchmarks: Sequence[Benchmark]) -> _Run:
-    def run(jobs: Sequence[Job]) -> Iterator[tuple[Job, float]]:
-        for job in jobs:
-            yield job, _timed(benchmarks[job.contest], job)
-
-    return run
-
-
-def _together(make: Sequence[Callable[[], Contest]], folder: Path, processes: int) -> _Run:
-    def run(jobs: Sequence[Job]) -> Iterator[tuple[Job, float]]:
-        context = multiprocessing.get_context("spawn")  # threads do not survive a fork
-        with ProcessPoolExecutor(processes, context, _start, (make, folder)) as pool:
-            waiting: dict[Future[float], Job] = {pool.submit(_work, job): job for job in jobs}
-            try:
-                while waiting:
-                    for one in wait(waiting, return_when=FIRST_COMPLETED).done:
-                        yield waiting.pop(one), one.result()
-            finally:
-                for one in waiting:
-                    one.cancel()
-
-    return run
+def _together(
+    make: Sequence[Callable[[], Contest]], folder: Path, processes: int, jobs: Sequence[Job]
+) -> Iterator[tuple[Job, float]]:
+    context = multiprocessing.get_context("spawn")  # threads do not survive a fork
+    with ProcessPoolExecutor(processes, context, _start, (make, folder)) as pool:
+        waiting: dict[Future[float], Job] = {pool.submit(_work, job): job for job in jobs}
+        try:
+            while waiting:
+                for one in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    yield waiting.pop(one), one.result()
+        finally:
+            for one in waiting:
+                one.cancel()
 
 
 _AT_WORK: dict[int, Benchmark] = {}
-"""In a process of `_together`, the benchmarks it has been asked for."""
+"""In a process of `_together`, the benchmark it works on: one at a time, or its memory would count for the next."""
 _HERE: list[tuple[Sequence[Callable[[], Contest]], Path]] = []
 
 
@@ -181,6 +174,7 @@ def _start(make: Sequence[Callable[[], Contest]], folder: Path) -> None:
 def _work(job: Job) -> float:
     if job.contest not in _AT_WORK:
         make, folder = _HERE[0]
+        _AT_WORK.clear()
         _AT_WORK[job.contest] = Benchmark(make[job.contest](), folder)
     return _timed(_AT_WORK[job.contest], job)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from e4t.evaluation.baselines import Example, Learned, image_vectors
 from e4t.evaluation.copying import PoseReader, backdrop, poses
 from e4t.evaluation.domain_base import on_domain_base
 from e4t.evaluation.evaluate import (
+    DRAWINGS,
     MORE_PROMPTS,
     Attributes,
     input_data,
@@ -41,22 +41,22 @@ from e4t.evaluation.evaluate import (
 from e4t.evaluation.judge import RESOLUTION, Judge
 from e4t.evaluation.similarity import Clip, Faces
 from e4t.evaluation.truth import Readings
-from e4t.images import load_image
+from e4t.images import SUFFIXES, load_image, load_mask
 from e4t.models.text import class_token
-from e4t.pictures import SUFFIXES
+from e4t.pictures import with_masks
 from e4t.pipeline import E4TPipeline
 from e4t.provenance import image_digest
 from e4t.tiny.album import snapshot
 from e4t.tiny.captions import describe, names
 from e4t.tiny.world import TRAINING_NAMESPACES, WORLD_VERSION, Identity, draw, identity, stream, words
+from e4t.writing import new_files
 
-DRAWINGS = "drawings"
-"""Not a method but the ceiling: the world's own pictures, after the autoencoder."""
 BY_NAME = "known by name"
-"""Not a method either: individuals the base was trained on, drawn by their names."""
+"""Not a method: individuals the base was trained on, drawn by their names."""
 NAMED_DRAWINGS = "drawings of those known by name"
 """Their ceiling: they are not those that the methods learn."""
 REFERENCES = (DRAWINGS, BY_NAME, NAMED_DRAWINGS)
+"""Rows without a method; the drawings are the ceiling, the world's own pictures after the autoencoder."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,8 @@ class Record:
             arrays |= {f"class/{name}": values.astype(np.int16) for name, values in self.readings.classes.items()}
         arrays["strip"] = np.frombuffer(self.strip, np.uint8)
         arrays["plain"] = np.frombuffer(json.dumps(plain).encode(), np.uint8)
-        beside = path.with_suffix(".partial.npz")
-        np.savez_compressed(beside, **arrays)
-        beside.rename(path)
+        with new_files([path]) as (new,), new.open("wb") as file:  # by name, numpy would add an ending
+            np.savez_compressed(file, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Record:
@@ -146,6 +145,7 @@ class Contest(ABC):
     judge: Judge | None = None
     poses: PoseReader | None = None
     faces: Faces | None = None
+    describable = False  # whether words can say anything of a concept
 
     def __init__(
         self,
@@ -276,8 +276,12 @@ class DrawnContest(Contest):
         """Raises ConfigError for individuals that were trained on, and CheckpointError where no judge reads them."""
         if plan.namespace in TRAINING_NAMESPACES:
             raise ConfigError(f"individuals of the namespace '{plan.namespace}' were trained on; use any other word")
+        at_least("concepts", plan.concepts, 2)  # likeness is told by how far individuals are apart
         super().__init__(domain, plan, **options)
-        self.judge = judge or Judge.shipped(self.kind)
+        self.judge = judge or Judge.of(self.kind)
+        if self.judge.kind != self.kind:
+            raise ConfigError(f"this judge reads a {self.judge.kind}, but '{domain}' is about a {self.kind}")
+        self.describable = self.kind != "art"  # no words tell one artist from another
         self.poses = PoseReader.shipped()
         self.subjects = [identity(plan.namespace, index, self.kind) for index in range(plan.concepts)]
         self._known: dict[str, Tensor] | None = None
@@ -304,10 +308,8 @@ class DrawnContest(Contest):
         backbone = self.pipe.backbone
         path = self.keep / f"known-{self.kind}-{WORLD_VERSION}-{backbone.image_encoder_fingerprint}.npy"
         if not path.exists():
-            self.keep.mkdir(parents=True, exist_ok=True)
-            beside = path.with_suffix(f".{os.getpid()}.npy")
-            np.save(beside, make().cpu().numpy())
-            beside.rename(path)
+            with new_files([path]) as (new,), new.open("wb") as file:
+                np.save(file, make().cpu().numpy())
         return torch.from_numpy(np.load(path)).to(backbone.device)
 
     def has(self, count: int) -> bool:
@@ -315,12 +317,8 @@ class DrawnContest(Contest):
 
     def examples(self, number: int, count: int) -> list[Example]:
         subject = self.subjects[number]
-        return [Example(*input_picture(subject, one), self._description(subject)) for one in range(count)]
-
-    def _description(self, subject: Identity) -> str | None:
-        if self.kind == "art":
-            return None  # no words tell one artist from another
-        return describe(subject.kind, words(subject), stream("description", subject.key))
+        known = describe(self.kind, words(subject), stream("description", subject.key)) if self.describable else None
+        return [Example(*input_picture(subject, one), known) for one in range(count)]
 
     def texts(self, number: int) -> list[str]:
         return [prompt_text(self.subjects[number], asked, self.pipe.domain.placeholder) for asked in self.prompts]
@@ -366,7 +364,7 @@ class DrawnContest(Contest):
 
 
 class OwnContest(Contest):
-    """A user's own pictures: every file of a folder is a concept, and so is every folder of pictures in it."""
+    """A user's own pictures: each in a folder is a concept, and so is each folder in it; masks are named after them."""
 
     def __init__(
         self,
@@ -387,7 +385,7 @@ class OwnContest(Contest):
         self.concepts = concepts_in(folder)[: plan.concepts]
         if faces:
             self.faces = Faces.load()
-            _require_faces(self.faces, [paths[0] for paths in self.concepts])
+            _require_faces(self.faces, [pictures[0][0] for pictures in self.concepts])
         usual = [text.replace("S*", self.pipe.domain.placeholder) for text in OWN_PROMPTS[: plan.prompts]]
         self.prompts = list(prompts) or usual
         for prompt in self.prompts:
@@ -402,7 +400,8 @@ class OwnContest(Contest):
         return min(map(len, self.concepts)) >= count
 
     def examples(self, number: int, count: int) -> list[Example]:
-        return [Example(load_image(path)) for path in self.concepts[number][:count]]
+        given = self.concepts[number][:count]
+        return [Example(load_image(path), load_mask(mask) if mask else None) for path, mask in given]
 
     def texts(self, number: int) -> list[str]:
         return self.prompts
@@ -412,7 +411,11 @@ class OwnContest(Contest):
 
     @cached_property
     def _digests(self) -> list[list[str]]:
-        return [[image_digest(load_image(path)) for path in paths] for paths in self.concepts]
+        everything = (self.examples(number, len(pictures)) for number, pictures in enumerate(self.concepts))
+        return [
+            [image_digest(part) for one in examples for part in (one.image, one.mask) if part is not None]
+            for examples in everything
+        ]
 
 
 def _require_faces(recogniser: Faces, pictures: Iterable[Path]) -> None:
@@ -421,15 +424,15 @@ def _require_faces(recogniser: Faces, pictures: Iterable[Path]) -> None:
             raise DataError(f"no face is found in '{path}'; leave the picture or the comparison of faces out")
 
 
-def concepts_in(folder: Path) -> list[list[Path]]:
-    """The pictures of every concept in a folder. Raises DataError where there is none."""
+def concepts_in(folder: Path) -> list[list[tuple[Path, Path | None]]]:
+    """The pictures of every concept in a folder, with their masks. Raises DataError where there is none."""
 
-    def pictures(paths: Iterable[Path]) -> list[Path]:
-        return sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
+    def pictures(paths: Iterable[Path]) -> list[tuple[Path, Path | None]]:
+        return list(with_masks(sorted(path for path in paths if path.suffix.lower() in SUFFIXES)).items())
 
     if not folder.is_dir():
         raise DataError(f"there is no folder '{folder}'")
-    single = [[path] for path in pictures(folder.iterdir())]
+    single = [[one] for one in pictures(folder.iterdir())]
     several = [pictures(inner.iterdir()) for inner in sorted(folder.iterdir()) if inner.is_dir()]
     found = single + [paths for paths in several if paths]
     if not found:

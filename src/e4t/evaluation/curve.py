@@ -15,6 +15,7 @@ from typing import Any
 import tyro
 
 from e4t.evaluation.base import Painter, names_drawn, prompt_following
+from e4t.evaluation.evaluate import table
 from e4t.evaluation.judge import Judge, autoencoder
 from e4t.tiny.train import TinyConfig, kept_pipelines
 
@@ -38,7 +39,7 @@ class CurveConfig:
 def measure(config: CurveConfig) -> dict[str, Any]:
     """A row of scores for every kept number of steps: shares of what the judge reads in the world's own drawings."""
     tiny = TinyConfig(config.work)
-    judge = Judge.load(config.judge_folder) if config.judge_folder else Judge.shipped(config.kind)
+    judge = Judge.of(config.kind, config.judge_folder)
     through = autoencoder(config.work / "tiny" / "vae")
     rows = []
     for step, pipe in kept_pipelines(tiny):
@@ -59,11 +60,11 @@ def markdown(report: dict[str, Any]) -> str:
     """The rows as a table."""
     asked, known = report["rows"][0]["prompts"], report["rows"][0]["names"]
     head = ["pictures seen", *asked, *(f"by name: {name.replace('_', ' ')}" for name in known)]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for row in report["rows"]:
         values = [*row["prompts"].values(), *row["names"].values()]
         lines.append([f"{row['pictures']:,}", *(f"{value:.2f}" for value in values)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return table(head, lines)
 
 
 def plot(report: dict[str, Any], path: Path) -> None:

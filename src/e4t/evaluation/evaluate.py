@@ -1,6 +1,6 @@
 """How well unseen individuals are learned: identity, prompt and both, with intervals.
 
-    python -m e4t.evaluation.evaluate tiny-face --namespace held-out-2 --count 50 --output out/held-out-2.json
+    e4t evaluate tiny-face --namespace held-out-2 --count 50 --output out/held-out-2.json
 
 Every individual is learned from one drawn picture, then drawn for every prompt after each number of steps. A judge
 reads the pictures, and also drawings of the same individuals with the prompted attributes: what it reads in those,
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from PIL import Image
 
+from e4t.config import at_least
 from e4t.errors import ConfigError
 from e4t.evaluation import metrics
 from e4t.evaluation.judge import RESOLUTION, Judge, round_trip
@@ -42,6 +41,7 @@ from e4t.tiny.world import (
     stream,
     twins,
 )
+from e4t.writing import new_files
 
 Attributes = Mapping[str, str]
 """What a prompt asks for: any of scene, style, accessory, expression, transform; of art also the subject, always."""
@@ -198,12 +198,8 @@ def through_autoencoder(pipe: E4TPipeline, rgb: np.ndarray) -> np.ndarray:
 
 
 def small(image: Image.Image) -> Image.Image:
-    image = image.convert("RGB")
-    return (
-        image
-        if image.size == (RESOLUTION, RESOLUTION)
-        else image.resize((RESOLUTION, RESOLUTION), Image.Resampling.LANCZOS)
-    )
+    """In RGB, at the size that judges read."""
+    return image.convert("RGB").resize((RESOLUTION, RESOLUTION), Image.Resampling.LANCZOS)
 
 
 def make_pictures(
@@ -230,9 +226,8 @@ def make_pictures(
             began = time.perf_counter()
             pictures.add(method_of(count), drawer.generate(texts, concept, seed), time.perf_counter() - began)
         if number < SHEET[0]:
-            shown = concepts[sheet_steps(drawer.pipe, steps)]
-            row = drawer.generate(texts[: SHEET[1]], shown, drawer.seed)
-            pictures.sheet.append([np.asarray(photo), *row])
+            drawn = pictures.by_method[method_of(sheet_steps(drawer.pipe, steps))][-1]
+            pictures.sheet.append([np.asarray(photo), *drawn[: SHEET[1]]])
         progress(f"{number + 1} of {len(subjects)} individuals")
     return pictures
 
@@ -400,13 +395,11 @@ class Evaluation:
 
     def write(self, output: Path) -> list[Path]:
         """Write ``output`` (.json) and, beside it, .md and .png; returns the three paths."""
-        output.parent.mkdir(parents=True, exist_ok=True)
         paths = [output, output.with_suffix(".md"), output.with_suffix(".png")]
-        paths[1].write_text(markdown(self.report))
-        self.sheet.save(paths[2])
-        beside = output.with_suffix(".partial")  # the report last and at once: where it is, all of it is
-        beside.write_text(json.dumps(self.report, indent=2, ensure_ascii=False) + "\n")
-        beside.rename(output)
+        with new_files(paths) as (report, table, sheet):
+            report.write_text(json.dumps(self.report, indent=2, ensure_ascii=False) + "\n")
+            table.write_text(markdown(self.report))
+            self.sheet.save(sheet, "PNG")
         return paths
 
 
@@ -425,7 +418,11 @@ def evaluate(
     progress: Progress = lambda _: None,
 ) -> Evaluation:
     """Examine the first ``count`` individuals of ``namespace``. Raises ConfigError where that would not be fair."""
-    _check(pipe, namespace, judge)
+    if namespace in TRAINING_NAMESPACES:
+        raise ConfigError(f"individuals of the namespace '{namespace}' were trained on; use any other word")
+    if judge.kind != pipe.domain.class_word:
+        raise ConfigError(f"this judge reads a {judge.kind}, but the domain is about a {pipe.domain.class_word}")
+    at_least("count", count, 2)  # likeness is told by how far individuals are apart
     prompts = prompts_of(judge.kind) if prompts is None else prompts
     subjects = [identity(namespace, index, judge.kind) for index in range(count)]
     drawer = Drawer(pipe, prompts, seed, num_inference_steps)
@@ -457,13 +454,6 @@ def evaluate(
     return Evaluation(report, contact_sheet(pictures.sheet))
 
 
-def _check(pipe: E4TPipeline, namespace: str, judge: Judge) -> None:
-    if namespace in TRAINING_NAMESPACES:
-        raise ConfigError(f"individuals of the namespace '{namespace}' were trained on; use any other word")
-    if judge.kind != pipe.domain.class_word:
-        raise ConfigError(f"this judge reads a {judge.kind}, but the domain is about a {pipe.domain.class_word}")
-
-
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]], *, gap: int = 4) -> Image.Image:
     """Pictures in rows and columns on white, uint8 ``[128, 128, 3]`` each; the first column stands apart."""
     step = RESOLUTION + gap
@@ -488,58 +478,13 @@ def markdown(report: dict[str, Any]) -> str:
         [text, *(f"{values[method]['joint_success']:.2f}" for method in methods)]
         for text, values in zip(report["prompts"], report["by_prompt"], strict=True)
     ]
-    return "\n".join([head, *_rows(["", *titles], scores), "", *_rows(["joint success", *methods], joint), ""])
+    return "\n".join([head, table(["", *titles], scores), table(["joint success", *methods], joint)])
 
 
-def _rows(head: list[str], rows: list[list[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in markdown."""
+    return "".join("| " + " | ".join(row) + " |\n" for row in [head, ["---"] * len(head), *rows])
 
 
 def _cell(values: dict[str, float]) -> str:
     return f"{values['value']:.2f} ({values['low']:.2f} … {values['high']:.2f})"
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Which individuals to examine a domain on, and how."""
-
-    domain: tyro.conf.Positional[str]  # folder or shipped name
-    output: Path  # the JSON file; .md and .png come beside it
-    namespace: str = "held-out-2"
-    count: int = 50
-    steps: tuple[int, ...] = (0, 1, 5, 15)
-    judge_folder: Path | None = None  # instead of the shipped judge 2: judge 1, to select by
-    base: str | None = None
-    seed: int = 0
-    num_inference_steps: int = 25
-    use_mask: bool = True
-    use_caption: bool = False  # say what the input shows beside the concept
-    device: str = "cpu"
-
-
-def main(config: EvaluateConfig) -> None:
-    """Evaluate, write the files and print their paths."""
-    pipe = E4TPipeline.from_pretrained(config.domain, base=config.base, device=config.device)
-    judge = (
-        Judge.load(config.judge_folder, device=config.device)
-        if config.judge_folder
-        else Judge.shipped(pipe.domain.class_word, device=config.device)
-    )
-    evaluation = evaluate(
-        pipe,
-        config.namespace,
-        config.count,
-        steps=config.steps,
-        judge=judge,
-        seed=config.seed,
-        num_inference_steps=config.num_inference_steps,
-        use_mask=config.use_mask,
-        use_caption=config.use_caption,
-        progress=lambda text: print(text, file=sys.stderr, flush=True),
-    )
-    for path in evaluation.write(config.output):
-        print(path)
-
-
-if __name__ == "__main__":
-    main(tyro.cli(EvaluateConfig, config=(tyro.conf.FlagConversionOff,)))

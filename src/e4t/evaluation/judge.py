@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from e4t.backbone import fingerprint_of
-from e4t.errors import CheckpointError, DataError
+from e4t.errors import CheckpointError, ConfigError, DataError
 from e4t.evaluation.metrics import READABLE, explained, readable
 from e4t.evaluation.truth import Readings, Truth, classes_of, shows
 from e4t.precision import training_dtype
@@ -177,9 +177,15 @@ class Judge:
         return cls(network.to(device).eval(), config["judge"], config["kind"], counted)
 
     @classmethod
-    def shipped(cls, kind: str, *, device: str = "cpu") -> Self:
-        """Judge 2, which comes with the package. Raises CheckpointError where there is none of that kind."""
-        return cls.load(SHIPPED / "judge-2" / kind, device=device)
+    def of(cls, kind: str, folder: Path | None = None, *, device: str = "cpu") -> Self:
+        """The judge of a kind in ``folder``, or else judge 2, which comes with the package.
+
+        Raises CheckpointError where there is none, and ConfigError for one of another kind.
+        """
+        judge = cls.load(folder or SHIPPED / "judge-2" / kind, device=device)
+        if judge.kind != kind:
+            raise ConfigError(f"the judge in '{folder}' reads a {judge.kind}; this is about a {kind}")
+        return judge
 
     def save(self, folder: Path | str) -> None:
         """Write float16 weights and config.json into ``folder``."""

@@ -72,7 +72,7 @@ def _of(picture: Picture, concept: Identity) -> Picture:
 
 def rows(pipe: E4TPipeline, config: LimitsConfig) -> Iterator[tuple[str, list[Image.Image]]]:
     """A label, the picture that was learned from and what was drawn of it, for every case."""
-    kind = pipe.domain.name
+    kind = pipe.domain.class_word
     anybody, asked = identity(NAMESPACE, 0, kind), prompts_of(kind)[: config.prompts]
     texts = [prompt_text(anybody, attributes, pipe.domain.placeholder) for attributes in asked]
     cases = [(label, Image.fromarray(draw(picture).rgb)) for label, picture in drawn_cases(kind)]

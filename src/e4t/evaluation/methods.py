@@ -96,13 +96,20 @@ class Lineup:
     """The methods of one contest."""
 
     def __init__(self, contest: Contest) -> None:
-        """Raises ConfigError where the plan names an unknown method."""
+        """Methods of the plan that need what is not there are left out.
+
+        Raises ConfigError where the plan names an unknown method, or none that can run.
+        """
         named = contest.plan.methods
         unknown = sorted(set(named) - set(METHODS))
         if unknown:
             raise ConfigError(f"there is no method {unknown[0]!r}; there are {', '.join(METHODS)}")
         self.contest = contest
-        self.names = tuple(name for name in METHODS if (name in named if named else self._runs(name)))
+        wanted = [name for name in METHODS if name in named or not named]
+        self.names = tuple(name for name in wanted if self._runs(name))
+        self.left_out = tuple(name for name in wanted if named and name not in self.names)
+        if not self.names:
+            raise ConfigError(f"{wanted[0]!r} needs what is not there; docs/benchmark.md says what each method needs")
         self._learners: dict[str, Personalizer] = {}
 
     def learner(self, method: str) -> Personalizer:
@@ -144,7 +151,7 @@ class Lineup:
         kinds = found_best().get(self.contest.pipe.backbone.fingerprint, {})
         for kind in sorted(kinds, key=lambda kind: (kind != self.contest.kind, kind != "face", kind)):
             tried = kinds[kind]
-            fitting = max((name for name in tried if method.startswith(name) and name != OURS), key=len, default=None)
+            fitting = max((name for name in tried if method.startswith(name)), key=len, default=None)
             if fitting:
                 of = "" if kind == self.contest.kind else f" of a {kind}"
                 origin = "searched" if fitting == method and not of else f"as {fitting}{of}"
@@ -154,7 +161,9 @@ class Lineup:
     def _runs(self, method: str) -> bool:
         if method.endswith(" on the domain"):
             return self.contest.domain_base is not None
-        if method in ("best caption", "nearest name"):
+        if method == "best caption":
+            return self.contest.describable
+        if method == "nearest name":
             return isinstance(self.contest, DrawnContest)
         if method.endswith(" images"):
             return self.contest.has(SEVERAL)

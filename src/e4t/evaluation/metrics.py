@@ -131,9 +131,12 @@ def resamples(concepts: int, *, draws: int = 2000, seed: int = 0) -> np.ndarray:
 
 
 def bootstrap(statistic: Statistic, samples: np.ndarray) -> Interval:
-    """``statistic`` of all concepts, with the 2.5 and 97.5 percentiles over `resamples`; it gets concept numbers."""
-    drawn = [statistic(sample) for sample in samples]
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    """``statistic`` of all concepts, with the 2.5 and 97.5 percentiles over `resamples`; it gets concept numbers.
+
+    Few concepts can have resamples that say nothing (NaN, `share_of`): these are left out.
+    """
+    drawn = np.array([statistic(sample) for sample in samples])
+    low, high = np.percentile(drawn[~np.isnan(drawn)], [2.5, 97.5]) if not np.isnan(drawn).all() else (np.nan, np.nan)
     return Interval(float(statistic(np.arange(samples.shape[1]))), float(low), float(high))
 
 

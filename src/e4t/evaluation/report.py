@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from e4t.evaluation import metrics
-from e4t.evaluation.contest import BY_NAME, DRAWINGS, NAMED_DRAWINGS, REFERENCES, Contest, DrawnContest, Record
+from e4t.evaluation.contest import BY_NAME, NAMED_DRAWINGS, REFERENCES, Contest, DrawnContest, Record
 from e4t.evaluation.copying import backdrop, correlation_statistic
-from e4t.evaluation.evaluate import Examination, score, small
+from e4t.evaluation.evaluate import DRAWINGS, Examination, score, small
 from e4t.evaluation.methods import OURS, Lineup
 from e4t.evaluation.metrics import Statistic
 from e4t.evaluation.similarity import same_face
 from e4t.evaluation.truth import joined
+from e4t.images import square
 
 Tuning = tuple[str, int]
 """A method and its number of steps."""
@@ -60,7 +60,8 @@ class Given:
 
     @classmethod
     def of(cls, contest: Contest) -> Given:
-        images = [_square(contest.examples(number, 1)[0].image) for number in range(contest.size)]
+        inputs = (contest.examples(number, 1)[0].image for number in range(contest.size))
+        images = [square(image.convert("RGB"), min(image.size)) for image in inputs]  # what methods learn from
         word, placeholder = contest.pipe.domain.class_word, contest.pipe.domain.placeholder
         texts = [
             contest.clip.texts([text.replace(placeholder, word) for text in contest.texts(number)])
@@ -72,11 +73,6 @@ class Given:
             np.stack(texts),
             contest.faces.images(images) if contest.faces else None,
         )
-
-
-def _square(image: Image.Image) -> Image.Image:
-    """The part of a picture that methods learn from."""
-    return ImageOps.fit(image.convert("RGB"), (min(image.size),) * 2)
 
 
 def figures(
@@ -93,14 +89,24 @@ def figures(
         settings = {"settings": found.origin} if found else {}
         row: dict[str, Any] = {"method": tuning[0], "steps": tuning[1], **settings, **_costs(records[tuning])}
         for name, statistic in scores.items():
-            row[name] = metrics.bootstrap(statistic, samples).to_dict()
+            interval = metrics.bootstrap(statistic, samples)
+            if np.isnan(interval.value):
+                continue  # identity where the judge sees nothing in the world's own drawings
+            row[name] = interval.to_dict()
             if tuning != ours and ours in statistics and tuning[0] not in REFERENCES:
                 gap = metrics.difference(statistic, statistics[ours][name])
                 row.setdefault("against_ours", {})[name] = metrics.bootstrap(gap, samples).to_dict()
         rows.append(row)
     judge = contest.judge.number if contest.judge else None
-    plan = {**contest.plan.to_dict(), "concepts": contest.size}
-    return {"domain": contest.name, "judge": judge, "concepts": contest.size, "plan": plan, "rows": rows}
+    plan = {**contest.plan.to_dict(), "concepts": contest.size, "prompts": len(contest.texts(0))}
+    return {
+        "domain": contest.name,
+        "judge": judge,
+        "concepts": contest.size,
+        "plan": plan,
+        "left_out": lineup.left_out,
+        "rows": rows,
+    }
 
 
 def _statistics(
@@ -108,6 +114,9 @@ def _statistics(
 ) -> dict[Tuning, dict[str, Statistic]]:
     judged = _judged(contest, records) if isinstance(contest, DrawnContest) else {}
     seen = {t: _seen(of, given, contest.plan.seeds) for t, of in records.items() if t[0] not in _OTHERS}
+    if contest.kind == "art":  # the colours at the border are the style's, and should come back
+        for scores in seen.values():
+            del scores["copied_backdrop"]
     return {tuning: judged.get(tuning, {}) | seen.get(tuning, {}) for tuning in records}
 
 
@@ -154,8 +163,9 @@ def _seen(records: Sequence[Record], given: Given, seeds: int) -> dict[str, Stat
     return scores
 
 
-def _costs(records: Sequence[Record]) -> dict[str, float]:
+def _costs(records: Sequence[Record]) -> dict[str, Any]:
     return {
+        "threads": sorted({record.threads for record in records}),  # seconds of one and of two are not the same
         "passes": records[0].passes,
         "seconds": round(float(np.median([record.seconds for record in records])), 2),
         "peak_bytes": int(np.median([record.peak_bytes for record in records])),
@@ -170,7 +180,7 @@ def write(folder: Path, contests: Sequence[tuple[dict[str, Any], Mapping[Tuning,
     """``results.json``, ``results.csv`` and ``report.html`` in ``folder``; returns their paths."""
     reports = [report for report, _ in contests]
     paths = [folder / name for name in ("results.json", "results.csv", "report.html")]
-    paths[0].write_text(json.dumps(reports, indent=1) + "\n")
+    paths[0].write_text(json.dumps(reports, indent=1, allow_nan=False) + "\n")
     with paths[1].open("w", newline="") as file:
         _write_csv(file, reports)
     sections = [_section(report, records) for report, records in contests]
@@ -225,9 +235,11 @@ def _section(report: dict[str, Any], records: Mapping[Tuning, Sequence[Record]])
     names = [name for name in TITLES if any(name in row for row in report["rows"])]
     head = ["", *(TITLES[name] for name in names), *COSTS.values(), "settings"]
     rows = "\n".join(_table_row(row, names) for row in report["rows"])
+    missing = ", ".join(report["left_out"])
+    left_out = f"<p>Left out, for want of what they need: {missing}.</p>" if missing else ""
     table = f"<table><tr>{''.join(f'<th>{title}</th>' for title in head)}</tr>\n{rows}</table>"
     plots = f'<img alt="plots" src="{_data(plot(report), "svg+xml")}">'
-    return f"<h2>{html.escape(report['domain'])}</h2>\n{table}\n{plots}\n{_grids(records)}"
+    return f"<h2>{html.escape(report['domain'])}</h2>\n{table}\n{left_out}\n{plots}\n{_grids(records)}"
 
 
 def label(row: Mapping[str, Any]) -> str:
@@ -286,7 +298,7 @@ def plot(report: dict[str, Any]) -> bytes:
 
 
 def _values(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
-    return [float(row[name]["value"]) for row in rows]
+    return [float(row[name]["value"]) if name in row else float("nan") for row in rows]
 
 
 _JUDGED, _UNJUDGED = ("identity", "prompt_accuracy", "joint_success"), ("clip_i", "clip_t", "clip_i")

@@ -1,6 +1,6 @@
 """The best settings of every method, looked for with the same effort: as many trials, concepts and pictures for each.
 
-    python -m e4t.evaluation.search tiny-face --judge-folder WORK/judge-1/face --output src/e4t/evaluation/found.json
+    python -m e4t.evaluation.search tiny-face --output src/e4t/evaluation/found.json --rows docs/results/found.json
 
 Validation concepts are read by judge 1, or by the shipped judge where no other is at hand; those of published tables
 are never seen here. Every method, ours included, is tried at three learning rates; while the best is the highest or
@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import tyro
 
-from e4t.errors import ConfigError
-from e4t.evaluation.contest import DRAWINGS, DrawnContest, Plan
-from e4t.evaluation.evaluate import Examination, score
+from e4t.errors import ConfigError, TrainingError
+from e4t.evaluation.contest import DrawnContest, Plan
+from e4t.evaluation.evaluate import DRAWINGS, Examination, score
 from e4t.evaluation.judge import Judge
 from e4t.evaluation.methods import METHODS, OURS
 from e4t.evaluation.truth import joined
 from e4t.tiny.world import VALIDATION_NAMESPACES
+from e4t.writing import new_files
 
 RATES: dict[str, tuple[str, tuple[float, ...]]] = {
     OURS: ("learning_rate", (1e-4, 3e-4, 1e-3)),
@@ -43,28 +44,29 @@ class SearchConfig:
     """Which domain, and how much of everything."""
 
     domain: tyro.conf.Positional[str]
-    output: Path  # a JSON file; what it holds of other bases, kinds and methods is kept
+    output: Path  # a JSON file of the best settings; what it holds of other bases and kinds is kept
+    rows: Path  # a JSON file of everything that was tried, likewise
     judge_folder: Path | None = None  # judge 1 of the domain's kind; without one, the shipped judge
     methods: tuple[str, ...] = ()  # (): E4T and the plain form of every other method
     concepts: int = 6
     prompts: int = 6
-    steps: tuple[int, ...] = (20, 40, 80)
+    steps: tuple[int, ...] = (20, 40, 80, 160)
     our_steps: tuple[int, ...] = (2, 5, 10)
     num_inference_steps: int = 16
     device: str = "cpu"
 
 
-def rates_of(method: str) -> tuple[str, tuple[float, ...]] | None:
-    """The setting that is looked for and where to begin; None for what is not tuned."""
-    return next((rates for name, rates in RATES.items() if method.startswith(name)), None)
+def rates_of(method: str) -> tuple[str, tuple[float, ...]]:
+    """The setting that is looked for and where to begin. Raises ConfigError for what is not there, or not tuned."""
+    for name, rates in RATES.items():
+        if method in METHODS and method.startswith(name):
+            return rates
+    raise ConfigError(f"there is nothing to look for in {method!r}; tuned are those that begin with {', '.join(RATES)}")
 
 
 def search(contest: DrawnContest, method: str, steps: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     """A row for every rate and number of steps: joint success, identity and prompt accuracy."""
-    looked_for = rates_of(method)
-    if looked_for is None:
-        return
-    name, rates = looked_for
+    name, rates = rates_of(method)
     examination = Examination(
         contest.judge.layout, contest.subjects, contest.prompts, contest.judge.readable, contest.plan.namespace
     )
@@ -74,12 +76,19 @@ def search(contest: DrawnContest, method: str, steps: tuple[int, ...]) -> Iterat
     waiting = list(rates)
     while waiting:
         rate = waiting.pop(0)
-        for row in _tried(contest, examination, method, {name: rate}, steps):
+        try:
+            tried = list(_tried(contest, examination, method, {name: rate}, steps))
+        except TrainingError:  # its loss is no number any more: too fast
+            tried = [{name: rate, "steps": max(steps), **_DIVERGED}]
+        for row in tried:
             row["identity"] = round(row["identity"] / ceiling, 4)
             rows.append(row)
             yield row
         if not waiting:
             waiting = _beyond(sorted({row[name] for row in rows}), best(rows)[name])
+
+
+_DIVERGED = {"joint_success": 0.0, "identity": -1.0, "prompt_accuracy": 0.0, "seconds": 0.0, "diverged": True}
 
 
 def _beyond(tried: list[float], winner: float) -> list[float]:
@@ -146,15 +155,20 @@ def main(config: SearchConfig) -> None:
         prompts=config.prompts,
         num_inference_steps=config.num_inference_steps,
     )
+    methods = config.methods or tuple(RATES)
+    for method in methods:
+        rates_of(method)
     judge = Judge.load(config.judge_folder, device=config.device) if config.judge_folder else None
     contest = DrawnContest(config.domain, plan, device=config.device, judge=judge)
     base, kind, made_by = contest.pipe.backbone.fingerprint, contest.kind, effort(config, contest)
-    tried_path = config.output.with_name(f"{config.output.stem}-tried.json")
-    found, tried = (json.loads(path.read_text()) if path.exists() else {} for path in (config.output, tried_path))
+    files = [config.output, config.rows]
+    found, tried = (json.loads(path.read_text()) if path.exists() else {} for path in files)
+    if kind not in tried.get(base, {}):
+        found.get(base, {}).pop(kind, None)  # of a search whose rows are not here
     here = tried.setdefault(base, {}).setdefault(kind, {"effort": made_by, "rows": {}})
     if here["effort"] != made_by:
-        raise ConfigError(f"'{tried_path}' has rows of a {kind} that came about otherwise; move it away first")
-    for method in config.methods or tuple(RATES):
+        raise ConfigError(f"'{config.rows}' has rows of a {kind} that came about otherwise; move it away first")
+    for method in methods:
         rows = []
         for row in search(contest, method, config.our_steps if method == OURS else config.steps):
             rows.append(row)
@@ -162,10 +176,11 @@ def main(config: SearchConfig) -> None:
         here["rows"][method] = rows
         if method != OURS:
             found.setdefault(base, {}).setdefault(kind, {})[method] = best(rows)
-        for path, content in ((config.output, found), (tried_path, tried)):
-            beside = path.with_suffix(".partial")
-            beside.write_text(json.dumps(content, indent=1) + "\n")
-            beside.rename(path)
+            if best(rows)["steps"] == max(config.steps):
+                print(f"{method} is best after the most steps that were tried: more may be better", flush=True)
+        with new_files(files) as places:
+            for place, content in zip(places, (found, tried), strict=True):
+                place.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def courses(config: StoppingConfig) -> Iterator[Course]:
     """Tune, draw and judge one validation individual after the other."""
     pipe = E4TPipeline.from_pretrained(config.domain, device="cpu")
     kind = pipe.domain.class_word
-    judge = Judge.load(config.judge_folder) if config.judge_folder else Judge.shipped(kind)
+    judge = Judge.of(kind, config.judge_folder)
     drawer = Drawer(pipe, prompts_of(kind), 0, config.num_inference_steps)
     for number in range(config.count):
         subject = identity("validation", number, kind)

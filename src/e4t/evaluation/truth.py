@@ -124,5 +124,6 @@ class Readings:
 def joined(readings: Sequence[Readings | None]) -> Readings:
     """Several readings as one, in order; there must be some, and none missing."""
     known = [one for one in readings if one is not None]
+    assert len(known) == len(readings)
     classes = {name: np.concatenate([one.classes[name] for one in known]) for name in known[0].classes}
     return Readings(np.concatenate([one.identity for one in known]), classes)

@@ -326,17 +326,14 @@ class TunedWeights:
 
     def __init__(self, module: nn.Module, *, skip: Sequence[Tensor] = ()) -> None:
         left_out = {id(parameter) for parameter in skip}
-        self._places = [
-            (name, owner, leaf)
-            for name, owner, leaf, parameter in _named_places(module)
-            if id(parameter) not in left_out
-        ]
-        self._base = [owner._parameters[leaf] for _, owner, leaf in self._places]
+        found = [place for place in _named_places(module) if id(place[-1]) not in left_out]
+        self._places = [(name, owner, leaf) for name, owner, leaf, _ in found]
+        self._base = [parameter for *_, parameter in found]
         self._live: list[nn.Parameter] = []
 
     def start(self) -> list[nn.Parameter]:
         """Put trainable float32 copies in place and return them."""
-        self._live = [nn.Parameter(base.detach().float().clone()) for base in self._base if base is not None]
+        self._live = [nn.Parameter(base.detach().float().clone()) for base in self._base]
         self._put(self._live)
         return self._live
 
@@ -345,14 +342,12 @@ class TunedWeights:
 
         Raises OffsetsError for a difference of a parameter that is not here, or of another shape.
         """
-        places = zip(self._places, self._base, strict=True)
-        shapes = {name: base.shape for (name, _, _), base in places if base is not None}
+        shapes = self._shapes()
         for name, tensor in difference.items():
             if shapes.get(name) != tensor.shape:
                 raise OffsetsError(f"a tuned weight does not fit the model: '{name}' of shape {list(tensor.shape)}")
         self._live = []
         for (name, _, _), base in zip(self._places, self._base, strict=True):
-            assert base is not None
             value = base.detach()
             if name in difference:
                 value = (value.float() + strength * difference[name].to(value.device).float()).to(value.dtype)
@@ -362,7 +357,7 @@ class TunedWeights:
     def difference(self) -> dict[str, Tensor]:
         """Tuned minus base, by parameter name, float32 on the CPU: there may be no room for all of it on a GPU."""
         pairs = zip(self._places, self._live, self._base, strict=True)
-        return {name: (live.detach() - base.float()).cpu() for (name, _, _), live, base in pairs if base is not None}
+        return {name: (live.detach() - base.float()).cpu() for (name, _, _), live, base in pairs}
 
     def packed(self) -> Tensor:
         """`difference` in one vector, parameter by parameter: hundreds of names would outweigh short tensors."""
@@ -370,9 +365,7 @@ class TunedWeights:
 
     def unpacked(self, vector: Tensor) -> dict[str, Tensor]:
         """What was `packed`, by name. Raises OffsetsError for a vector of another length."""
-        shapes = {
-            name: base.shape for (name, _, _), base in zip(self._places, self._base, strict=True) if base is not None
-        }
+        shapes = self._shapes()
         sizes = [shape.numel() for shape in shapes.values()]
         if vector.shape != (sum(sizes),):
             raise OffsetsError(
@@ -394,7 +387,10 @@ class TunedWeights:
         self._live = []
         self._put(self._base)
 
-    def _put(self, parameters: list[nn.Parameter] | list[nn.Parameter | None]) -> None:
+    def _shapes(self) -> dict[str, torch.Size]:
+        return {name: base.shape for (name, _, _), base in zip(self._places, self._base, strict=True)}
+
+    def _put(self, parameters: list[nn.Parameter]) -> None:
         for (_, owner, leaf), parameter in zip(self._places, parameters, strict=True):
             owner._parameters[leaf] = parameter
 

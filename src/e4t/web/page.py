@@ -204,11 +204,11 @@ def _prompt(studio: Studio) -> dict[str, Any]:
     kind, guidance_scale = pipe.domain, pipe.generate_config.guidance_scale
     with gr.Column(elem_classes="stage"):
         gr.Markdown("## 3. Draw")
-        kinds = prompts.styles_of(kind.name)
+        kinds = prompts.styles_of(kind.class_word)
         style = gr.Radio(kinds, value=kinds[0], label="Style", elem_classes="chips", elem_id="style")
         place = gr.Radio(list(prompts.PLACES), value=prompts.NOWHERE, label="Place", elem_classes="chips")
         worn = gr.Radio(list(prompts.WORN), value=prompts.NOTHING, label="Wearing", elem_classes="chips")
-        plain = prompts.compose(kind.name, kind.placeholder, kinds[0], prompts.NOWHERE, prompts.NOTHING)
+        plain = prompts.compose(kind.class_word, kind.placeholder, kinds[0], prompts.NOWHERE, prompts.NOTHING)
         text = gr.Textbox(plain, label=_prompt_label(kind.placeholder), max_length=500, elem_id="prompt")
         composed = gr.State(plain)  # what the chips wrote last: anything else was typed
         with gr.Row():
@@ -373,8 +373,8 @@ class _Events:
         """The chips as at the start and the prompt they make; one that was typed stays."""
         with _explained():
             pipe = self.studio.pipe(domain)
-            kinds, placeholder = prompts.styles_of(pipe.domain.name), pipe.domain.placeholder
-            plain = prompts.compose(pipe.domain.name, placeholder, kinds[0], prompts.NOWHERE, prompts.NOTHING)
+            kinds, placeholder = prompts.styles_of(pipe.domain.class_word), pipe.domain.placeholder
+            plain = prompts.compose(pipe.domain.class_word, placeholder, kinds[0], prompts.NOWHERE, prompts.NOTHING)
             typed = (prompt or "").strip() not in ("", composed)
             text = gr.update(label=_prompt_label(placeholder), **({} if typed else {"value": plain}))
             style, guidance = gr.update(choices=kinds, value=kinds[0]), pipe.generate_config.guidance_scale
@@ -457,7 +457,7 @@ class _Events:
         """The prompt of the chips, and the same to know it by."""
         with _explained():
             kind = self.studio.pipe(domain).domain
-            text = prompts.compose(kind.name, kind.placeholder, style, place, worn)
+            text = prompts.compose(kind.class_word, kind.placeholder, style, place, worn)
             return text, text
 
     def draw(

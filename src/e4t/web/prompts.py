@@ -26,15 +26,15 @@ NOTHING = "nothing"
 WORN = {NOTHING: "", "sunglasses": " wearing sunglasses", "crown": " wearing a crown"}
 
 
-def styles_of(domain: str) -> list[str]:
+def styles_of(class_word: str) -> list[str]:
     """The first row of chips: styles of a subject, or subjects of a style."""
-    return list(ART_STYLES if domain == "art" else STYLES)
+    return list(ART_STYLES if class_word == "art" else STYLES)
 
 
-def compose(domain: str, placeholder: str, style: str, place: str, worn: str) -> str:
+def compose(class_word: str, placeholder: str, style: str, place: str, worn: str) -> str:
     """("face", "S*", "watercolour", "snow", "nothing") → "a watercolour of S* in the snow"."""
     where, what = PLACES.get(place, ""), WORN.get(worn, "")
-    if domain == "art":
+    if class_word == "art":
         template = ART_STYLES.get(style, ART_STYLES["a face"])
         return template.replace("{place}", what + where).replace("{}", placeholder)
     return STYLES.get(style, STYLES[PLAIN]).replace("{}", placeholder) + what + where

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from e4t.errors import CheckpointError
+from e4t.writing import slug
 
 _PREVIEW = "preview.jpg"
 
@@ -46,7 +46,7 @@ class Shelf:
 
     def place(self, name: str) -> Path:
         """Where a new concept of this name goes. Raises CheckpointError for no name, and for one that is taken."""
-        plain = "-".join(re.findall(r"\w+", name.lower()))[:60]
+        plain = slug(name)
         if not plain:
             raise CheckpointError("the concept needs a name of letters or digits")
         if (self.folder / plain).exists():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import queue
-import re
 import shutil
 import threading
 import time
@@ -21,9 +20,10 @@ from e4t.checkpoint import Concept
 from e4t.config import GenerateConfig
 from e4t.errors import ConfigError, E4TError, MismatchError, out_of_memory
 from e4t.export import export
-from e4t.provenance import drawing, picture_notes
+from e4t.provenance import picture_notes
 from e4t.web.scratch import Scratch
 from e4t.web.shelf import Shelf
+from e4t.writing import slug
 
 if TYPE_CHECKING:
     from e4t.pipeline import E4TPipeline
@@ -111,6 +111,8 @@ class Studio:
     def pipe(self, domain: str) -> E4TPipeline:
         if domain not in self.domains:
             raise ConfigError(f"the page has no domain {domain[:60]!r}; choose one of the list")
+        if domain in self._pipes:  # nobody waits for another domain to be loaded
+            return self._pipes[domain]
         with self._loading:
             if domain not in self._pipes:
                 with self._turn:  # loading changes things that drawing depends on
@@ -186,26 +188,14 @@ class Studio:
         negative = request.negative_prompt.strip() or None
         with self._turn:
             drawn = pipe(request.prompt, concept=concept, negative_prompt=negative, config=settings)
-            scheduler = settings.scheduler or type(pipe.stock.scheduler).__name__
         folder = self._scratch.new_folder(work.folder)
         paths = []
-        for image, seed in zip(drawn.images, drawn.seeds, strict=True):
-            made = drawing(
-                request.prompt,
-                negative_prompt=negative,
-                settings=settings.to_dict(),
-                seed=seed,
-                size=image.size,
-                scheduler=scheduler,
-                base=pipe.model.base.name,
-                concept=work.name if concept else None,
-                domain=pipe.model.domain_id,
-                steps=concept.steps if concept else 0,
-            )
-            stem = "-".join(re.findall(r"\w+", request.prompt.lower()))[:60] or "picture"
+        stem = slug(request.prompt) or "picture"
+        for image, seed, made in zip(drawn.images, drawn.seeds, drawn.made, strict=True):
             paths.append(folder / f"{stem}-{seed}{'' if concept else '-without'}.png")
+            notes = picture_notes({**made, "concept": work.name if concept else None})
             with self._scratch.writing():
-                image.save(paths[-1], pnginfo=picture_notes(made))
+                image.save(paths[-1], pnginfo=notes)
         return paths
 
     # Keeping
