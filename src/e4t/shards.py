@@ -100,8 +100,8 @@ class ShardStream:
     """Samples by position, to be asked for in rising order; what was asked for stays at hand until `release`.
 
     ``sizes`` are the samples in each shard, as far as they are known: pairs of an epoch and the number from there on,
-    of which there are several where it has changed. Handed to another stream, they spare it reading what lies before its first
-    position. ``broken`` are shards that ended early, and why, and ``unreachable`` those of them that may be whole, but
+    of which there are several where it has changed. Handed to another stream, they spare it reading what lies before
+    its first position. ``broken`` are shards that ended early, and why, and ``unreachable`` those of them that may be whole, but
     not here and now; one that comes from elsewhere is fetched again before it counts as either. Keys are URLs without
     their queries (`bare`).
     """
@@ -188,7 +188,7 @@ class ShardStream:
 
     def _changes(self, name: str) -> dict[int, int]:
         """The sizes a shard has had, by the epoch they were met in first; empty if none is known."""
-        return {epoch: size for epoch, size in self.sizes.get(name, ())}
+        return {pair[0]: pair[1] for pair in self.sizes.get(name, ())}
 
     def _learn(self, name: str, epoch: int, size: int) -> None:
         changes = {since: one for since, one in self._changes(name).items() if since <= epoch}
