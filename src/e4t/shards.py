@@ -101,9 +101,9 @@ class ShardStream:
 
     ``sizes`` are the samples in each shard, as far as they are known: pairs of an epoch and the number from there on,
     of which there are several where it has changed. Handed to another stream, they spare it reading what lies before
-    its first position. ``broken`` are shards that ended early, and why, and ``unreachable`` those of them that may be whole, but
-    not here and now; one that comes from elsewhere is fetched again before it counts as either. Keys are URLs without
-    their queries (`bare`).
+    its first position. ``broken`` are shards that ended early, and why, and ``unreachable`` those of them that may be
+    whole, but not here and now; one that comes from elsewhere is fetched again before it counts as either. Keys are
+    URLs without their queries (`bare`).
     """
 
     urls: Sequence[str]
