@@ -58,7 +58,7 @@ def test_masks_and_captions_of_a_folder_belong_to_its_pictures_and_what_is_left_
     (folder / "more").mkdir(parents=True)
     for name in ("anna.jpg", "anna-mask.png", "rex.png", "eve-MASK.png", "IMG_1.HEIC", "notes", ".hidden.txt"):
         (folder / name).touch()
-    said = r"other kinds than .*: 2 \(.heic, no ending\); sub-folders: 1; masks without a picture: 1 \(eve\)"
+    said = r"other kinds than .*: 2 \(.heic, no ending\); sub-folders: 1; masks without a picture: 1 \(eve-MASK.png\)"
     with pytest.warns(UserWarning, match=said):
         entries = read_entries(folder, tmp_path / "out", domain="face", mask="auto")
     assert [(entry.image.name, entry.mask) for entry in entries] == [

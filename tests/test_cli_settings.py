@@ -68,7 +68,7 @@ def test_views_that_no_picture_has_are_refused_at_once(
         ("personalize nowhere nothing.png --output x", "there is no picture"),
         ("demo --image nothing.png", "there is no picture"),
         ("demo --steps -1", "0 or more"),
-        ("evaluate nowhere --count 0", "1 or more"),
+        ("evaluate nowhere --count 0", "2 or more"),
         ("evaluate nowhere --steps 0 -1", "0 or more"),
         ("generate nowhere S* --num-images 0", "1 or more"),
         ("pretrain nowhere --domain face --base nowhere --output x", "nowhere"),
