@@ -14,7 +14,16 @@ from PIL import Image
 
 from e4t import Concept, E4TPipeline
 from e4t.config import PretrainConfig
-from e4t.evaluation.evaluate import PROMPTS, Drawer, Examination, input_picture, learn, prompts_of, score
+from e4t.evaluation.evaluate import (
+    PROMPTS,
+    Drawer,
+    Examination,
+    input_caption,
+    input_picture,
+    learn,
+    prompts_of,
+    score,
+)
 from e4t.evaluation.judge import Judge
 from e4t.evaluation.transfer import OtherDrawings
 from e4t.tiny.world import identity
@@ -96,7 +105,7 @@ def test_a_concept_is_worth_something_on_other_drawings_of_its_own(pipe: E4TPipe
     assert drawings.loss(0, None) == bare  # taken off again
 
 
-@pytest.mark.parametrize(("kind", "count"), [("face", 12), ("cat", 24)])  # cats differ more from one another
+@pytest.mark.parametrize(("kind", "count"), [("face", 12), ("cat", 24), ("art", 12)])  # cats differ more
 def test_joint_success_stays_above_its_floor(kind: str, count: int) -> None:
     """The whole job on the unseen: the right one of 20 twins and all that was prompted, in 5 steps."""
     published = json.loads((RESULTS / f"tiny-{kind}.json").read_text())
@@ -107,7 +116,8 @@ def test_joint_success_stays_above_its_floor(kind: str, count: int) -> None:
     drawer = Drawer(pipe, prompts, 0, published["num_inference_steps"])
     pictures = []
     for number, subject in enumerate(subjects):
-        concept = learn(pipe, *input_picture(subject), (5,))[5]
+        caption = input_caption(subject, "S*") if published.get("use_caption") else None
+        concept = learn(pipe, *input_picture(subject), (5,), caption=caption)[5]
         pictures.append(drawer.generate(drawer.texts(subject), concept, 1000 * number))
     examination = Examination(judge.layout, subjects, prompts, judge.readable, "floor")
     assert score(examination, judge.read(np.concatenate(pictures))).joint.mean() >= floor

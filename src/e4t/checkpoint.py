@@ -451,7 +451,7 @@ tags: [text-to-image, diffusers, personalization, e4t]
 # Domain “{domain.name}”
 
 Encoder and weight offsets (encoder-based domain tuning, arXiv 2302.12228) for the base model `{base}`,
-pre-trained for {steps} steps. One image of a {domain.class_word} becomes the word `{domain.placeholder}`:
+pre-trained for {steps} steps. One image becomes the word `{domain.placeholder}`:
 
 ```python
 from e4t import E4TPipeline
