@@ -31,7 +31,7 @@ def test_timesteps_have_bounds(name, value):
 def test_a_caption_is_a_line_of_text():
     config = PersonalizeConfig().updated({"caption": " S* in\n a red hat "})
     assert config.caption == "S* in a red hat"
-    assert config.updated({"caption": "  "}).caption is None
+    assert {config.updated({"caption": blank}).caption for blank in ("  ", "none", " None\n")} == {None}
     with pytest.raises(ConfigError, match=r"caption is .*, which no file of text can hold"):
         config.updated({"caption": "S* \ud800"})
     with pytest.raises(ConfigError, match="caption is 3; it must be of type"):

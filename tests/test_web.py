@@ -488,7 +488,9 @@ def test_a_new_picture_starts_with_the_whole_of_it(events: Any, tmp_path: Path) 
 
 
 def test_another_domain_resets_the_chips_and_keeps_what_was_typed(events: Any) -> None:
-    style, place, worn, prompt, composed, guidance = events.in_domain("art", "a photo of S*", "a photo of S*")
+    style, place, worn, prompt, composed, guidance, caption = events.in_domain("art", "a photo of S*", "a photo of S*")
+    assert caption["placeholder"] == "S* in a red hat, or a cat in the style of S*"
+    assert "value" not in caption
     assert (style["value"], place, worn) == ("a face", prompts.NOWHERE, prompts.NOTHING)
     assert prompt["value"] == composed == "a face in the style of S*"
     assert prompt["label"] == "Prompt (S* is the concept)"

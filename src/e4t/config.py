@@ -273,10 +273,11 @@ class PersonalizeConfig(Section):
     def updated(self, values: Mapping[str, Any]) -> Self:
         """As usual, and ``steps`` may be "auto": at most 15, and fewer where the image is learned before.
 
-        A number of steps is meant: it takes "auto" back. A caption is one line of text; a blank one is none.
+        A number of steps is meant: it takes "auto" back. A caption is a line of text; a blank one, or "none", is none.
         """
         if isinstance(caption := values.get("caption"), str):
-            values = {**values, "caption": " ".join(caption.split()) or None}
+            line = " ".join(caption.split())
+            values = {**values, "caption": line if line.lower() not in ("", "none") else None}
         if "steps" in values:
             auto = values["steps"] == "auto"
             values = {"automatic": auto, **values, **({"steps": _MOST_STEPS} if auto else {})}

@@ -217,8 +217,7 @@ class Personalize:
     def _given(self) -> dict[str, Any]:
         names = ("steps", "batch_size", "accumulation", "learning_rate", "memory", "mixed_precision", "seed")
         given = {name: getattr(self, name) for name in (*names, "gradient_checkpointing")}
-        caption = None if self.caption == "none" else self.caption
-        return given | {"caption": caption, "optimizer": optimizer_of(self.use_8bit_adam)}
+        return given | {"caption": self.caption, "optimizer": optimizer_of(self.use_8bit_adam)}
 
 
 @dataclass(frozen=True)

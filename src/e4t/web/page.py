@@ -114,7 +114,7 @@ def build(studio: Studio) -> Any:
         gr.Markdown(_WELCOME, elem_id="intro")
         with gr.Row():
             with gr.Column(min_width=320):
-                parts = _picture(studio) | _tuning()
+                parts = _picture(studio) | _tuning(studio)
             with gr.Column(min_width=320):
                 parts |= _prompt(studio)
                 parts |= _shelf(studio)
@@ -170,13 +170,20 @@ def _picture(studio: Studio) -> dict[str, Any]:
     }
 
 
-def _tuning() -> dict[str, Any]:
+def _caption_hints(placeholder: str) -> dict[str, str]:
+    return {
+        "info": f"Put {placeholder} where your concept is. What else you name is left to the words.",  # 2 * are italics
+        "placeholder": f"{placeholder} in a red hat, or a cat in the style of {placeholder}",
+    }
+
+
+def _tuning(studio: Studio) -> dict[str, Any]:
+    placeholder = studio.pipe(studio.domains[0]).domain.placeholder
     with gr.Column(elem_classes="stage"):
         gr.Markdown("## 2. Personalize")
         caption = gr.Textbox(
+            **_caption_hints(placeholder),
             label="What the picture shows (not needed)",
-            info="Put S* where your concept is. What else you name is left to the words.",  # two * would be italics
-            placeholder="S* in a red hat, or a cat in the style of S*",
             max_length=_MOST_CAPTION,
             elem_id="caption",
         )
@@ -367,10 +374,10 @@ class _Events:
             crop = Crop.around(square, image.size)
             return crop.size, crop.across, crop.down
 
-    _PROMPTING = ("style", "place", "worn", "prompt", "composed", "guidance")
+    _PROMPTING = ("style", "place", "worn", "prompt", "composed", "guidance", "caption")
 
     def in_domain(self, domain: str, prompt: str | None, composed: str) -> tuple[Any, ...]:
-        """The chips as at the start and the prompt they make; one that was typed stays."""
+        """The chips as at the start and the prompt they make, if none was typed; and the placeholder in all hints."""
         with _explained():
             pipe = self.studio.pipe(domain)
             kinds, placeholder = prompts.styles_of(pipe.domain.class_word), pipe.domain.placeholder
@@ -378,7 +385,8 @@ class _Events:
             typed = (prompt or "").strip() not in ("", composed)
             text = gr.update(label=_prompt_label(placeholder), **({} if typed else {"value": plain}))
             style, guidance = gr.update(choices=kinds, value=kinds[0]), pipe.generate_config.guidance_scale
-            return style, prompts.NOWHERE, prompts.NOTHING, text, plain, guidance
+            hints = gr.update(**_caption_hints(placeholder))
+            return style, prompts.NOWHERE, prompts.NOTHING, text, plain, guidance, hints
 
     # Tuning
 
