@@ -512,7 +512,7 @@ def test_reopening_a_concept_of_another_domain_sets_the_page_up_for_it(events: A
     reopened, domain, style, prompt = opened[0], opened[4], opened[5], opened[8]
     assert (reopened.domain, domain, style["value"]) == ("face", "face", "photo")
     assert "value" not in prompt
-    assert events.reopen("anna", reopened, "face", "typed", "")[5:] == (gradio.skip(),) * 6
+    assert events.reopen("anna", reopened, "face", "typed", "")[5:] == (gradio.skip(),) * 7
 
 
 def test_a_concept_is_not_drawn_with_the_prompt_of_another_domain(events: Any, work: Work) -> None:
