@@ -99,7 +99,8 @@ def domain_of(config: BudgetConfig, settings: dict[str, Any], steps: int, count:
     """The domain that had this budget: the one that is there already for the whole, else a new one in ``folder``."""
     if config.whole and (steps, count) == (settings["pretrain"]["steps"], max(config.pictures)):
         return config.whole
-    train(config, settings, steps, count, folder)
+    if not (folder / "config.json").exists():
+        train(config, settings, steps, count, folder)
     return folder
 
 

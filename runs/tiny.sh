@@ -20,9 +20,10 @@
 #   python -m e4t.tiny.train WORK --initial THIRD/tiny --base-steps 4500 --text-steps 2250 --clip-steps 3000
 #
 # On one core of a server with bfloat16 a step of the base takes 1.1 to 1.3 s, of CLIP 0.7 s, of a judge 0.25 to 0.35 s;
-# drawing 90,000 pictures half an hour, a domain of 1,200 steps 14 minutes. By these rates the four turns took 7 hours of
-# one core for the base (21,550 steps of 64 pictures), 1.3 for CLIP and 2.7 for the two judges of faces. Those of cats and
-# art, on a server without bfloat16, took 1.6 and 1.8 hours more (1.0 to 1.7 s a step).
+# drawing 90,000 pictures half an hour, a domain of 1,200 steps 14 minutes. By these rates all turns took 7 hours of one
+# core for the base (21,550 steps of 64 pictures), 1.7 for CLIP (8,900 steps) and 2.7 for judges 1 and 2 of faces (12,000
+# and 20,200 steps). Those of cats and art, on a server without bfloat16, took 1.6 and 1.8 hours more (1.0 to
+# 1.7 s a step).
 #
 # The rate of a training falls at its end, so stopping on the way and asking for more steps then is not quite the same
 # as asking for all at once: judge 1 stopped at 5,000 steps, and judge 2 at 8,000, 12,500 and 15,700, until when it knew

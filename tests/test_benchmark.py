@@ -224,6 +224,7 @@ def test_what_diverges_is_the_worst_and_ends_nothing(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(baselines.Tuned, "learn", learn)
     rows = list(search(DrawnContest("tiny-face", replace(SMALL, seeds=1)), "Textual Inversion", (1,)))
     assert [row["residual_learning_rate"] for row in rows if row.get("diverged")] == [0.1, 0.3]
+    assert [row["steps"] for row in rows] == [1] * len(rows)
     assert best(rows)["residual_learning_rate"] < 0.1
     assert 0.9 not in tried
 

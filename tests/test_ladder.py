@@ -163,14 +163,14 @@ def test_what_is_free(tiny_model):
     assert free_memory(torch.device("cpu")) > 2**20
 
 
-@pytest.mark.parametrize(("limit", "left"), [("1000000", 600_000), ("max", None), ("100", 0), (None, None)])
+@pytest.mark.parametrize(("limit", "left"), [("1000000\n", 650_000), ("max\n", None), ("100\n", 0), (None, None)])
 def test_a_container_has_what_its_limit_leaves(monkeypatch, limit, left):
-    files = {"/sys/fs/cgroup/memory.max": limit, "/sys/fs/cgroup/memory.current": "400000\n"}
+    files = {"memory.max": limit, "memory.current": "400000\n", "memory.stat": "anon 7\ninactive_file 50000\n"}
 
     def read(path):
-        if files[str(path)] is None:
+        if files[path.name] is None:
             raise FileNotFoundError(path)
-        return files[str(path)]
+        return files[path.name]
 
     monkeypatch.setattr(Path, "read_text", read)
     assert available_memory() == left if left is not None else available_memory() > 2**20

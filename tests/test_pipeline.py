@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -133,6 +134,22 @@ def test_without_a_concept_it_is_the_stock_pipeline(pipe):
         generator=torch.Generator().manual_seed(5),
     ).images[0]
     assert np.abs(drawn - np.asarray(stock, dtype=float)).max() <= 1
+
+
+def test_every_picture_says_how_it_was_made(pipe, concept):
+    output = pipe(
+        ["S*", "S* at sea"], concept=concept, negative_prompt=["", "blue"], num_images=2, seed=3, strength=0.5
+    )
+    assert [(made["prompt"], made["negative_prompt"], made["seed"]) for made in output.made] == [
+        ("S*", "", 3),
+        ("S*", "", 4),
+        ("S* at sea", "blue", 5),
+        ("S* at sea", "blue", 6),
+    ]
+    assert {(made["steps"], made["strength"], made["width"]) for made in output.made} == {(concept.steps, 0.5, 16)}
+    (bare,) = pipe("S*", num_inference_steps=1).made
+    assert (bare["steps"], bare["negative_prompt"], bare["concept"]) == (0, None, None)
+    assert json.loads(json.dumps(bare)) == bare
 
 
 def test_negative_prompt_seed_and_strength_matter(pipe, concept):

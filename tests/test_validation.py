@@ -14,9 +14,11 @@ from PIL import Image
 from bases import save_folder
 from conftest import build_backbone
 from e4t import cli
+from e4t.cli import tracking
+from e4t.cli.tracking import Tracking
 from e4t.config import PretrainConfig
 from e4t.domain import Domain
-from e4t.errors import ConfigError, DataError
+from e4t.errors import ConfigError, DataError, TrainingError
 from e4t.pretrain import Pretraining
 from e4t.validation import Validation, ValidationConfig
 from packed import write_shards
@@ -120,6 +122,28 @@ def test_a_cache_is_looked_at_with_a_cache(make_backbone, image_folder, tmp_path
     )
     with pytest.raises(DataError, match="has to be a cache if the training's data is one, and only then"):
         Validation(training, cache, tmp_path / "seen", LOOKS)
+
+
+def test_trackers_end_also_where_training_fails(tmp_path, monkeypatch):
+    ended = []
+
+    class Tracked:
+        def __init__(self, **_):
+            pass
+
+        def init_trackers(self, *_, **__):
+            pass
+
+        def end_training(self):
+            ended.append(True)
+
+    monkeypatch.setattr("accelerate.Accelerator", Tracked)
+    monkeypatch.setattr(tracking, "require_extra", lambda *_: None)
+    with pytest.raises(TrainingError), Tracking.running("tensorboard", tmp_path, {"steps": 2}):
+        raise TrainingError("no number")
+    assert ended == [True]
+    with Tracking.running(None, tmp_path, {}) as nothing:
+        nothing.log({"loss": 1.0}, 1)
 
 
 def test_scores_reach_tensorboard_and_weights_and_biases(image_folder, tmp_path, monkeypatch):

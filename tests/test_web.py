@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,29 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     studio = Studio(["face"], shelf, lambda name: pipe)
     yield studio
     studio.close()
+
+
+def test_who_has_a_model_waits_for_nobody_who_loads_another(tmp_path: Path) -> None:
+    pipe, loading = face_pipeline(), threading.Event()
+    goes_on = threading.Event()
+
+    def load(name: str) -> E4TPipeline:
+        if name == "slow":
+            loading.set()
+            goes_on.wait(60)
+        return pipe
+
+    both = Studio(["face", "slow"], Shelf(tmp_path, lambda folder, domain: None), load)
+    both.pipe("face")
+    other = threading.Thread(target=both.pipe, args=("slow",))
+    other.start()
+    try:
+        assert loading.wait(60)
+        assert both.pipe("face") is pipe  # with the lock of loading taken
+    finally:
+        goes_on.set()
+        other.join()
+        both.close()
 
 
 def noise(seed: int) -> Image.Image:

@@ -116,10 +116,10 @@ class _Clock:
         return self.stages[-1]
 
 
-def example_pictures(domain: str) -> list[Path]:
-    """The shipped pictures of a domain: concepts that nothing here was trained on."""
+def example_pictures(kind: str) -> list[Path]:
+    """The shipped pictures of "face", "cat" or "art": concepts that nothing here was trained on."""
     folder = Path(str(resources.files("e4t.tiny") / "examples"))
-    return sorted(folder.glob(f"{domain}-*.png"))
+    return sorted(folder.glob(f"{kind}-*.png"))
 
 
 def demo(
@@ -188,7 +188,8 @@ def _show(domain: str, pictures: Sequence[Path], settings: _Settings, clock: _Cl
     yield clock.stage(f"{domain}: {len(asked)} pictures of the bare class word")
     concepts: list[Shown] = []
     for path in chosen:
-        image, mask, caption = load_image(path), mask_of(path), caption_of(path)
+        image, mask, said = load_image(path), mask_of(path), caption_of(path)
+        caption = said.replace("S*", kind.placeholder) if said is not None else None
         untuned = pipe.personalize(image, steps=0)
         tuned = pipe.personalize(
             image,
@@ -224,7 +225,7 @@ def mask_of(picture: Path) -> Image.Image | None:
 
 
 def caption_of(picture: Path) -> str | None:
-    """What an example shows beside its style, "a cat in the rain in the style of S*"; None for any other picture."""
+    """What a picture shows beside its style, "a cat in the rain in the style of S*", where that lies by its truth."""
     return caption_beside(picture.parent / "truth" / picture.name)
 
 

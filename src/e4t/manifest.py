@@ -115,7 +115,8 @@ def _pictures(folder: Path, masks: bool, captions: bool) -> Iterator[tuple[str, 
     pictures = with_masks(known)
     stems = {path.stem for path in pictures}
     beside = [path for path in shown if path.suffix == ".txt" and path.stem in stems]
-    lonely = [path.name for path in known if path not in pictures and path not in pictures.values()]
+    used = {*pictures, *pictures.values()}
+    lonely = [path.name for path in known if path not in used]
     _say_what_is_left_out(folder, shown, [*known, *beside], lonely)
     for path, mask in pictures.items():
         given = {

@@ -189,16 +189,18 @@ def free_memory(device: torch.device, model: E4TModel | None = None) -> int:
 
 
 def available_memory() -> int:
-    """Bytes of this machine, or what the container it is leaves."""
+    """Bytes of this machine, or what the limit of its control group (version 2) leaves: what a container may have."""
     import psutil
 
-    available = int(psutil.virtual_memory().available)
+    available, group = int(psutil.virtual_memory().available), Path("/sys/fs/cgroup")
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
+        limit = int((group / "memory.max").read_text())  # or "max"
+        used = int((group / "memory.current").read_text())
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        kept = int(counts["inactive_file"])  # what was read from files, and makes room when asked to
+    except (OSError, ValueError, KeyError):
         return available
-    return available if limit == "max" else min(available, max(0, int(limit) - used))
+    return min(available, max(0, limit - used + kept))
 
 
 def described(config: PersonalizeConfig, need: Need) -> str:

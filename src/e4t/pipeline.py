@@ -45,7 +45,7 @@ class Output:
 
     images: list[Image.Image]
     seeds: list[int]  # that each was drawn with
-    made: list[dict[str, Any]]  # how each was drawn: everything it takes to draw it again, ready for JSON
+    made: list[dict[str, Any]]  # how each was drawn, but for what its concept is called; ready for JSON
 
 
 @dataclass

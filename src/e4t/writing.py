@@ -89,7 +89,9 @@ def replaceable(place: Path, refusal: type[E4TError] = CheckpointError) -> Path:
 def require_room(folder: Path, refusal: type[E4TError] = CheckpointError) -> None:
     """Raises ``refusal`` where nothing can be written into a folder, before work is spent on what it is to hold."""
     whole = folder.absolute()
-    there = next(path for path in (whole, *whole.parents) if path.exists())
+    there = next((path for path in (whole, *whole.parents) if path.exists()), None)
+    if there is None:
+        raise refusal(f"'{folder}' cannot be written: there is no disk of that name")
     if not there.is_dir():
         raise refusal(f"'{folder}' cannot be written: '{there}' is a file")
     if not os.access(there, os.W_OK | os.X_OK):
@@ -123,11 +125,12 @@ def _exchange(new: Path, place: Path, own: Collection[str]) -> None:
         _sync(place.parent)
         return
     old = _beside(place, ".old")
-    place.rename(old)
     try:
+        place.rename(old)
         new.rename(place)
     except BaseException:
-        old.rename(place)
+        if old.exists() and not place.exists():
+            old.rename(place)
         raise
     for entry in old.iterdir():
         if entry.name not in own and not (place / entry.name).exists():

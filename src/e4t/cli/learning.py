@@ -152,7 +152,7 @@ class Personalize:
 
         if self.mask not in (None, "auto", "none"):
             raise ConfigError("a mask is of one picture: of many, name each after its own (anna-mask.png for anna.jpg)")
-        captions = self.caption != "none"
+        captions = (self.caption or "").strip().lower() != "none"
         entries = read_entries(self.image, self.output, domain=self.domain, mask=self.mask, captions=captions)
         if captioned := sum("caption" in entry.overrides for entry in entries):
             get_console().print(f"captions of their own: {captioned} of {len(entries)} pictures")

@@ -82,8 +82,7 @@ class Benchmark:
         plan = PLANS[self.size].updated(given)
         usual = plan.domains if "domains" in given else tuple(name for name in plan.domains if name in shipped())
         domains = each(self.domain) or usual
-        chosen = each(self.domain) or "domains" in given
-        if (self.images or self.domain_base) and not (chosen and len(domains) == 1):
+        if len(domains) > 1 and (self.images or self.domain_base):
             raise ConfigError("--images and --domain-base are of one domain: say which with --domain")
         for option, used in (("--faces", self.faces), ("--prompts", each(self.prompts))):
             if used and not self.images:

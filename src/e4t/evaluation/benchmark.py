@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -125,6 +126,9 @@ def compare(make: Sequence[Callable[[], Contest]], output: Path, *, processes: i
     from e4t.evaluation.report import figures, write
 
     benchmarks = [Benchmark(one(), output / "records") for one in make]
+    for benchmark in benchmarks:
+        if left_out := ", ".join(benchmark.lineup.left_out):
+            warnings.warn(f"left out of {benchmark.contest.name}, for want of what they need: {left_out}", stacklevel=2)
     jobs = [Job(place, *pair) for place, benchmark in enumerate(benchmarks) for pair in benchmark.missing()]
     finished, left, clock = [], list(jobs), _Clock()
     run = _together(make, output / "records", processes, jobs) if processes > 1 else _one_by_one(benchmarks, jobs)

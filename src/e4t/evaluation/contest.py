@@ -41,8 +41,9 @@ from e4t.evaluation.evaluate import (
 from e4t.evaluation.judge import RESOLUTION, Judge
 from e4t.evaluation.similarity import Clip, Faces
 from e4t.evaluation.truth import Readings
-from e4t.images import SUFFIXES, load_image, load_mask
+from e4t.images import SUFFIXES, load_image
 from e4t.models.text import class_token
+from e4t.photos import fitting_mask
 from e4t.pictures import with_masks
 from e4t.pipeline import E4TPipeline
 from e4t.provenance import image_digest
@@ -400,8 +401,8 @@ class OwnContest(Contest):
         return min(map(len, self.concepts)) >= count
 
     def examples(self, number: int, count: int) -> list[Example]:
-        given = self.concepts[number][:count]
-        return [Example(load_image(path), load_mask(mask) if mask else None) for path, mask in given]
+        given = [(load_image(path), mask) for path, mask in self.concepts[number][:count]]
+        return [Example(image, fitting_mask(mask, image) if mask else None) for image, mask in given]
 
     def texts(self, number: int) -> list[str]:
         return self.prompts

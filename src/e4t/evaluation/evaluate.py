@@ -395,12 +395,12 @@ class Evaluation:
 
     def write(self, output: Path) -> list[Path]:
         """Write ``output`` (.json) and, beside it, .md and .png; returns the three paths."""
-        paths = [output, output.with_suffix(".md"), output.with_suffix(".png")]
-        with new_files(paths) as (report, table, sheet):
-            report.write_text(json.dumps(self.report, indent=2, ensure_ascii=False) + "\n")
-            table.write_text(markdown(self.report))
+        paths = [output.with_suffix(".md"), output.with_suffix(".png"), output]  # where the report is, all of it is
+        with new_files(paths) as (table, sheet, report):
+            table.write_text(markdown(self.report), encoding="utf-8")
             self.sheet.save(sheet, "PNG")
-        return paths
+            report.write_text(json.dumps(self.report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return [output, *paths[:2]]
 
 
 def evaluate(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 import tyro
 
 from e4t.errors import ConfigError, TrainingError
+from e4t.evaluation.baselines import Example, Learned, Personalizer
 from e4t.evaluation.contest import DrawnContest, Plan
 from e4t.evaluation.evaluate import DRAWINGS, Examination, score
 from e4t.evaluation.judge import Judge
@@ -51,7 +53,7 @@ class SearchConfig:
     concepts: int = 6
     prompts: int = 6
     steps: tuple[int, ...] = (20, 40, 80, 160)
-    our_steps: tuple[int, ...] = (2, 5, 10)
+    our_steps: tuple[int, ...] = (2, 5, 10, 15)
     num_inference_steps: int = 16
     device: str = "cpu"
 
@@ -76,11 +78,7 @@ def search(contest: DrawnContest, method: str, steps: tuple[int, ...]) -> Iterat
     waiting = list(rates)
     while waiting:
         rate = waiting.pop(0)
-        try:
-            tried = list(_tried(contest, examination, method, {name: rate}, steps))
-        except TrainingError:  # its loss is no number any more: too fast
-            tried = [{name: rate, "steps": max(steps), **_DIVERGED}]
-        for row in tried:
+        for row in _tried(contest, examination, method, {name: rate}, steps):
             row["identity"] = round(row["identity"] / ceiling, 4)
             rows.append(row)
             yield row
@@ -107,10 +105,14 @@ def _tried(
     read: dict[int, list[Any]] = {}
     seconds: dict[int, list[float]] = {}
     for number in range(contest.size):
-        for learned in learner.learn(contest.examples(number, learner.examples), steps):
+        for learned in _while_it_learns(learner, contest.examples(number, learner.examples), steps):
             read.setdefault(learned.steps, []).append(contest.record(method, number, learned).readings)
             seconds.setdefault(learned.steps, []).append(learned.seconds)
-    for count, readings in read.items():
+    for count in steps:
+        readings = read.get(count, [])
+        if len(readings) < contest.size:
+            yield {**settings, "steps": count, **_DIVERGED}
+            continue
         table = score(examination, joined(readings))
         yield {
             **settings,
@@ -120,6 +122,14 @@ def _tried(
             "prompt_accuracy": round(float(table.found.mean()), 4),
             "seconds": round(float(np.median(seconds[count])), 2),
         }
+
+
+def _while_it_learns(learner: Personalizer, examples: list[Example], steps: tuple[int, ...]) -> list[Learned]:
+    """What is learned after each of ``steps``, up to where the loss is no number any more."""
+    for end in range(len(steps), 0, -1):
+        with suppress(TrainingError):
+            return learner.learn(examples, steps[:end])
+    return []
 
 
 def best(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -139,12 +149,13 @@ def effort(config: SearchConfig, contest: DrawnContest) -> dict[str, Any]:
         "namespace": contest.plan.namespace,
         "concepts": config.concepts,
         "prompts": config.prompts,
+        "steps": {"ours": list(config.our_steps), "others": list(config.steps)},
         "sampling": contest.sampling,
     }
 
 
 def main(config: SearchConfig) -> None:
-    """Search method by method; the file is written after each, and the rows beside it, so that it can be stopped.
+    """Search method by method; both files are written after each, so that it can be stopped.
 
     Raises ConfigError rather than to put rows of another effort beside those that are there.
     """
@@ -170,14 +181,15 @@ def main(config: SearchConfig) -> None:
         raise ConfigError(f"'{config.rows}' has rows of a {kind} that came about otherwise; move it away first")
     for method in methods:
         rows = []
-        for row in search(contest, method, config.our_steps if method == OURS else config.steps):
+        steps = config.our_steps if method == OURS else config.steps
+        for row in search(contest, method, steps):
             rows.append(row)
             print(json.dumps({"method": method, **row}), flush=True)
         here["rows"][method] = rows
+        if best(rows)["steps"] == max(steps):
+            print(f"{method} is best after the most steps that were tried: more may be better", flush=True)
         if method != OURS:
             found.setdefault(base, {}).setdefault(kind, {})[method] = best(rows)
-            if best(rows)["steps"] == max(config.steps):
-                print(f"{method} is best after the most steps that were tried: more may be better", flush=True)
         with new_files(files) as places:
             for place, content in zip(places, (found, tried), strict=True):
                 place.write_text(json.dumps(content, indent=1) + "\n")
