@@ -219,7 +219,7 @@ def test_what_does_not_fit_is_one_sentence(make_backbone, image_folder, tmp_path
     written(image_folder, backbone, tmp_path / "cache")
     strange = make_backbone()
     torch.nn.init.ones_(strange.unet.conv_in.weight)
-    with pytest.raises(MismatchError, match=r"the cache '.*' was made with the base model 'tiny' \(.*\), but"):
+    with pytest.raises(MismatchError, match=r"the cache '.*' was made for the base model 'tiny' \(.*\), but"):
         data_of(tmp_path / "cache", strange, QUICK)
     blurred = make_backbone()
     torch.nn.init.ones_(blurred.image_encoder.embeddings.patch_embedding.weight)

@@ -125,17 +125,10 @@ def _require_all(files: Sequence[Path], data: ImageData) -> None:
 
 
 def _description(data: ImageData, backbone: Backbone, config: CacheConfig) -> dict[str, Any]:
-    base = BaseModel(
-        backbone.name,
-        backbone.fingerprint,
-        backbone.image_encoder_name,
-        backbone.image_encoder_fingerprint,
-        backbone.reading,
-    )
     return {
         "kind": "cache",
         "format_version": FORMAT_VERSION,
-        "base": base.to_dict(),
+        "base": BaseModel.of(backbone).to_dict(),
         "vae": _plain(dict(backbone.vae.config)),
         "image_encoder": _plain(backbone.image_encoder.config.to_dict()),
         "pictures": {

@@ -54,6 +54,17 @@ class BaseModel:
     image_encoder_fingerprint: str | None = None  # None in folders from before it was recorded
     reading: BaseConfig = field(default_factory=BaseConfig)
 
+    @classmethod
+    def of(cls, backbone: Any) -> BaseModel:
+        """What folders record of an `e4t.backbone.Backbone`."""
+        return cls(
+            backbone.name,
+            backbone.fingerprint,
+            backbone.image_encoder_name,
+            backbone.image_encoder_fingerprint,
+            backbone.reading,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "reading": self.reading.given()}
 

@@ -59,7 +59,7 @@ class E4TModel(nn.Module):
         self.domain = domain
         self.domain_id: str | None = None
         self.embedding_scale = embedding_scale
-        self.base = base_of(backbone)
+        self.base = BaseModel.of(backbone)
         self.class_id = class_token(backbone.tokenizer, domain.class_word)
         self.encoder = _build_encoder(backbone, encoder, heads)
         self.offsets = WeightOffsets(backbone.unet, offsets)
@@ -74,7 +74,7 @@ class E4TModel(nn.Module):
     @classmethod
     def from_domain(cls, backbone: Backbone, trained: TrainedDomain) -> E4TModel:
         """Raises MismatchError if the domain was trained on other weights of the base or of the image encoder."""
-        loaded, owner = base_of(backbone), f"the domain '{trained.domain.name}'"
+        loaded, owner = BaseModel.of(backbone), f"the domain '{trained.domain.name}'"
         trained.base.check(loaded, owner=owner)
         if trained.encoder.use_image:
             trained.base.check_image_encoder(loaded, owner=owner)
@@ -332,17 +332,6 @@ def _only(tensors: Mapping[str, Tensor], name: str) -> Tensor:
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size | None:
     return tensors[name].shape if name in tensors else None
-
-
-def base_of(backbone: Backbone) -> BaseModel:
-    """What folders record of a backbone."""
-    return BaseModel(
-        backbone.name,
-        backbone.fingerprint,
-        backbone.image_encoder_name,
-        backbone.image_encoder_fingerprint,
-        backbone.reading,
-    )
 
 
 def _build_encoder(backbone: Backbone, config: EncoderConfig, heads: Mapping[str, Tensor] | None) -> ConceptEncoder:

@@ -14,6 +14,7 @@ from e4t.backbone import Backbone
 from e4t.batches import batches
 from e4t.cache import CachedData
 from e4t.checkpoint import (
+    BaseModel,
     TrainedDomain,
     TrainingState,
     group,
@@ -25,8 +26,8 @@ from e4t.checkpoint import (
 from e4t.config import PretrainConfig
 from e4t.data import ImageData
 from e4t.domain import Domain
-from e4t.errors import CheckpointError, ConfigError, MismatchError, TrainingError
-from e4t.model import E4TModel, base_of, new_model
+from e4t.errors import CheckpointError, ConfigError, TrainingError
+from e4t.model import E4TModel, new_model
 from e4t.objective import E4TObjective
 from e4t.optimizers import MovingAverage, new_optimizer
 from e4t.processes import Processes
@@ -275,13 +276,10 @@ def data_of(source: str | Path, backbone: Backbone, config: PretrainConfig) -> I
             raise ConfigError(f"'{source}' is no cache, and the base was opened without its autoencoder")
         return pictures_of(source, backbone, config)
     cached = CachedData(source, seed=config.seed)
-    if cached.base.fingerprint != backbone.fingerprint:
-        raise MismatchError(
-            f"the cache '{source}' was made with the base model '{cached.base.name}' ({cached.base.fingerprint}), "
-            f"but '{backbone.name}' ({backbone.fingerprint}) is loaded"
-        )
+    loaded, owner = BaseModel.of(backbone), f"the cache '{source}'"
+    cached.base.check(loaded, owner=owner)
     if config.encoder.use_image:
-        cached.base.check_image_encoder(base_of(backbone), owner=f"the cache '{source}'")
+        cached.base.check_image_encoder(loaded, owner=owner)
     return cached
 
 
