@@ -14,7 +14,8 @@ from e4t.evaluation.evaluate import prompt_text, prompted
 from e4t.evaluation.examples import score_examples, truth_of
 from e4t.evaluation.truth import Readings, Truth
 from e4t.images import load_image
-from e4t.tiny.album import snapshot
+from e4t.pictures import caption_beside
+from e4t.tiny.album import AlbumConfig, snapshot, write_album
 from e4t.tiny.captions import plain_caption
 from e4t.tiny.columns import Layout
 from e4t.tiny.world import Identity, Picture, identity
@@ -72,3 +73,13 @@ def test_artists_are_asked_for_what_can_be_read() -> None:
     artist = identity("demo", 0, "art")
     for text, asked in ART_PROMPTS.items():
         assert prompt_text(artist, asked, "S*") == text
+
+
+def test_an_album_says_what_it_shows_also_of_pictures_that_are_there(tmp_path: Path) -> None:
+    write_album(AlbumConfig(tmp_path, "album-test", 1, "art"))
+    (picture,) = tmp_path.iterdir()
+    drawn = picture.stat().st_mtime_ns
+    write_album(AlbumConfig(tmp_path, "album-test", 1, "art", captions=True))
+    assert picture.stat().st_mtime_ns == drawn
+    assert caption_beside(picture) == plain_caption(snapshot("album-test", 0, "art"), "S*")
+    assert "in the style of S*" in str(caption_beside(picture))

@@ -1,7 +1,7 @@
 """Pictures of individuals as people would bring them: one each, as files.
 
 python -m e4t.tiny.album faces train 4000            # a folder to pre-train a domain on
-python -m e4t.tiny.album art train 4000 --kind art   # of art, one picture by each artist
+python -m e4t.tiny.album art train 4000 --kind art --captions   # one picture by each artist, and what it shows
 python -m e4t.tiny.album examples demo 4 --truth     # with mask, or caption, and the drawn identity
 """
 
@@ -29,6 +29,7 @@ class AlbumConfig:
     count: int
     kind: str = "face"
     size: int = 128
+    captions: bool = False  # also write what a picture shows beside it: "face-00000.txt"
     truth: bool = False  # also write each identity and mask, or an artist's caption, into the sub-folder truth
 
 
@@ -63,10 +64,11 @@ def write_album(config: AlbumConfig) -> None:
     """Draw the album; a picture that exists is kept."""
     config.folder.mkdir(parents=True, exist_ok=True)
     for index in range(config.count):
-        path = config.folder / f"{config.kind}-{index:05d}.png"
+        path, picture = config.folder / f"{config.kind}-{index:05d}.png", snapshot(config.namespace, index, config.kind)
+        if config.captions:
+            path.with_suffix(".txt").write_text(plain_caption(picture, "S*") + "\n")
         if path.exists():
             continue
-        picture = snapshot(config.namespace, index, config.kind)
         drawing = draw(picture, config.size)
         if config.truth:
             _write_truth(path, picture, drawing.mask)
