@@ -37,7 +37,7 @@ def test_the_stretched_are_out_of_range_but_whole() -> None:
 
 def test_a_row_for_every_case_and_picture(tmp_path: Path) -> None:
     class Pipe:
-        domain = SimpleNamespace(name="face", placeholder="S*")
+        domain = SimpleNamespace(class_word="face", placeholder="S*")
 
         def personalize(self, image: Image.Image) -> str:
             return f"{image.width}"
