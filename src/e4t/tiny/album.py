@@ -64,7 +64,10 @@ def write_album(config: AlbumConfig) -> None:
     """Draw the album; a picture that exists is kept."""
     config.folder.mkdir(parents=True, exist_ok=True)
     for index in range(config.count):
-        path, picture = config.folder / f"{config.kind}-{index:05d}.png", snapshot(config.namespace, index, config.kind)
+        path = config.folder / f"{config.kind}-{index:05d}.png"
+        if path.exists() and not config.captions:
+            continue
+        picture = snapshot(config.namespace, index, config.kind)
         if config.captions:
             path.with_suffix(".txt").write_text(plain_caption(picture, "S*") + "\n")
         if path.exists():
