@@ -90,16 +90,30 @@ def load_single_file(base, path, embedding):
     return stock
 
 
-def load_diff(base, path, embedding):
-    """As web UIs do it: find every layer by its path with underscores, and add."""
+KINDS = {"diff": "weight", "diff_b": "bias", "w_norm": "weight", "b_norm": "bias"}
+
+
+def load_diff(base, path, embedding, last_norm="lora_unet_conv_norm_out"):
+    """As web UIs do it: find every layer by its path with underscores, and add.
+
+    AUTOMATIC1111 wants "diff" with or without "diff_b", or "w_norm" and "b_norm", and knows the last norm by another
+    name, as ``last_norm`` says.
+    """
     stock = load_folder(base)
     layers = {"lora_unet_" + path.replace(".", "_"): layer for path, layer in stock.unet.named_modules()}
+    layers[last_norm] = layers.pop("lora_unet_conv_norm_out")
     for name, layer in stock.text_encoder.named_modules():
         layers["lora_te_text_model_" + name.removeprefix("text_model.").replace(".", "_")] = layer
+    of_layers: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in numbers(path).items():
         name, kind = key.split(".")
-        assert kind == "diff"
-        layers[name].weight.data += value
+        of_layers.setdefault(name, {})[kind] = value
+    for name, values in of_layers.items():
+        assert set(values) in ({"diff"}, {"diff", "diff_b"}, {"w_norm", "b_norm"})
+        if layer := layers.get(name):
+            for kind, value in values.items():
+                getattr(layer, KINDS[kind]).data += value
+    assert of_layers.keys() - layers.keys() <= {"lora_unet_conv_norm_out", "diffusion_model_out_0"}
     stock.load_textual_inversion(embedding)
     return stock
 
@@ -178,6 +192,13 @@ def word_only(bare, image):
 def whole(pipe, image):
     """All that can be tuned: biases, norms, convolutions, embeddings."""
     tune = ("residual", "deltas", "unet", "text_encoder")
+    return pipe.personalize(image, steps=2, batch_size=1, tune=tune, learning_rate=1e-2, frozen_timesteps=2)
+
+
+@pytest.fixture(scope="module")
+def whole_unet(pipe, image):
+    """What the shipped domains tune: biases, norms and convolutions too."""
+    tune = ("residual", "deltas", "unet")
     return pipe.personalize(image, steps=2, batch_size=1, tune=tune, learning_rate=1e-2, frozen_timesteps=2)
 
 
@@ -434,16 +455,29 @@ def test_diff_carries_convolutions_and_lora_refuses_them(bare, low_rank, base, t
     check_picture(load_diff(base, report.path, report.embedding), bare, more, base, EXACT)
     for to in ("lora-kohya", "lora-diffusers"):
         with pytest.raises(
-            ConfigError, match=r"linear layers only, .* 1 other parameters, such as unet.conv_in.weight"
+            ConfigError, match=r"linear layers only, .* 1 other parameters, such as unet.conv_in.weight; .*'low-rank'"
         ):
             export(bare, more, tmp_path / "lora.safetensors", to=to, rank=4)
     with pytest.raises(ConfigError, match="conv_in"):
         lora_table(bare, more)
 
 
+@pytest.mark.parametrize("last_norm", ["lora_unet_conv_norm_out", "diffusion_model_out_0"])
+def test_diff_carries_the_whole_unet(pipe, whole_unet, base, tmp_path, last_norm):
+    report = export(pipe, whole_unet, tmp_path / "anna.safetensors", to="diff", dtype="float32")
+    check_picture(load_diff(base, report.path, report.embedding, last_norm), pipe, whole_unet, base, EXACT)
+
+
+def test_a_norm_of_which_one_half_is_tuned_is_written_whole(bare, low_rank, base, tmp_path):
+    more = with_tensors(low_rank, unet__conv_norm_out__bias=torch.full((32,), 0.5))
+    report = export(bare, more, tmp_path / "anna.safetensors", to="diff", dtype="float32")
+    assert not numbers(report.path)["lora_unet_conv_norm_out.w_norm"].any()
+    check_picture(load_diff(base, report.path, report.embedding), bare, more, base, EXACT)
+
+
 def test_what_only_some_readers_apply_is_refused(pipe, whole, bare, low_rank, tmp_path):
     biased = with_tensors(low_rank, unet__conv_in__bias=torch.ones(32))
-    with pytest.raises(ConfigError, match=r"linear layers and convolutions only, .* such as unet.conv_in.bias"):
+    with pytest.raises(ConfigError, match=r"convolutions and the U-Net's norms only, .* such as unet.conv_in.bias"):
         export(bare, biased, tmp_path / "anna.safetensors", to="diff")
     for to in ("diff", "lora-kohya", "lora-diffusers"):
         with pytest.raises(ConfigError, match="'pipeline' or 'single-file'"):

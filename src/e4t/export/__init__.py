@@ -19,7 +19,7 @@ from e4t.errors import ConfigError
 from e4t.export.differences import export_diff, export_lora
 from e4t.export.embedding import export_embedding
 from e4t.export.lora import LORA_ERROR, LORA_KEEPS, RANKS, Lora, LoraRow
-from e4t.export.merged import CARRIED, Merged
+from e4t.export.merged import Merged
 from e4t.export.places import FORMATS, Places
 from e4t.export.probe import PROBE_STEPS, Probe, Similarity
 from e4t.export.source import Report, Source
@@ -81,7 +81,7 @@ def lora_table(
     concept = pipe.ready(concept)
     merged = Merged.of(pipe, concept)
     merged.require_changes("lora-diffusers")
-    merged.require_layers(pipe, "lora-diffusers", CARRIED["lora-diffusers"])
+    merged.require_carried(pipe, "lora-diffusers")
     return Lora(pipe, merged, Probe.of(pipe, concept), dtype).table(ranks)
 
 

@@ -16,25 +16,53 @@ from e4t.errors import UnfaithfulError
 from e4t.export.embedding import write_with_embedding
 from e4t.export.labels import kohya_metadata
 from e4t.export.lora import LORA_ERROR, LORA_KEEPS, RANKS, Factors, Lora, LoraRow
-from e4t.export.merged import Weights, cast
+from e4t.export.merged import NORMS, Weights, cast
 from e4t.export.source import Report, Source, report
 
 
 def export_diff(source: Source) -> Report:
     stored: Weights = {
         part: {name: cast(name, change, source.dtype) for name, change in tensors.items()}
-        for part, tensors in source.merged.changes.items()
+        for part, tensors in _with_whole_norms(source).items()
     }
     paths = write_with_embedding(source, diff_tensors(stored), kohya_metadata(source))
     return report(source, paths, kept=source.kept(stored))
 
 
-def diff_tensors(changes: Weights) -> dict[str, Tensor]:
-    return {
-        f"{kohya_name(part, name)}.diff": change
-        for part, tensors in changes.items()
-        for name, change in tensors.items()
+def _with_whole_norms(source: Source) -> Weights:
+    """The changes, with zeros for what stands still of a norm: web UIs take its scale and bias together."""
+    unet, changes = source.pipe.backbone.unet, source.merged.changes
+    changed = {name.rpartition(".")[0] for name in changes["unet"]}
+    norms = [name for name, layer in unet.named_modules() if name in changed and isinstance(layer, NORMS)]
+    still = {
+        f"{norm}.{leaf}": torch.zeros_like(value)
+        for norm in norms
+        for leaf, value in unet.get_submodule(norm).named_parameters()
     }
+    return {**changes, "unet": {**still, **changes["unet"]}}
+
+
+def diff_tensors(changes: Weights) -> dict[str, Tensor]:
+    """Differences by the names that web UIs know; what has a bias has a weight beside it."""
+    tensors: dict[str, Tensor] = {}
+    for part, of_part in changes.items():
+        for name, change in of_part.items():
+            layer, leaf = name.rsplit(".", 1)
+            is_norm = of_part[f"{layer}.weight"].ndim == 1
+            kind = _NORM_LEAVES[leaf] if is_norm else _LEAVES[leaf]
+            # safetensors stores no tensor twice under two names, but copies of it
+            tensors |= {f"{called}.{kind}": change.clone() for called in _layer_names(part, layer)}
+    return tensors
+
+
+_LEAVES = {"weight": "diff", "bias": "diff_b"}
+_NORM_LEAVES = {"weight": "w_norm", "bias": "b_norm"}
+
+
+def _layer_names(part: str, layer: str) -> list[str]:
+    """The last norm goes by two: AUTOMATIC1111 translates all names of diffusers but this one."""
+    names = [kohya_name(part, layer)]
+    return [*names, "diffusion_model_out_0"] if (part, layer) == ("unet", "conv_norm_out") else names
 
 
 def export_lora(source: Source, rank: int | None) -> Report:

@@ -13,15 +13,19 @@ from e4t.errors import ConfigError
 from e4t.pipeline import E4TPipeline
 
 PARTS = ("unet", "text_encoder")
+NORMS = (nn.GroupNorm, nn.LayerNorm)
 
-
-CARRIED: dict[str, tuple[type[nn.Module], ...]] = {
-    "diff": (nn.Linear, nn.Conv2d),
-    "lora-diffusers": (nn.Linear,),
-    "lora-kohya": (nn.Linear,),
+CARRIED = {
+    "diff": "linear layers, convolutions and the U-Net's norms",
+    "lora-diffusers": "weights of linear layers",
+    "lora-kohya": "weights of linear layers",
 }
-"""Layers whose weights every reader of a format applies. Biases, norms and embeddings only some readers do."""
-
+"""What every reader of a format applies: of biases alone, and norms of a text encoder, only some readers do."""
+_HELP = {
+    "diff": "use 'pipeline' or 'single-file'",
+    "lora-diffusers": "use 'diff', 'pipeline' or 'single-file', or personalize with keep='low-rank'",
+    "lora-kohya": "use 'diff', 'pipeline' or 'single-file', or personalize with keep='low-rank'",
+}
 
 Weights = Mapping[str, Mapping[str, Tensor]]
 """By part ("unet", "text_encoder") and parameter name."""
@@ -61,23 +65,30 @@ class Merged:
         if not self.changes_weights:
             raise ConfigError(f"'{to}' would be empty: the concept changes no weights; use 'textual-inversion'")
 
-    def require_layers(self, pipe: E4TPipeline, to: str, kinds: tuple[type[nn.Module], ...]) -> None:
-        """Raise ConfigError unless all that is changed are weights of layers of these kinds."""
-        foreign = [f"{part}.{name}" for part, name, module in self._places(pipe) if not isinstance(module, kinds)]
+    def require_carried(self, pipe: E4TPipeline, to: str) -> None:
+        """Raise ConfigError unless the format carries all that is changed."""
+        foreign = [f"{part}.{name}" for part, name in self._places() if not self._carried(pipe, to, part, name)]
         if foreign:
-            what = "linear layers" if len(kinds) == 1 else "linear layers and convolutions"
             raise ConfigError(
-                f"'{to}' carries weights of {what} only, and this concept also tunes {len(foreign)} other parameters, "
-                f"such as {foreign[0]}; use 'pipeline' or 'single-file'"
+                f"'{to}' carries {CARRIED[to]} only, and this concept also tunes {len(foreign)} other parameters, "
+                f"such as {foreign[0]}; {_HELP[to]}"
             )
 
-    def _places(self, pipe: E4TPipeline) -> Iterator[tuple[str, str, nn.Module | None]]:
-        """Part and name of every change, with the layer whose weight it is; None for a bias."""
+    def _places(self) -> Iterator[tuple[str, str]]:
+        """Part and name of every change."""
         for part, tensors in self.changes.items():
             for name in tensors:
-                owner, leaf = name.rsplit(".", 1)
-                module: nn.Module = getattr(pipe.backbone, part).get_submodule(owner)
-                yield part, name, module if leaf == "weight" else None
+                yield part, name
+
+    def _carried(self, pipe: E4TPipeline, to: str, part: str, name: str) -> bool:
+        owner, leaf = name.rsplit(".", 1)
+        layer: nn.Module = getattr(pipe.backbone, part).get_submodule(owner)
+        if to != "diff":
+            return isinstance(layer, nn.Linear) and leaf == "weight"
+        if isinstance(layer, NORMS):
+            return part == "unet"
+        # AUTOMATIC1111 takes a bias beside its layer's weight only
+        return isinstance(layer, (nn.Linear, nn.Conv2d)) and f"{owner}.weight" in self.changes[part]
 
     def rounded(self, pipe: E4TPipeline, dtype: str) -> Weights:
         """The changes that are left when merged weights are stored in ``dtype``."""

@@ -64,7 +64,7 @@ class Source:
         if to not in ("textual-inversion", "pipeline"):
             merged.require_changes(to)
         if to in CARRIED:
-            merged.require_layers(pipe, to, CARRIED[to])
+            merged.require_carried(pipe, to)
         probe = Probe.of(pipe, concept)
         kind = dtype or ("float32" if to == "textual-inversion" else "float16")
         return cls(pipe, concept, to, places, kind, merged, probe, probe.similarity(merged.word))
