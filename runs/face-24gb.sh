@@ -6,7 +6,7 @@
 #   FACES=photos/faces bash runs/face-24gb.sh
 #
 # ESTIMATED, not measured: 5.3 GB of memory; 20,000 steps in 4.2 hours on an RTX 4090 and 9.7 on a 3090, at 35 % of their
-# 165 and 71 TFLOP/s; before that, once, 1.6 hours on a 3090 for the cache of 100,000 pictures, and 10.5 GB of disk.
+# 165 and 71 TFLOP/s; before that, once, 1.6 hours on a 3090 for the cache of 100,000 pictures, and 10.6 GB of disk.
 # Costs the electricity. docs/pretraining.md says how these were reckoned.
 set -euo pipefail
 BASE=${BASE:-stable-diffusion-v1-5/stable-diffusion-v1-5}
