@@ -111,7 +111,8 @@ def domain_of(config: AblationConfig, name: str, row: Row, seed: int) -> Trained
     folder = config.work / "ablations" / f"{config.kind}-{_slug(name if row.pretrain else 'reference')}-{made_of}"
     if not (folder / "config.json").exists():
         album = config.work / "ablations" / f"{config.kind}-album-{config.pictures}"
-        write_album(AlbumConfig(album, "train", config.pictures, config.kind))
+        captions = training_config.caption_share > 0
+        write_album(AlbumConfig(album, "train", config.pictures, config.kind, captions=captions))
         training = pretrain(
             Domain.named(config.kind),
             album,

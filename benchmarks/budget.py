@@ -107,8 +107,8 @@ def domain_of(config: BudgetConfig, settings: dict[str, Any], steps: int, count:
 def train(config: BudgetConfig, settings: dict[str, Any], steps: int, count: int, folder: Path) -> None:
     """Pre-train one domain with the settings of the shipped one."""
     album = config.work / "budget" / f"{config.kind}-album-{count}"
-    write_album(AlbumConfig(album, "train", count, config.kind))
     full = PretrainConfig.from_dict(settings["pretrain"])
+    write_album(AlbumConfig(album, "train", count, config.kind, captions=full.caption_share > 0))
     shorter = full.updated({"steps": steps, "cooldown_steps": round(full.cooldown_steps * steps / full.steps)})
     training = pretrain(
         Domain.named(config.kind),

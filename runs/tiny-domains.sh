@@ -16,7 +16,8 @@ BIN=${BIN:-.venv/bin}
 
 for kind; do
   if [ "$kind" = face ]; then pictures=8000; else pictures=10000; fi
-  "$BIN/python" -m e4t.tiny.album "$WORK/$kind" train "$pictures" --kind "$kind"
+  if [ "$kind" = art ]; then captions=--captions; else captions=; fi  # whom a style was shown on has words of its own
+  "$BIN/python" -m e4t.tiny.album "$WORK/$kind" train "$pictures" --kind "$kind" $captions
   "$BIN/e4t" pretrain "$WORK/$kind" --domain "$kind" --base tiny --config "runs/tiny-$kind.json" \
     --output "$WORK/tiny-$kind"
   rm -rf "src/e4t/tiny/weights/tiny-$kind"
