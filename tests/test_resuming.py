@@ -97,6 +97,19 @@ def test_going_on_from_further_back_leaves_what_came_after_behind(make_backbone,
     assert sorted(states.found()) == [3]
 
 
+def test_the_same_command_resumes_also_where_it_began_from_another_training(make_backbone, image_folder, tmp_path):
+    list(training(make_backbone(), image_folder, tmp_path / "face", keep_states=4).steps())
+    early = str(States(tmp_path / "face.training").found()[1])
+    killed = training(make_backbone(), image_folder, tmp_path / "other", resume=early)
+    steps = killed.steps()
+    assert [next(steps).number for _ in range(2)] == [2, 3]
+    steps.close()
+    again = training(make_backbone(), image_folder, tmp_path / "other", resume=early)
+    assert (again.start, again.kept_in) == (3, tmp_path / "other.training")
+    back = training(make_backbone(), image_folder, tmp_path / "face", resume=early)  # of its own: that is meant
+    assert back.start == 1
+
+
 def test_another_base_or_fewer_steps_are_refused(make_backbone, image_folder, tmp_path):
     list(training(make_backbone(), image_folder, tmp_path / "face", schedule="constant").steps())
     with pytest.raises(ConfigError, match="is of step 4, and only 2 are asked for"):

@@ -69,7 +69,7 @@ class Pretraining:
     ``data`` is a cache, shards, or any other source of pictures (docs/pretraining.md). ``personalize`` and ``generate``
     are settings to record for this domain. States are kept beside ``output``, in ``<output>.training``: with the same
     arguments it goes on from the last one with the very numbers an uninterrupted run would have had. ``resume`` names
-    another folder of states, or of one. Raises CheckpointError if it was begun with other settings.
+    another folder of states, or of one, to begin from. Raises CheckpointError if it was begun with other settings.
     """
 
     def __init__(
@@ -112,6 +112,7 @@ class Pretraining:
             "image_encoder": backbone.image_encoder_fingerprint if backbone.sees else None,
             "pictures": len(self.data),
         }
+        resume = self.states.source(resume)
         self.kept_in = self.states.folder if resume == LATEST else Path(resume)  # where the last state lies
         self.start, self.losses = self._resumed(resume)
         if self.start > config.steps:

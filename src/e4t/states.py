@@ -48,6 +48,16 @@ class States:
                 steps[int(match.group(1))] = path
         return steps
 
+    def source(self, which: str) -> str:
+        """What to go on from: ``which``, or `LATEST` where this folder has gone further than another that it names.
+
+        So a training that began from another one's state resumes by the same command, too.
+        """
+        gone = max(self.found(), default=0)
+        if which == LATEST or not gone or Path(which).resolve().is_relative_to(self.folder.resolve()):
+            return which
+        return LATEST if gone > self._chosen(Path(which)).step else which
+
     def load(self, which: str) -> TrainingState | None:
         """The ``latest`` state, None where there is none, or the one in a folder of that name.
 
