@@ -97,6 +97,20 @@ def test_going_on_from_further_back_leaves_what_came_after_behind(make_backbone,
     assert sorted(states.found()) == [3]
 
 
+def test_what_is_deleted_is_no_state_any_more_whenever_a_kill_comes(tmp_path, monkeypatch):
+    states = States(tmp_path / "states", keep=2)
+    for step in (1, 2, 3):
+        states.save(TrainingState(step, {}, {"weights": torch.zeros(1)}))
+    assert sorted(states.found()) == [2, 3]
+    monkeypatch.setattr("e4t.states.shutil.rmtree", lambda *_, **__: None)  # as where it comes before that
+    save, there = TrainingState.save, []
+    monkeypatch.setattr(TrainingState, "save", lambda *given: there.append(sorted(states.found())) or save(*given))
+    states.save(TrainingState(2, {}, {"weights": torch.ones(1)}))
+    assert there == [[2]]
+    States(tmp_path / "states", keep=1).save(TrainingState(4, {}, {"weights": torch.ones(1)}))
+    assert sorted(states.found()) == [4]
+
+
 def test_the_same_command_resumes_also_where_it_began_from_another_training(make_backbone, image_folder, tmp_path):
     list(training(make_backbone(), image_folder, tmp_path / "face", keep_states=4).steps())
     early = str(States(tmp_path / "face.training").found()[1])
