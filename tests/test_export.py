@@ -761,6 +761,15 @@ def test_only_former_exports_are_replaced(pipe, concept, tmp_path):
     assert not (tmp_path / "mine.safetensors").exists()
 
 
+@pytest.mark.parametrize("name", ["anna.safetensors", "anna.S.safetensors"])
+def test_an_empty_folder_is_no_place_of_a_file(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(CheckpointError, match="exists and is not a former export"):
+        places.Places.of(tmp_path / "anna.safetensors", "diff", "S*")
+    (tmp_path / "empty").mkdir()
+    places.Places.of(tmp_path / "empty", "pipeline", "S*")
+
+
 def test_what_lies_in_a_former_folder_stays(pipe, concept, tmp_path):
     folder = export(pipe, concept, tmp_path / "anna", to="pipeline").path
     (folder / "notes.txt").write_text("dear")

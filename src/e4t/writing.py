@@ -1,7 +1,8 @@
 """Written beside its place, then renamed: no file or folder is ever half there, and a power cut leaves no zeros.
 
 What is written has a hidden name of its own until the disk holds all of it, and only then takes its place. Names are
-new every time, so that what a killed process left is in nobody's way; `unfinished` finds it.
+new every time, so that what a killed process left is in nobody's way; `unfinished` finds files, and who next writes a
+folder puts that one right.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def slug(text: str) -> str:
 def new_files(places: Sequence[Path], refusal: type[E4TError] = CheckpointError) -> Iterator[list[Path]]:
     """Where to write some files meanwhile, in their order; at the end of the ``with`` all of them take their places.
 
-    Folders are made as needed. Raises ``refusal`` where that cannot be; whatever is raised, nothing new stays.
+    They do so one after another: each is whole whatever happens, but a kill in between leaves some new and others as
+    they were. Folders are made as needed. Raises ``refusal`` where that cannot be; whatever is raised inside the
+    ``with``, nothing new stays.
     """
     beside = [_beside(place, _UNFINISHED) for place in places]
     try:
