@@ -13,7 +13,7 @@ from e4t.cli import folders
 from e4t.errors import CheckpointError
 
 
-@pytest.mark.parametrize("noted", [b"\xff\xfe", b"nowhere", b"a\0b"])
+@pytest.mark.parametrize("noted", [b"\xff\xfe", b"nowhere", b"a\0b", b"", b" \n"])
 def test_a_note_of_the_domain_that_leads_nowhere_is_one_sentence(tmp_path: Path, noted: bytes) -> None:
     (tmp_path / "domain.txt").write_bytes(noted)
     with pytest.raises(CheckpointError, match=r"\(id x\) is not at hand; say where with --domain"):

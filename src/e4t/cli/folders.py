@@ -97,8 +97,11 @@ def _is_here(base: str) -> bool:
 
 def remember_domain(concept: Path, domain: str) -> None:
     """Note in a concept folder where its domain lies, so that drawing it needs no further argument."""
+    from e4t.writing import new_files
+
     note = domain if domain in shipped() else _way(concept.resolve(), Path(domain).resolve())
-    (concept / "domain.txt").write_text(note + "\n", encoding="utf-8", errors="surrogateescape")
+    with new_files([concept / "domain.txt"]) as (beside,):
+        beside.write_text(note + "\n", encoding="utf-8", errors="surrogateescape")
 
 
 def _way(start: Path, end: Path) -> str:
@@ -116,7 +119,7 @@ def find_domain(concept: Path, domain_id: str) -> str:
         noted = note.read_text(encoding="utf-8", errors="surrogateescape").strip()
         if noted in shipped():
             return noted
-        if (concept / noted).is_dir():
+        if noted and (concept / noted).is_dir():
             return str((concept / noted).resolve())
     for name, folder in shipped().items():
         if _config(folder).get("id") == domain_id:
