@@ -113,6 +113,32 @@ def test_it_goes_on_where_it_was(make_backbone, image_folder, tmp_path):
         written(image_folder, backbone, image_folder)
 
 
+def test_it_goes_on_after_an_upgrade_and_with_a_base_of_another_name(make_backbone, image_folder, tmp_path):
+    backbone = make_backbone()
+    backbone.vae.register_to_config(_name_or_path="/home/anna/base/vae")
+    written(image_folder, backbone, tmp_path / "cache")
+    index = json.loads((tmp_path / "cache" / "index.json").read_text())
+    assert "/home/anna" not in json.dumps(index)
+    before = {
+        **index,
+        "base": {**index["base"], "name": "/home/anna/base", "image_encoder": "clip"},
+        "vae": {**index["vae"], "_name_or_path": "/home/anna/base/vae", "_diffusers_version": "0.1.0"},
+        "image_encoder": {**index["image_encoder"], "transformers_version": "0.1.0", "gone": True},
+    }
+    (tmp_path / "cache" / "begun.json").write_text(json.dumps({**before, "shards": None}))
+    (tmp_path / "cache" / "index.json").unlink()
+    written(image_folder, backbone, tmp_path / "cache")
+    assert json.loads((tmp_path / "cache" / "index.json").read_text()) == index
+    (tmp_path / "cache" / "index.json").write_text(json.dumps(before))
+    assert len(CachedData(tmp_path / "cache", seed=0)) == 5
+    other = (("base", {"fingerprint": "x"}), ("vae", {"latent_channels": 8}), ("image_encoder", {"hidden_act": "gelu"}))
+    for network, change in other:
+        changed = json.dumps({**before, network: {**before[network], **change}})
+        (tmp_path / "cache" / "index.json").write_text(changed)
+        with pytest.raises(DataError, match="a cache of other pictures, settings or networks"):
+            written(image_folder, backbone, tmp_path / "cache")
+
+
 def test_what_cannot_be_reached_is_not_written_as_done(make_backbone, tmp_path):
     pytest.importorskip("webdataset")
     shards = write_shards(tmp_path / "shards", (2, 3, 1))
