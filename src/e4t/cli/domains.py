@@ -278,7 +278,7 @@ class Cache:
     json: Json = False
 
     def run(self) -> Result:
-        from e4t.cache import CacheConfig, write_cache
+        from e4t.cache import CacheConfig, CachedData, write_cache
 
         kept = CacheConfig(self.views, self.layer_stride, self.shard_size, self.save_dtype)
 
@@ -306,7 +306,10 @@ class Cache:
             for shard in write_cache(data, backbone, kept, self.output, processes):
                 rows += shard.rows
                 progress.at(shard.number, shard.shards, f"{rows} views")
-        report_broken(data.broken)
+        broken = dict(processes.gathered(list(data.broken.items())))
         if not processes.is_first:
             return Result([])
-        return Result([self.output], {"cache": self.output, "views": rows, "broken": len(data.broken)})
+        report_broken(broken)
+        written = CachedData(self.output, seed=self.seed)
+        views = len(written) * written.views
+        return Result([self.output], {"cache": self.output, "views": views, "broken": len(broken)})
