@@ -34,6 +34,7 @@ from e4t.loading import (
 from e4t.precision import best_device
 
 _FINGERPRINT_VALUES = 64  # read from every tensor
+_UNKNOWN: dict[str, Any] = {"known_fingerprint": "none", "known_image_encoder": "none"}  # of shapes without weights
 _FEW_TOKENS = 32 * 32
 _SHIPPED = Path(__file__).parent / "tiny" / "weights"
 
@@ -58,7 +59,8 @@ class Backbone:
     image_std: Sequence[float] = CLIP_STD
     reading: BaseConfig = field(default_factory=BaseConfig)
     folder: Path | None = None
-    known_image_encoder: str | None = None  # its fingerprint, where it cannot be taken from the weights that are here
+    known_fingerprint: str | None = None  # where it cannot be taken from the weights that are here
+    known_image_encoder: str | None = None  # the same of the image encoder's
 
     def __post_init__(self) -> None:
         for module in self.modules():
@@ -85,9 +87,8 @@ class Backbone:
         parts, fingerprint = _loaded(name, reading, dtype=dtype, device=place)
         vision = load_image_encoder(str(image_encoder) if image_encoder else None, parts, dtype=_read_as(dtype))
         seen = _cast(dtype, vision.image_encoder)
-        backbone = cls(**vars(parts), **vars(vision), name=_portable(name), known_image_encoder=seen)
-        backbone.fingerprint = fingerprint
-        return backbone.to(place)
+        known: dict[str, Any] = {"known_fingerprint": fingerprint, "known_image_encoder": seen}
+        return cls(**vars(parts), **vars(vision), name=_portable(name), **known).to(place)
 
     @classmethod
     def shapes(
@@ -102,9 +103,7 @@ class Backbone:
         name = resolve(source)
         parts = load_shapes(name, BaseConfig().updated(reading), dtype=dtype)
         vision = shape_of_image_encoder(image_encoder_config(str(image_encoder) if image_encoder else None, parts))
-        backbone = cls(**vars(parts), image_encoder=vision.to(dtype), name=_portable(name), known_image_encoder="none")
-        backbone.fingerprint = "none"
-        return backbone
+        return cls(**vars(parts), image_encoder=vision.to(dtype), name=_portable(name), **_UNKNOWN)
 
     @classmethod
     def without_eyes(
@@ -125,31 +124,28 @@ class Backbone:
         """
         name, place = resolve(source), torch.device(device) if device is not None else best_device()
         parts, fingerprint = _loaded(name, reading, dtype=dtype, device=place, vae=vae)
-        backbone = cls(
+        return cls(
             **vars(parts),
             image_encoder=shape_of_image_encoder(image_encoder),
             name=_portable(name),
             image_encoder_name=image_encoder_name,
+            known_fingerprint=fingerprint,
             known_image_encoder=known_image_encoder,
-        )
-        backbone.fingerprint = fingerprint
-        return backbone.to(place)
+        ).to(place)
 
     def blank(self) -> Self:
         """The same in float32 without values, on the meta device: to count with."""
         with torch.device("meta"):
             unet, vae = (type(part).from_config(part.config) for part in (self.unet, self.vae))
             text_encoder, image_encoder = (type(part)(part.config) for part in (self.text_encoder, self.image_encoder))
-        blank = replace(
+        return replace(
             self,
             unet=unet,
             vae=vae,
             text_encoder=text_encoder.float(),
             image_encoder=image_encoder.float(),
-            known_image_encoder="none",
+            **_UNKNOWN,
         )
-        blank.fingerprint = "none"
-        return blank
 
     def modules(self) -> Iterator[nn.Module]:
         yield from (self.unet, self.vae, self.text_encoder, self.image_encoder)
@@ -270,7 +266,7 @@ class Backbone:
         Of a base that was loaded it is that of the weights as they were read, whatever ``dtype`` they are in since.
         Otherwise take it before anything is injected.
         """
-        return fingerprint_of(self.unet, self.text_encoder)
+        return self.known_fingerprint or fingerprint_of(self.unet, self.text_encoder)
 
     @cached_property
     def image_encoder_fingerprint(self) -> str:
