@@ -68,7 +68,7 @@ def test_from_the_command_line_without_the_networks_that_looked(image_folder, tm
     assert trained.base.image_encoder_fingerprint == whole.image_encoder_fingerprint
     assert trained.training["pictures"] == 5
     assert trained.pretrain["crop_scale"] == [0.8, 1.0]
-    blind = Backbone.without_eyes(base, device="cpu", **CachedData(tmp_path / "cache", seed=0).eyes())
+    blind = Backbone.from_pretrained(base, device="cpu", eyes=CachedData(tmp_path / "cache", seed=0).eyes())
     with pytest.raises(ConfigError, match="opened without its autoencoder"):
         blind.encode(torch.zeros(1, 3, 16, 16))
 

@@ -322,7 +322,7 @@ class CachedData:
         return len(self._places)
 
     def eyes(self) -> dict[str, Any]:
-        """What `Backbone.without_eyes` has to know of the networks that looked."""
+        """What `Backbone.from_pretrained` has to know of the networks that looked."""
         return {
             **self._networks,
             "image_encoder_name": self.base.image_encoder,

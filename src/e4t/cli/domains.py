@@ -207,10 +207,8 @@ class Pretrain:
 
         with status("loading the base model"):
             options: dict[str, Any] = {"device": device, "dtype": dtype_of(self.dtype)} | self.base_model.given()
-            if not CachedData.is_one(self.data):
-                return Backbone.from_pretrained(self.base, **options)
-            options.pop("image_encoder", None)
-            return Backbone.without_eyes(self.base, **options | CachedData(self.data, seed=0).eyes())
+            eyes = CachedData(self.data, seed=0).eyes() if CachedData.is_one(self.data) else None
+            return Backbone.from_pretrained(self.base, eyes=eyes, **options)
 
     def _given(self) -> dict[str, Any]:
         names = ["steps", "batch_size", "accumulation", "learning_rate", "resolution", "mixed_precision", "schedule"]
