@@ -73,6 +73,15 @@ def test_from_the_command_line_without_the_networks_that_looked(image_folder, tm
         blind.encode(torch.zeros(1, 3, 16, 16))
 
 
+def test_pictures_that_no_training_takes_are_refused_before_anything_is_loaded(tmp_path, capsys):
+    cache = ["cache", "nowhere", "--base", "nothing", "--output", str(tmp_path / "cache"), "--device", "cpu"]
+    assert cli.main([*cache, "--resolution", "7"]) == 2
+    assert "resolution is 7; it must be 8 or more" in capsys.readouterr().err
+    assert cli.main([*cache, "--crop-scale", "0", "1"]) == 2
+    assert "it must be two shares of the area" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
 def test_shards_and_processes_share_the_work(make_backbone, tmp_path):
     pytest.importorskip("webdataset")
     write_shards(tmp_path / "shards", (3, 2))

@@ -80,13 +80,6 @@ class _Numbered:
         pass
 
 
-def check_views(resolution: int | None, crop_scale: tuple[float, float]) -> None:
-    """Raises ConfigError for views that no picture has; None is a resolution that is not given."""
-    at_least("resolution", resolution, 1)
-    if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-        raise ConfigError(f"crop_scale is {crop_scale}; it must be two shares of the area, 0 < from <= to <= 1")
-
-
 class ImageData:
     """Training pictures: any source of `open_pictures`, or shards (`shard_urls`), whose ``entries`` are not known.
 
@@ -106,7 +99,9 @@ class ImageData:
         seed: int,
         shuffle_buffer: int = 1,
     ) -> None:
-        check_views(resolution, crop_scale)
+        at_least("resolution", resolution, 1)
+        if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+            raise ConfigError(f"crop_scale is {crop_scale}; it must be two shares of the area, 0 < from <= to <= 1")
         self.source = str(source)
         self.resolution = resolution
         self.crop_scale = crop_scale

@@ -280,25 +280,20 @@ class Cache:
 
         kept = CacheConfig(self.views, self.layer_stride, self.shard_size, self.save_dtype)
 
+        looks = {name: getattr(self, name) for name in ("resolution", "crop_scale", "flip", "color_jitter", "seed")}
+        config = PretrainConfig().updated(looks)  # refuses what no training would take
+
         from e4t.backbone import Backbone
-        from e4t.data import ImageData, check_views
+        from e4t.pretrain import pictures_of
         from e4t.processes import Processes, launched_device
 
-        check_views(self.resolution, self.crop_scale)  # before anything large is loaded
         quiet()
         device = launched_device(device_of(self.device))
         processes = Processes.launched(device)
         with status("loading the base model"):
             options: dict[str, Any] = {"device": device, "dtype": dtype_of(self.dtype)} | self.base_model.given()
             backbone = Backbone.from_pretrained(self.base, **options)
-        data = ImageData(
-            self.data,
-            resolution=self.resolution or backbone.resolution,
-            crop_scale=self.crop_scale,
-            flip=self.flip,
-            color_jitter=self.color_jitter,
-            seed=self.seed,
-        )
+        data = pictures_of(self.data, backbone, config)
         rows = 0
         with progress_bar("cache", shown=processes.is_first) as progress:
             for shard in write_cache(data, backbone, kept, self.output, processes):
