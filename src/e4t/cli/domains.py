@@ -103,7 +103,7 @@ class Pretrain:
     ema_decay: Number = None
     """Save a moving average of the weights, of this decay, e.g. 0.9999."""
     use_8bit_adam: Switch = None
-    """Keep the optimiser's moments in 8 bits (the extra lab)."""
+    """Keep the optimiser's moments in 8 bits (the extra 8bit)."""
     workers: Annotated[int | None, arg(aliases=["--dataloader-num-workers"], metavar="N", help_behavior_hint="")] = None
     """Threads that prepare pictures ahead."""
     seed: Integer = None
