@@ -88,7 +88,6 @@ class Written:
     number: int
     shards: int
     rows: int
-    skipped: int
 
 
 def write_cache(
@@ -109,8 +108,8 @@ def write_cache(
         if not files[number].exists():
             _write_shard(files[number], number * config.shard_size, parts[number], data, backbone, config)
         if files[number].exists():
-            rows, skipped = _counts(files[number])
-            yield Written(number + 1, len(parts), rows, skipped)
+            rows, _ = _counts(files[number])
+            yield Written(number + 1, len(parts), rows)
     together.wait()
     _require_all(files if together.is_first else files[together.rank :: together.count], data)
     if together.is_first:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,7 @@ class E4TPipeline:
         for step in self.personalize_steps(image, mask=mask, config=config, keep_steps=keep_steps, **overrides):
             if step.concept is not None:
                 kept.append(step.concept)
-        return kept[-1].with_history(tuple(kept)) if keep_steps else kept[-1]
+        return replace(kept[-1], history=tuple(kept)) if keep_steps else kept[-1]
 
     def personalize_steps(
         self,
