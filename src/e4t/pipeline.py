@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from e4t.model import E4TModel
 from e4t.models import dual
 from e4t.models.text import Tokens
 from e4t.personalize import ClassPictures, PersonalizeStep, personalize, replayed
-from e4t.provenance import drawing
+from e4t.provenance import public_name, versions
 from e4t.training import autocast_beside
 
 _BATCH = 8  # pictures of the class drawn at a time
@@ -255,18 +254,25 @@ class E4TPipeline:
                 width=settings.width or self.backbone.resolution,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             ).images
-            described = partial(
-                drawing,
-                settings=settings.to_dict(),
-                scheduler=settings.scheduler or type(self.stock.scheduler).__name__,
-                base=(concept.base if concept else self.model.base).name,
-                domain=concept.domain_id if concept else self.model.domain_id,
-                steps=concept.steps if concept else 0,
-            )
+            scheduler = settings.scheduler or type(self.stock.scheduler).__name__
         texts = zip(prompts, _each(negative_prompt, len(prompts)), strict=True)
         asked = [pair for pair in texts for _ in range(settings.num_images)]
         made = [
-            described(text, negative_prompt=negative, seed=seed, size=image.size)
+            {
+                "prompt": text,
+                "negative_prompt": negative,
+                **settings.to_dict(),
+                "seed": seed,
+                "num_images": 1,
+                "scheduler": scheduler,
+                "width": image.width,
+                "height": image.height,
+                "base": public_name((concept.base if concept else self.model.base).name),
+                "concept": None,  # pictures do not know what it is called
+                "domain": concept.domain_id if concept else self.model.domain_id,
+                "steps": concept.steps if concept else 0,
+                "versions": versions(),
+            }
             for (text, negative), seed, image in zip(asked, seeds, images, strict=True)
         ]
         return Output(images, seeds, made)
