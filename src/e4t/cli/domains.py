@@ -30,7 +30,7 @@ from e4t.cli.options import (
     Text,
     optimizer_of,
 )
-from e4t.cli.settings import overridden, read_sections
+from e4t.cli.settings import options_of, overridden, read_sections
 from e4t.cli.terminal import device_of, dtype_of, get_console, progress_bar, quiet, status
 from e4t.cli.tracking import Services, Tracking
 from e4t.config import PretrainConfig
@@ -211,10 +211,7 @@ class Pretrain:
             return Backbone.from_pretrained(self.base, eyes=eyes, **options)
 
     def _given(self) -> dict[str, Any]:
-        names = ["steps", "batch_size", "accumulation", "learning_rate", "resolution", "mixed_precision", "schedule"]
-        names += ["warmup_steps", "max_grad_norm", "ema_decay", "workers", "checkpoint_every", "keep_states", "seed"]
-        given = {name: getattr(self, name) for name in (*names, "gradient_checkpointing", "compile")}
-        return given | {"optimizer": optimizer_of(self.use_8bit_adam)}
+        return options_of(self, PretrainConfig) | {"optimizer": optimizer_of(self.use_8bit_adam)}
 
 
 def _said(training: Pretraining) -> str:

@@ -28,9 +28,9 @@ from e4t.cli.options import (
     Text,
     each,
 )
-from e4t.cli.settings import overridden
+from e4t.cli.settings import options_of, overridden
 from e4t.cli.terminal import denoising, device_of, get_console, progress_bar, quiet
-from e4t.config import at_least
+from e4t.config import GenerateConfig, at_least
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -160,8 +160,7 @@ class Generate:
         return self.concept.resolve().name
 
     def _given(self) -> dict[str, Any]:
-        names = ("num_images", "seed", "num_inference_steps", "guidance_scale", "strength", "embedding", "scheduler")
-        return {name: getattr(self, name) for name in (*names, "height", "width")}
+        return options_of(self, GenerateConfig)
 
 
 def save_anew(image: Image.Image, path: Path, notes: PngInfo | None) -> Path:
