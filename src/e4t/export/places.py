@@ -15,14 +15,8 @@ from e4t.errors import CheckpointError, ConfigError
 from e4t.writing import new_files, replaceable
 
 FORMATS = ("textual-inversion", "pipeline", "single-file", "diff", "lora-diffusers", "lora-kohya")
-
-
 SUFFIX = ".safetensors"
-
-
 MARK = "e4t.export"
-
-
 PROVENANCE = "e4t.json"
 
 
