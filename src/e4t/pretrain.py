@@ -100,8 +100,8 @@ class Pretraining:
             weight_decay=config.weight_decay,
             device=backbone.device,
         )
-        trained = self.model.encoder.heads() | dict(self.model.offsets.named_parameters())
-        self.average = MovingAverage(trained, config.ema_decay) if config.ema_decay else None
+        self.parameters = self.model.encoder.heads() | dict(self.model.offsets.named_parameters())
+        self.average = MovingAverage(self.parameters, config.ema_decay) if config.ema_decay else None
         self.scaler = gradient_scaler(config.mixed_precision, backbone.device)
         self.arguments = {
             "domain": domain.to_dict(),
@@ -239,9 +239,8 @@ class Pretraining:
             what = " and ".join(_SAME[name] for name in other) or f"settings ({', '.join(changed)})"
             instead = "delete it or choose another output" if which == LATEST else "resume from another state"
             raise CheckpointError(f"'{self.kept_in}' was begun with other {what}; {instead}")
-        targets = self.model.encoder.heads() | dict(self.model.offsets.named_parameters())
         for name, tensor in (state.group("encoder") | state.group("offsets")).items():
-            targets[name].data.copy_(tensor)
+            self.parameters[name].data.copy_(tensor)
         load_optimizer_tensors(self.optimizer, state.group("optimizer"))
         if self.average is not None:
             self.average.load(state.group("average"))
