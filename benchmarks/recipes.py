@@ -60,14 +60,13 @@ def stable_diffusion(dtype: torch.dtype) -> Backbone:
             "text_encoder": CLIPTextModel(CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder")),
             "image_encoder": CLIPVisionModel(vision),
         }
-    backbone = Backbone(
+    return Backbone(
         **{name: part.to(dtype) for name, part in parts.items()},
         tokenizer=loading._tokenizer(1, None),
         scheduler=DDIMScheduler.from_config(DDIMScheduler.load_config(folder, subfolder="scheduler")),
+        known_fingerprint="none",
         known_image_encoder="none",
     )
-    backbone.fingerprint = "none"
-    return backbone
 
 
 def main() -> None:

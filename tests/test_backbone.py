@@ -91,7 +91,7 @@ def test_a_base_is_the_same_in_whatever_type_it_is_loaded(stored, make_backbone,
         found.add((loaded.fingerprint, loaded.image_encoder_fingerprint))
         eyes = {"vae": dict(base.vae.config), "image_encoder": base.image_encoder.config.to_dict()}
         eyes |= {"image_encoder_name": None, "known_image_encoder": base.image_encoder_fingerprint}
-        blind = Backbone.without_eyes(tmp_path / "base", device="cpu", dtype=dtype, **eyes)
+        blind = Backbone.from_pretrained(tmp_path / "base", device="cpu", dtype=dtype, eyes=eyes)
         assert (blind.dtype, blind.fingerprint) == (dtype, loaded.fingerprint)
     assert found == {(base.fingerprint, base.image_encoder_fingerprint)}
     assert torch.equal(torch.get_rng_state(), drawn)

@@ -68,9 +68,18 @@ def test_from_the_command_line_without_the_networks_that_looked(image_folder, tm
     assert trained.base.image_encoder_fingerprint == whole.image_encoder_fingerprint
     assert trained.training["pictures"] == 5
     assert trained.pretrain["crop_scale"] == [0.8, 1.0]
-    blind = Backbone.without_eyes(base, device="cpu", **CachedData(tmp_path / "cache", seed=0).eyes())
+    blind = Backbone.from_pretrained(base, device="cpu", eyes=CachedData(tmp_path / "cache", seed=0).eyes())
     with pytest.raises(ConfigError, match="opened without its autoencoder"):
         blind.encode(torch.zeros(1, 3, 16, 16))
+
+
+def test_pictures_that_no_training_takes_are_refused_before_anything_is_loaded(tmp_path, capsys):
+    cache = ["cache", "nowhere", "--base", "nothing", "--output", str(tmp_path / "cache"), "--device", "cpu"]
+    assert cli.main([*cache, "--resolution", "7"]) == 2
+    assert "resolution is 7; it must be 8 or more" in capsys.readouterr().err
+    assert cli.main([*cache, "--crop-scale", "0", "1"]) == 2
+    assert "it must be two shares of the area" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
 
 
 def test_shards_and_processes_share_the_work(make_backbone, tmp_path):
@@ -111,6 +120,32 @@ def test_it_goes_on_where_it_was(make_backbone, image_folder, tmp_path):
         written(image_folder, backbone, tmp_path / "half", views=3)
     with pytest.raises(DataError, match="is not empty and no cache"):
         written(image_folder, backbone, image_folder)
+
+
+def test_it_goes_on_after_an_upgrade_and_with_a_base_of_another_name(make_backbone, image_folder, tmp_path):
+    backbone = make_backbone()
+    backbone.vae.register_to_config(_name_or_path="/home/anna/base/vae")
+    written(image_folder, backbone, tmp_path / "cache")
+    index = json.loads((tmp_path / "cache" / "index.json").read_text())
+    assert "/home/anna" not in json.dumps(index)
+    before = {
+        **index,
+        "base": {**index["base"], "name": "/home/anna/base", "image_encoder": "clip"},
+        "vae": {**index["vae"], "_name_or_path": "/home/anna/base/vae", "_diffusers_version": "0.1.0"},
+        "image_encoder": {**index["image_encoder"], "transformers_version": "0.1.0", "gone": True},
+    }
+    (tmp_path / "cache" / "begun.json").write_text(json.dumps({**before, "shards": None}))
+    (tmp_path / "cache" / "index.json").unlink()
+    written(image_folder, backbone, tmp_path / "cache")
+    assert json.loads((tmp_path / "cache" / "index.json").read_text()) == index
+    (tmp_path / "cache" / "index.json").write_text(json.dumps(before))
+    assert len(CachedData(tmp_path / "cache", seed=0)) == 5
+    other = (("base", {"fingerprint": "x"}), ("vae", {"latent_channels": 8}), ("image_encoder", {"hidden_act": "gelu"}))
+    for network, change in other:
+        changed = json.dumps({**before, network: {**before[network], **change}})
+        (tmp_path / "cache" / "index.json").write_text(changed)
+        with pytest.raises(DataError, match="a cache of other pictures, settings or networks"):
+            written(image_folder, backbone, tmp_path / "cache")
 
 
 def test_what_cannot_be_reached_is_not_written_as_done(make_backbone, tmp_path):

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from e4t import cli
+from e4t.checkpoint import TrainedDomain
 from e4t.cli import folders
 from e4t.errors import CheckpointError
 
 
-@pytest.mark.parametrize("noted", [b"\xff\xfe", b"nowhere", b"a\0b"])
+@pytest.mark.parametrize("noted", [b"\xff\xfe", b"nowhere", b"a\0b", b"", b" \n"])
 def test_a_note_of_the_domain_that_leads_nowhere_is_one_sentence(tmp_path: Path, noted: bytes) -> None:
     (tmp_path / "domain.txt").write_bytes(noted)
     with pytest.raises(CheckpointError, match=r"\(id x\) is not at hand; say where with --domain"):
@@ -34,6 +35,24 @@ def test_the_way_to_a_domain_is_noted_for_every_system(tmp_path: Path, monkeypat
     monkeypatch.setattr(os.path, "relpath", drives)
     folders.remember_domain(concept, str(domain))
     assert folders.find_domain(concept, "x") == str(domain)
+
+
+def test_a_folder_here_comes_before_a_shipped_model_of_its_name(
+    domain_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For every command alike; what a concept notes of a shipped one means that, whatever lies here."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "anna").mkdir()
+    assert folders.is_domain("tiny-face")
+    folders.remember_domain(tmp_path / "anna", "tiny-face")
+    shutil.copytree(domain_folder, tmp_path / "tiny-face")
+    assert folders.find_domain(tmp_path / "anna", "x") == str(folders.shipped()["tiny-face"])
+    folders.remember_domain(tmp_path / "anna", "tiny-face")
+    assert folders.find_domain(tmp_path / "anna", "x") == str(tmp_path / "tiny-face")
+    assert cli.main(["info", "tiny-face"]) == 0
+    assert TrainedDomain.load(domain_folder).id in capsys.readouterr().out
+    (tmp_path / "tiny-face" / "config.json").unlink()
+    assert not folders.is_domain("tiny-face")
 
 
 def test_a_concept_never_takes_the_place_of_a_domain(

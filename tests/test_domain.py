@@ -42,3 +42,8 @@ def test_a_caption_carries_the_placeholder():
     assert face.captioned("{} at sea") == "S* at sea"
     assert face.captioned("S* beside another face") == "S* beside another face"
     assert face.captioned("two surfaces") == "a photo of S*, two surfaces"
+
+
+def test_a_placeholder_is_text_whatever_is_in_it():
+    odd = Domain("face", "face", placeholder=r"\1<a\g>")
+    assert odd.captioned("a smiling face") == r"a smiling \1<a\g>"

@@ -665,6 +665,17 @@ def test_paths_of_this_machine_are_not_given_away(bare, low_rank, tmp_path):
     assert header(report.path)[1]["e4t.base"] == "owner/model"
 
 
+def test_how_a_domain_draws_is_noted_where_no_export_carries_it(pipe, concept, tmp_path):
+    report = export(pipe, concept, tmp_path / "anna.safetensors", to="textual-inversion")
+    assert not any("natively" in note for note in report.notes)
+    settings = {"strength": 0.8, "weights": 0.5, "delay": 0.25, "scheduler": "DDIMScheduler"}
+    usual = E4TPipeline(pipe.backbone, replace(pipe.trained, generate=settings))
+    notes = export(usual, concept, tmp_path / "anna.safetensors", to="textual-inversion").notes
+    for name in ("strength=0.8", "weights=0.5", "delay=0.25"):
+        assert f"natively this is drawn with {name}, which no export carries" in notes
+    assert "natively this is drawn with scheduler=DDIMScheduler; whoever draws must set it by hand" in notes
+
+
 def test_velocity_and_rescaled_guidance_are_noted(pipe, image, base, tmp_path):
     settings = {"guidance_rescale": 0.7, "unconditional": "base"}
     rescaled = E4TPipeline(pipe.backbone, replace(pipe.trained, generate=settings))
@@ -759,6 +770,15 @@ def test_only_former_exports_are_replaced(pipe, concept, tmp_path):
     with pytest.raises(CheckpointError, match=r"mine.S.safetensors' exists"):
         export(pipe, concept, tmp_path / "mine.safetensors", to="diff")
     assert not (tmp_path / "mine.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["anna.safetensors", "anna.S.safetensors"])
+def test_an_empty_folder_is_no_place_of_a_file(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(CheckpointError, match="exists and is not a former export"):
+        places.Places.of(tmp_path / "anna.safetensors", "diff", "S*")
+    (tmp_path / "empty").mkdir()
+    places.Places.of(tmp_path / "empty", "pipeline", "S*")
 
 
 def test_what_lies_in_a_former_folder_stays(pipe, concept, tmp_path):

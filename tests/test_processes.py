@@ -51,6 +51,19 @@ def test_two_processes_are_one_with_twice_the_batch_also_when_killed(base, image
     assert json.loads((tmp_path / "two" / "config.json").read_text())["training"]["learning_rate"] == 1e-3
 
 
+def test_of_two_processes_one_tells_machines_what_both_did(base, image_folder, tmp_path):
+    (image_folder / "1.png").write_bytes(b"no picture")
+    (image_folder / "4.png").write_bytes(b"no picture")
+    cache = ["cache", image_folder, "--base", base, "--output", tmp_path / "cache", "--shard-size", "1", "--json"]
+    run = start(["-m", "e4t.cli", *map(str, cache), "--device", "cpu"], processes=2)
+    out, err = run.communicate()
+    assert run.returncode == 0, err[-3000:]
+    told = [json.loads(line) for line in out.splitlines()]
+    assert [one["event"] for one in told] == ["progress"] * 3 + ["result"]  # of shards 0, 2 and 4
+    assert (told[-1]["views"], told[-1]["broken"]) == (3, 2)
+    assert err.count("2 pictures or shards could not be read") == 1
+
+
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
 def test_ways_of_splitting_networks_are_refused(monkeypatch, variable):
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -97,6 +97,33 @@ def test_going_on_from_further_back_leaves_what_came_after_behind(make_backbone,
     assert sorted(states.found()) == [3]
 
 
+def test_what_is_deleted_is_no_state_any_more_whenever_a_kill_comes(tmp_path, monkeypatch):
+    states = States(tmp_path / "states", keep=2)
+    for step in (1, 2, 3):
+        states.save(TrainingState(step, {}, {"weights": torch.zeros(1)}))
+    assert sorted(states.found()) == [2, 3]
+    monkeypatch.setattr("e4t.states.shutil.rmtree", lambda *_, **__: None)  # as where it comes before that
+    save, there = TrainingState.save, []
+    monkeypatch.setattr(TrainingState, "save", lambda *given: there.append(sorted(states.found())) or save(*given))
+    states.save(TrainingState(2, {}, {"weights": torch.ones(1)}))
+    assert there == [[2]]
+    States(tmp_path / "states", keep=1).save(TrainingState(4, {}, {"weights": torch.ones(1)}))
+    assert sorted(states.found()) == [4]
+
+
+def test_the_same_command_resumes_also_where_it_began_from_another_training(make_backbone, image_folder, tmp_path):
+    list(training(make_backbone(), image_folder, tmp_path / "face", keep_states=4).steps())
+    early = str(States(tmp_path / "face.training").found()[1])
+    killed = training(make_backbone(), image_folder, tmp_path / "other", resume=early)
+    steps = killed.steps()
+    assert [next(steps).number for _ in range(2)] == [2, 3]
+    steps.close()
+    again = training(make_backbone(), image_folder, tmp_path / "other", resume=early)
+    assert (again.start, again.kept_in) == (3, tmp_path / "other.training")
+    back = training(make_backbone(), image_folder, tmp_path / "face", resume=early)  # of its own: that is meant
+    assert back.start == 1
+
+
 def test_another_base_or_fewer_steps_are_refused(make_backbone, image_folder, tmp_path):
     list(training(make_backbone(), image_folder, tmp_path / "face", schedule="constant").steps())
     with pytest.raises(ConfigError, match="is of step 4, and only 2 are asked for"):

@@ -30,6 +30,15 @@ def stream_of(paths, **options):
     return ShardStream([str(path) for path in paths], **{"seed": 0, "buffer": 3, **options})
 
 
+def test_no_shell_reads_a_url(tmp_path, monkeypatch):
+    """What the lower bound in pyproject.toml is for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("e4t.shards._PAUSES", ())
+    url = "https://127.0.0.1:1/a.tar';touch ran;'"
+    assert list(stream_of([url]).samples(url)) == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_a_set_of_shards(shards, image_folder):
     found = [str(path) for path in shards]
     folder = shards[0].parent

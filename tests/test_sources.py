@@ -14,6 +14,7 @@ from bases import save_folder, save_shapes
 from conftest import build_backbone
 from e4t.config import BaseConfig
 from e4t.errors import CheckpointError, ConfigError
+from e4t.loading import load_shapes
 from e4t.sources import check_file, check_folder, locate, locate_layout
 
 SD15 = json.loads((Path(__file__).parent / "data" / "sd15-single-file.json").read_text())
@@ -99,6 +100,25 @@ def test_what_the_hub_s_cache_holds_needs_no_network(cached):
     assert locate("owner/model", BaseConfig(revision="main")) == cached
     assert locate("owner/model", BaseConfig(revision="a" * 40)) == cached
     assert locate_layout("owner/model") == cached
+
+
+def test_shapes_need_no_weights_of_a_hub_id(cached, monkeypatch):
+    import huggingface_hub
+    from diffusers import DiffusionPipeline
+
+    fetch, asked = huggingface_hub.snapshot_download, []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: asked.append(k) or fetch(*a, **k))
+    monkeypatch.setattr(DiffusionPipeline, "download", lambda *_, **__: pytest.fail("fetched"))
+    for file in cached.rglob("*.safetensors"):
+        file.unlink()
+    shapes = load_shapes("owner/model", BaseConfig(revision="main"), dtype=torch.float32)
+    assert shapes.folder == cached
+    assert [one["revision"] for one in asked] == ["main"]
+    assert all(pattern.endswith((".json", ".txt")) for one in asked for pattern in one["allow_patterns"])
+    (cached / "tokenizer" / "vocab.json").unlink(missing_ok=True)
+    (cached / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
+    with pytest.raises(CheckpointError, match=r"is incomplete: it has no tokenizer/vocab.json"):
+        load_shapes("owner/model", PLAIN, dtype=torch.float32)
 
 
 def test_what_the_cache_does_not_hold_is_one_sentence(cached):

@@ -54,6 +54,16 @@ def test_looking_changes_nothing(make_backbone, image_folder, tmp_path, predicti
         assert sheet.size == (3 * 16, 2 * 16)
 
 
+def test_a_training_that_went_on_from_further_back_has_every_step_once(make_backbone, image_folder, tmp_path):
+    run(make_backbone(), image_folder, tmp_path / "one", LOOKS)
+    file = tmp_path / "one.seen" / "scores.jsonl"
+    straight = file.read_text()
+    file.write_text(straight + '{"step": 6, "validation_loss": 1.0}\n{"step": 8, "valid')  # as a killed one left it
+    shutil.rmtree(tmp_path / "one.training")
+    run(make_backbone(), image_folder, tmp_path / "one", LOOKS)
+    assert file.read_text() == straight
+
+
 def test_a_broken_picture_is_left_out_and_ends_nothing(make_backbone, image_folder, tmp_path):
     held_out = shutil.copytree(image_folder, tmp_path / "held-out")
     (held_out / "0.png").write_bytes(b"no picture")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +85,41 @@ def test_an_interruption_between_two_renames_gives_the_folder_back(
         write(tmp_path / "folder")
     assert names(tmp_path) == ["folder"]
     assert (tmp_path / "folder" / "mine").read_text() == "old"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from e4t.writing import new_folder
+
+rename, left = Path.rename, int(sys.argv[2])
+
+def counted(self, target):
+    global left
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    return rename(self, target)
+
+Path.rename = counted
+with new_folder(Path(sys.argv[1]), ("mine",)) as new:
+    (new / "mine").write_text("half")
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a signal that nothing can catch")
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_kill_in_the_middle_of_an_exchange_loses_nothing(tmp_path: Path, renames: int) -> None:
+    folder = tmp_path / "folder"
+    write(folder, text="old")
+    (folder / "notes.txt").write_text("dear")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(renames)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert names(tmp_path) != ["folder"]
+    write(folder)
+    assert names(tmp_path) == ["folder"]
+    assert names(folder) == ["mine", "notes.txt"]
+    assert (folder / "mine").read_text() == "new"
 
 
 def test_where_nothing_can_be_written_is_said_before_any_work(tmp_path: Path) -> None:

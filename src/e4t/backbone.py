@@ -6,7 +6,7 @@ Tensors: pixels [B, 3, H, W] in [-1, 1]; latents [B, C, h, w] scaled as the U-Ne
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -24,7 +24,6 @@ from e4t.errors import ConfigError
 from e4t.loading import (
     CLIP_MEAN,
     CLIP_STD,
-    Parts,
     image_encoder_config,
     load_image_encoder,
     load_parts,
@@ -34,6 +33,7 @@ from e4t.loading import (
 from e4t.precision import best_device
 
 _FINGERPRINT_VALUES = 64  # read from every tensor
+_UNKNOWN: dict[str, Any] = {"known_fingerprint": "none", "known_image_encoder": "none"}  # of shapes without weights
 _FEW_TOKENS = 32 * 32
 _SHIPPED = Path(__file__).parent / "tiny" / "weights"
 
@@ -58,7 +58,8 @@ class Backbone:
     image_std: Sequence[float] = CLIP_STD
     reading: BaseConfig = field(default_factory=BaseConfig)
     folder: Path | None = None
-    known_image_encoder: str | None = None  # its fingerprint, where it cannot be taken from the weights that are here
+    known_fingerprint: str | None = None  # where it cannot be taken from the weights that are here
+    known_image_encoder: str | None = None  # the same of the image encoder's
 
     def __post_init__(self) -> None:
         for module in self.modules():
@@ -70,6 +71,7 @@ class Backbone:
         source: str | Path,
         *,
         image_encoder: str | Path | None = None,
+        eyes: Any = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         **reading: str | None,
@@ -77,17 +79,24 @@ class Backbone:
         """Load a diffusers folder, a hub id, a single .safetensors file, or a base shipped with the package.
 
         ``image_encoder`` is a folder or hub id of a transformers CLIP or its vision tower; without one, the folder's
-        own ``image_encoder/``, else OpenCLIP ViT-H/14. Without a device it goes on the best there is. Further options
-        are fields of `BaseConfig`. Raises CheckpointError for what is no whole Stable Diffusion 1.x or 2.x, or is not
-        at hand, and ConfigError for an option that does not apply to it.
+        own ``image_encoder/``, else OpenCLIP ViT-H/14. With ``eyes``, which are `CachedData.eyes`, autoencoder and
+        image encoder are shapes without weights. Without a device it goes on the best there is. Further options are
+        fields of `BaseConfig`. Raises CheckpointError for what is no whole Stable Diffusion 1.x or 2.x, or is not at
+        hand, and ConfigError for an option that does not apply to it.
         """
         name, place = resolve(source), torch.device(device) if device is not None else best_device()
-        parts, fingerprint = _loaded(name, reading, dtype=dtype, device=place)
-        vision = load_image_encoder(str(image_encoder) if image_encoder else None, parts, dtype=_read_as(dtype))
-        seen = _cast(dtype, vision.image_encoder)
-        backbone = cls(**vars(parts), **vars(vision), name=_portable(name), known_image_encoder=seen)
-        backbone.fingerprint = fingerprint
-        return backbone.to(place)
+        read_as = torch.float32 if dtype == torch.bfloat16 else dtype  # it rounds further than fingerprints do
+        shape = eyes["vae"] if eyes is not None else None
+        parts = load_parts(name, BaseConfig().updated(reading), dtype=read_as, device=place, vae=shape)
+        parts.vae.to(dtype)
+        known: dict[str, Any] = {"known_fingerprint": _cast(dtype, parts.unet, parts.text_encoder)}
+        if eyes is not None:
+            vision = {**eyes, "image_encoder": shape_of_image_encoder(eyes["image_encoder"])}
+            vision.pop("vae")
+        else:
+            vision = vars(load_image_encoder(str(image_encoder) if image_encoder else None, parts, dtype=read_as))
+            known["known_image_encoder"] = _cast(dtype, vision["image_encoder"])
+        return cls(**vars(parts), **vision, **known, name=_portable(name)).to(place)
 
     @classmethod
     def shapes(
@@ -102,54 +111,21 @@ class Backbone:
         name = resolve(source)
         parts = load_shapes(name, BaseConfig().updated(reading), dtype=dtype)
         vision = shape_of_image_encoder(image_encoder_config(str(image_encoder) if image_encoder else None, parts))
-        backbone = cls(**vars(parts), image_encoder=vision.to(dtype), name=_portable(name), known_image_encoder="none")
-        backbone.fingerprint = "none"
-        return backbone
-
-    @classmethod
-    def without_eyes(
-        cls,
-        source: str | Path,
-        *,
-        vae: Mapping[str, Any],
-        image_encoder: Mapping[str, Any],
-        image_encoder_name: str | None,
-        known_image_encoder: str,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-        **reading: str | None,
-    ) -> Self:
-        """Without the weights of autoencoder and image encoder, whose outputs are in a cache: their configs suffice.
-
-        Otherwise as `from_pretrained`.
-        """
-        name, place = resolve(source), torch.device(device) if device is not None else best_device()
-        parts, fingerprint = _loaded(name, reading, dtype=dtype, device=place, vae=vae)
-        backbone = cls(
-            **vars(parts),
-            image_encoder=shape_of_image_encoder(image_encoder),
-            name=_portable(name),
-            image_encoder_name=image_encoder_name,
-            known_image_encoder=known_image_encoder,
-        )
-        backbone.fingerprint = fingerprint
-        return backbone.to(place)
+        return cls(**vars(parts), image_encoder=vision.to(dtype), name=_portable(name), **_UNKNOWN)
 
     def blank(self) -> Self:
         """The same in float32 without values, on the meta device: to count with."""
         with torch.device("meta"):
             unet, vae = (type(part).from_config(part.config) for part in (self.unet, self.vae))
             text_encoder, image_encoder = (type(part)(part.config) for part in (self.text_encoder, self.image_encoder))
-        blank = replace(
+        return replace(
             self,
             unet=unet,
             vae=vae,
             text_encoder=text_encoder.float(),
             image_encoder=image_encoder.float(),
-            known_image_encoder="none",
+            **_UNKNOWN,
         )
-        blank.fingerprint = "none"
-        return blank
 
     def modules(self) -> Iterator[nn.Module]:
         yield from (self.unet, self.vae, self.text_encoder, self.image_encoder)
@@ -270,7 +246,7 @@ class Backbone:
         Of a base that was loaded it is that of the weights as they were read, whatever ``dtype`` they are in since.
         Otherwise take it before anything is injected.
         """
-        return fingerprint_of(self.unet, self.text_encoder)
+        return self.known_fingerprint or fingerprint_of(self.unet, self.text_encoder)
 
     @cached_property
     def image_encoder_fingerprint(self) -> str:
@@ -374,25 +350,6 @@ class Backbone:
         inputs = self.image_pixels(pixels).to(self.image_encoder.dtype)
         hidden = self.image_encoder(pixel_values=inputs, output_hidden_states=True).hidden_states
         return [states[:, 0].float() for states in hidden[layer_stride::layer_stride]]  # hidden[0] precedes layer 1
-
-
-def _loaded(
-    name: str,
-    reading: Mapping[str, str | None],
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-    vae: Mapping[str, Any] | None = None,
-) -> tuple[Parts, str]:
-    """The parts of a base in ``dtype``, and their fingerprint. As `load_parts`."""
-    parts = load_parts(name, BaseConfig().updated(reading), dtype=_read_as(dtype), device=device, vae=vae)
-    parts.vae.to(dtype)
-    return parts, _cast(dtype, parts.unet, parts.text_encoder)
-
-
-def _read_as(dtype: torch.dtype) -> torch.dtype:
-    """What weights are read as that end in ``dtype``: bfloat16 rounds further than their fingerprint does."""
-    return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
 def _cast(dtype: torch.dtype, *modules: nn.Module) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 
@@ -20,6 +20,8 @@ from e4t.processes import Processes
 from e4t.training import draw_timesteps, generator_at, timestep_range
 
 Look = Callable[[int], Seen]
+Rows = Callable[[int], range]
+"""Where this process's rows of a batch are in the order of training."""
 
 
 def batches(
@@ -67,98 +69,72 @@ def batches(
 def _look(
     model: E4TModel, data: ImageData | CachedData, config: PretrainConfig, processes: Processes, during: ExitStack
 ) -> Look:
-    rows = _Rows(config.batch_size, processes)
+    size, own = config.batch_size * processes.count, processes.rows(config.batch_size)
+
+    def rows(index: int) -> range:
+        return range(index * size + own.start, index * size + own.stop)
+
     if isinstance(data, CachedData):
-        return _Kept(model, data, rows)
+        return _kept(model, data, rows)
     if not config.cache:
-        ahead = Ahead(lambda index, run: _prepared(data, rows, index, run), config.workers)
-        during.callback(ahead.close)
-        return _Fresh(model, data, rows, ahead)
+        return _fresh(model, data, rows, size, config.workers, during)
     if data.stream is not None:
         raise ConfigError("cache keeps numbered pictures in memory, and shards have no numbers; use 'e4t cache'")
-    return _Remembered(model, data, rows)
+    return _remembered(model, data, rows)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Where a batch's pictures are in the order of training."""
-
-    size: int
-    processes: Processes
-
-    def of(self, index: int) -> range:
-        """Positions of this process's rows."""
-        own = self.processes.rows(self.size)
-        return range(self.first(index) + own.start, self.first(index) + own.stop)
-
-    def first(self, index: int) -> int:
-        return index * self.size * self.processes.count
-
-
-def _prepared(data: ImageData, rows: _Rows, index: int, run: Callable[..., Iterable[object]]) -> Views:
-    data.release(rows.first(index))
-    return data.views_at(rows.of(index), run)
-
-
-@dataclass(frozen=True)
-class _Fresh:
+def _fresh(model: E4TModel, data: ImageData, rows: Rows, size: int, workers: int, during: ExitStack) -> Look:
     """What the frozen networks see in a batch, another view of its pictures every time."""
 
-    model: E4TModel
-    data: ImageData
-    rows: _Rows
-    ahead: Ahead[Views]
+    def prepared(index: int, run: Callable[..., Iterable[object]]) -> Views:
+        data.release(index * size)
+        return data.views_at(rows(index), run)
 
-    def __call__(self, index: int) -> Seen:
-        views = self.ahead(index)
-        self.data.use(views, self.rows.first(index + 1))
-        mean, std = self.model.backbone.posterior(views.target)
-        return Seen(mean, std, self.model.image_features(views.reference), views.captions)
+    ahead = Ahead(prepared, workers)
+    during.callback(ahead.close)
+
+    def look(index: int) -> Seen:
+        views = ahead(index)
+        data.use(views, (index + 1) * size)
+        mean, std = model.backbone.posterior(views.target)
+        return Seen(mean, std, model.image_features(views.reference), views.captions)
+
+    return look
 
 
-@dataclass(frozen=True)
-class _Remembered:
+def _remembered(model: E4TModel, data: ImageData, rows: Rows) -> Look:
     """The same of pictures that always look alike, encoded when they first come up and kept on the CPU.
 
     One at a time: a resumed training meets them in other batches, and batches of another size round differently.
     """
+    known: dict[int, Seen] = {}
 
-    model: E4TModel
-    data: ImageData
-    rows: _Rows
-    known: dict[int, Seen] = field(default_factory=dict)
-
-    def __call__(self, index: int) -> Seen:
-        seen = Seen.joined([self._first_readable(place) for place in self.rows.of(index)])
-        return seen.to(self.model.backbone.device)
-
-    def _first_readable(self, place: int) -> Seen:
-        return self.data.first_readable(place, self._see, self.data.broken)
-
-    def _see(self, place: int) -> Seen:
-        (number,) = self.data.picks([place])
-        if number not in self.known:
-            entry = self.data.entries[number]
-            pixels = square_pixels(entry.image(), self.data.resolution)[None]
-            mean, _ = self.model.backbone.posterior(pixels)
+    def see(place: int) -> Seen:
+        (number,) = data.picks([place])
+        if number not in known:
+            entry = data.entries[number]
+            pixels = square_pixels(entry.image(), data.resolution)[None]
+            mean, _ = model.backbone.posterior(pixels)
             nothing = mean.new_zeros(1, 1, 1, 1)  # what is drawn from the posterior would not look alike
-            seen = Seen(mean, nothing, self.model.image_features(pixels), [entry.caption()])
-            self.known[number] = seen.to("cpu")
-        return self.known[number]
+            known[number] = Seen(mean, nothing, model.image_features(pixels), [entry.caption()]).to("cpu")
+        return known[number]
+
+    def look(index: int) -> Seen:
+        seen = [data.first_readable(place, see, data.broken) for place in rows(index)]
+        return Seen.joined(seen).to(model.backbone.device)
+
+    return look
 
 
-@dataclass(frozen=True)
-class _Kept:
+def _kept(model: E4TModel, data: CachedData, rows: Rows) -> Look:
     """The same from a cache on the disk."""
+    config = model.encoder.config
 
-    model: E4TModel
-    data: CachedData
-    rows: _Rows
+    def look(index: int) -> Seen:
+        seen = data.at(rows(index), layer_stride=config.layer_stride)
+        return replace(seen, features=seen.features if config.use_image else []).to(model.backbone.device)
 
-    def __call__(self, index: int) -> Seen:
-        seen = self.data.at(self.rows.of(index), layer_stride=self.model.encoder.config.layer_stride)
-        features = seen.features if self.model.encoder.config.use_image else []
-        return replace(seen, features=features).to(self.model.backbone.device)
+    return look
 
 
 def _with_captions(model: E4TModel, tokens: Tokens, captions: Sequence[str | None], chosen: Sequence[bool]) -> Tokens:

@@ -34,6 +34,10 @@ _INDEX = "index.json"
 _BEGUN = "begun.json"  # the same, while shards are missing
 _TENSORS = ("mean", "std", "features")
 _LOOKED = ("resolution", "crop_scale", "flip", "color_jitter")
+_NETWORKS = ("base", "vae", "image_encoder")
+_ASIDE = ("_name_or_path", "_diffusers_version", "transformers_version")
+"""Of a network's config: where it lay and what saved it, which is nothing of what it sees."""
+
 _AT_ONCE = 8  # views that the networks see together
 
 
@@ -84,7 +88,6 @@ class Written:
     number: int
     shards: int
     rows: int
-    skipped: int
 
 
 def write_cache(
@@ -105,8 +108,8 @@ def write_cache(
         if not files[number].exists():
             _write_shard(files[number], number * config.shard_size, parts[number], data, backbone, config)
         if files[number].exists():
-            rows, skipped = _counts(files[number])
-            yield Written(number + 1, len(parts), rows, skipped)
+            rows, _ = _counts(files[number])
+            yield Written(number + 1, len(parts), rows)
     together.wait()
     _require_all(files if together.is_first else files[together.rank :: together.count], data)
     if together.is_first:
@@ -129,7 +132,7 @@ def _description(data: ImageData, backbone: Backbone, config: CacheConfig) -> di
         "kind": "cache",
         "format_version": FORMAT_VERSION,
         "base": BaseModel.of(backbone).to_dict(),
-        "vae": _plain(dict(backbone.vae.config)),
+        "vae": _plain(backbone.vae.config),
         "image_encoder": _plain(backbone.image_encoder.config.to_dict()),
         "pictures": {
             "source": source_name(data.source),
@@ -146,16 +149,29 @@ def _description(data: ImageData, backbone: Backbone, config: CacheConfig) -> di
     }
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's config as JSON has it."""
+    kept = {name: value for name, value in config.items() if name not in _ASIDE}
+    plain: dict[str, Any] = json.loads(json.dumps(kept, default=str))
     return plain
+
+
+def _is_same(there: Mapping[str, Any], said: Mapping[str, Any]) -> bool:
+    """Whether two descriptions are of one cache: networks by their weights, and by what the configs of both say."""
+    if not all(isinstance(there.get(name), dict) for name in _NETWORKS):
+        return False
+    weights = [(there["base"].get(name), said["base"][name]) for name in ("fingerprint", "image_encoder_fingerprint")]
+    configs = [(_plain(there[name]), said[name]) for name in ("vae", "image_encoder")]
+    told = [(before[name], now[name]) for before, now in configs for name in before.keys() & now.keys()]
+    rest = [(there.get(name), value) for name, value in said.items() if name not in _NETWORKS]
+    return all(before == now for before, now in (*weights, *told, *rest))
 
 
 def _begin(output: Path, said: Mapping[str, Any], processes: Processes) -> None:
     """Remember what the shards will be of, or check that those there are of the same."""
     begun = output / _BEGUN
     there = next((read_json(file) for file in (output / _INDEX, begun) if file.is_file()), None)
-    if there is not None and {name: there.get(name) for name in said} != said:
+    if there is not None and not _is_same(there, said):
         raise DataError(f"'{output}' holds a cache of other pictures, settings or networks; choose another folder")
     left = unfinished(output)
     if there is None and set(output.iterdir()) - set(left):
@@ -305,7 +321,7 @@ class CachedData:
         return len(self._places)
 
     def eyes(self) -> dict[str, Any]:
-        """What `Backbone.without_eyes` has to know of the networks that looked."""
+        """What `Backbone.from_pretrained` has to know of the networks that looked."""
         return {
             **self._networks,
             "image_encoder_name": self.base.image_encoder,

@@ -206,11 +206,9 @@ class Concept:
         """Raise MismatchError, with both names, if this concept is of another domain."""
         other_word = domain_id is None and self.domain.class_word != domain.class_word  # all there is to compare
         if self.domain_id != domain_id or other_word:
-            mine, other = (f"'{d.name}' ({i or 'not pre-trained'})" for d, i in self._pair(domain, domain_id))
+            both = ((self.domain, self.domain_id), (domain, domain_id))
+            mine, other = (f"'{d.name}' ({i or 'not pre-trained'})" for d, i in both)
             raise MismatchError(f"the concept was made in the domain {mine}, but {other} is loaded")
-
-    def _pair(self, domain: Domain, domain_id: str | None) -> tuple[tuple[Domain, str | None], ...]:
-        return (self.domain, self.domain_id), (domain, domain_id)
 
     def save(self, folder: str | Path) -> Path:
         """Write a folder that, with its domain, is all that sampling needs."""
@@ -273,9 +271,6 @@ class Concept:
     def with_preview(self, image: Image.Image) -> Concept:
         """With a picture to be shown in the model card, in galleries, and by programs that read exports."""
         return replace(self, preview=preview(image))
-
-    def with_history(self, history: tuple[Concept, ...]) -> Concept:
-        return replace(self, history=history)
 
 
 @dataclass(frozen=True)

@@ -298,19 +298,17 @@ class PersonalizeConfig(Section):
     def keeping(self, what: str | None) -> PersonalizeConfig:
         """Tuned so that ``what`` is stored: one of KEPT; None changes nothing."""
         word = ("residual", "bias")
-        if what == "full":
-            return replace(self, tune=(*word, "deltas", "unet"), delta_rank=0)
-        if what == "vectors":
-            return replace(self, tune=(*word, "unet_vectors"))
-        if what == "low-rank":
-            return replace(self, tune=(*word, "deltas"), delta_rank=self.delta_rank or 4)
-        if what == "embedding":
-            return replace(self, tune=word)
-        if what == "replay":
-            return replace(self, keep="replay")
-        if what is not None:
+        changes: dict[str | None, dict[str, Any]] = {
+            None: {},
+            "full": {"tune": (*word, "deltas", "unet"), "delta_rank": 0},
+            "vectors": {"tune": (*word, "unet_vectors")},
+            "low-rank": {"tune": (*word, "deltas"), "delta_rank": self.delta_rank or 4},
+            "embedding": {"tune": word},
+            "replay": {"keep": "replay"},
+        }
+        if what not in changes:
             raise ConfigError(f"keep is {what!r}; it must be one of {', '.join(KEPT)}")
-        return self
+        return replace(self, **changes[what])
 
     @classmethod
     def paper(cls) -> PersonalizeConfig:

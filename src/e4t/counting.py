@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from e4t.backbone import Backbone
-from e4t.config import PersonalizeConfig
+from e4t.config import PersonalizeConfig, PretrainConfig
 from e4t.model import E4TModel
 from e4t.objective import Batch, E4TObjective, Prior
 from e4t.training import arithmetic
@@ -90,17 +90,18 @@ def count_looking(model: E4TModel, *, rows: int, resolution: int) -> Count:
 
 
 def held(
-    counted: int, backbone: Backbone, device: torch.device, *, mixed_precision: str, gradients: int, checkpointing: bool
+    counted: int, backbone: Backbone, *, device: torch.device, config: PretrainConfig | PersonalizeConfig, trained: int
 ) -> int:
-    """Counted bytes in the arithmetic that `e4t.training` would use on ``device``; those of ``gradients`` stay float32.
+    """Counted bytes in the arithmetic that `e4t.training` would use; gradients of ``trained`` numbers stay float32.
 
     Reckoned, not gone through: norms are float32 on GPUs, and autograd keeps float32 weights as they were cast.
     """
-    if arithmetic(mixed_precision, device, backbone.dtype) == torch.float32:
+    if arithmetic(config.mixed_precision, device, backbone.dtype) == torch.float32:
         return counted
     share = _SHARE_OF_FLOAT32.get(device.type, _SHARE_ON_GPUS)
     cast = numbers(backbone.unet) + numbers(backbone.text_encoder)
-    copies = 2 * cast if backbone.dtype == torch.float32 and not checkpointing else 0
+    copies = 2 * cast if backbone.dtype == torch.float32 and not config.gradient_checkpointing else 0
+    gradients = 4 * trained
     return gradients + int(share * max(0, counted - gradients)) + copies
 
 

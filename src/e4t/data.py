@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -40,14 +40,6 @@ class Views:
     broken: Mapping[str, str] = field(default_factory=dict)
 
 
-class Ordered(Protocol):
-    """Pictures in the order of training, without end."""
-
-    def at(self, position: int) -> Entry: ...
-
-    def release(self, before: int) -> None: ...
-
-
 @dataclass
 class Shuffle:
     """Every epoch goes through all of ``count`` numbers in a new order."""
@@ -64,27 +56,6 @@ class Shuffle:
             order = np.random.default_rng([self.seed, 0, epoch]).permutation(self.count)
             self._order = epoch, order
         return int(order[place])
-
-
-@dataclass(frozen=True)
-class _Numbered:
-    """Numbered pictures, shuffled; nothing is held."""
-
-    entries: Sequence[Entry]
-    shuffle: Shuffle
-
-    def at(self, position: int) -> Entry:
-        return self.entries[self.shuffle.pick(position)]
-
-    def release(self, before: int) -> None:
-        pass
-
-
-def check_views(resolution: int | None, crop_scale: tuple[float, float]) -> None:
-    """Raises ConfigError for views that no picture has; None is a resolution that is not given."""
-    at_least("resolution", resolution, 1)
-    if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-        raise ConfigError(f"crop_scale is {crop_scale}; it must be two shares of the area, 0 < from <= to <= 1")
 
 
 class ImageData:
@@ -106,7 +77,9 @@ class ImageData:
         seed: int,
         shuffle_buffer: int = 1,
     ) -> None:
-        check_views(resolution, crop_scale)
+        at_least("resolution", resolution, 1)
+        if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+            raise ConfigError(f"crop_scale is {crop_scale}; it must be two shares of the area, 0 < from <= to <= 1")
         self.source = str(source)
         self.resolution = resolution
         self.crop_scale = crop_scale
@@ -118,7 +91,6 @@ class ImageData:
         self.stream = ShardStream(urls, seed, shuffle_buffer) if urls else None
         self.entries: Sequence[Entry] = () if urls else open_pictures(source)
         self._shuffle = Shuffle(len(self.entries), seed)
-        self._ordered: Ordered = self.stream or _Numbered(self.entries, self._shuffle)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -132,14 +104,10 @@ class ImageData:
     def views_at(self, positions: Sequence[int], run: Callable[..., Iterable[Any]] = map) -> Views:
         """The pictures at some rising positions; ``run`` is `map`, or that of an executor."""
         for position in positions:  # shards are read from first to last, whatever the threads do
-            self._ordered.at(position)
-        seen: list[_Seen] = list(run(self._see, positions))
-        return Views(
-            target=torch.stack([one.target for one in seen]),
-            reference=torch.stack([one.reference for one in seen]),
-            captions=[one.caption for one in seen],
-            broken={name: reason for one in seen for name, reason in one.broken.items()},
-        )
+            self._entry(position)
+        targets, references, captions, broken = zip(*run(self._see, positions), strict=True)
+        reasons = {name: reason for one in broken for name, reason in one.items()}
+        return Views(torch.stack(targets), torch.stack(references), captions, reasons)
 
     def use(self, views: Views, end: int) -> None:
         """Count what was broken of views, and before the position ``end``; what is prepared ahead may never be used."""
@@ -153,16 +121,22 @@ class ImageData:
 
     def release(self, before: int) -> None:
         """Nothing before a position will be asked for again."""
-        self._ordered.release(before)
+        if self.stream is not None:
+            self.stream.release(before)
 
-    def _see(self, position: int) -> _Seen:
+    def _entry(self, position: int) -> Entry:
+        """The picture at a position of the order of training."""
+        return self.stream.at(position) if self.stream is not None else self.entries[self._shuffle.pick(position)]
+
+    def _see(self, position: int) -> tuple[Tensor, Tensor, str | None, Mapping[str, str]]:
+        """A picture's two views, its caption, and what it stands in for."""
         rng = np.random.default_rng([self.seed, 1, position])
         broken: dict[str, str] = {}
         image, caption = self.first_readable(position, self._decoded, broken)
-        return _Seen(*self.views_of(image, rng), caption, broken)
+        return *self.views_of(image, rng), caption, broken
 
     def _decoded(self, position: int) -> tuple[Image.Image, str | None]:
-        entry = self._ordered.at(position)
+        entry = self._entry(position)
         return entry.image(), entry.caption()
 
     def views_of(self, image: Image.Image, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -182,7 +156,7 @@ class ImageData:
             try:
                 return attempt(place)
             except ImageError as error:
-                broken.setdefault(self._ordered.at(place).name, str(error))
+                broken.setdefault(self._entry(place).name, str(error))
         reason = next(iter(broken.values()))
         raise DataError(f"'{self.source}' holds no picture that can be read, in {tries} tries; the first: {reason}")
 
@@ -192,14 +166,6 @@ class ImageData:
         side = min(image.size) * float(rng.uniform(*self.crop_scale)) ** 0.5
         left, top = (rng.random() * (extent - side) for extent in image.size)
         return to_pixels(_resized(image, self.resolution, (left, top, left + side, top + side)))
-
-
-@dataclass(frozen=True)
-class _Seen:
-    target: Tensor
-    reference: Tensor
-    caption: str | None
-    broken: Mapping[str, str]
 
 
 class Ahead(Generic[_T]):

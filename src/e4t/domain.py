@@ -63,7 +63,8 @@ class Domain:
             return caption
         if "{}" in caption:
             return caption.replace("{}", self.placeholder)
-        replaced, count = re.subn(rf"\b{re.escape(self.class_word)}\b", self.placeholder, caption, count=1, flags=re.I)
+        class_word = rf"\b{re.escape(self.class_word)}\b"
+        replaced, count = re.subn(class_word, lambda _: self.placeholder, caption, count=1, flags=re.I)
         return replaced if count else f"{self.prompts[0]}, {caption}"
 
     def to_dict(self) -> dict[str, Any]:

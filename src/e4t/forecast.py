@@ -91,14 +91,8 @@ def forecast(
     operations = config.accumulation * (looking.operations + step.operations)
     dtype = arithmetic(config.mixed_precision, device, backbone.dtype)
     rate = rate or multiplication_rate(device, dtype)
-    passing = held(
-        step.bytes_again if config.accumulation > 1 else step.bytes,
-        backbone,
-        device,
-        mixed_precision=config.mixed_precision,
-        gradients=4 * trained,
-        checkpointing=config.gradient_checkpointing,
-    )
+    counted = step.bytes_again if config.accumulation > 1 else step.bytes
+    passing = held(counted, backbone, device=device, config=config, trained=trained)
     return Forecast(
         frozen=sum(map(numbers, frozen)),
         trained=trained,

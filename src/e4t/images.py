@@ -114,7 +114,7 @@ def _decode(source: ImageSource) -> Image.Image:
         with _decoding(name):
             copy = source.copy()  # reads what the file still holds
         return _load(copy, name)
-    return _opened(io.BytesIO(_read(Path(source), name)), name)
+    return _decode_bytes(_read(Path(source), name), name)
 
 
 def _opened(data: io.BytesIO, name: str) -> Image.Image:
@@ -167,16 +167,11 @@ def _read(path: Path, name: str) -> bytes:
             limit = MAX_BYTES // 2**20
             raise ImageError(f"{name} has {size / 2**20:.0f} MB, and the limit is {limit} MB; make it smaller")
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            return file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise ImageError(f"there is no picture at {name}; check the path") from None
     except (OSError, ValueError) as error:
         raise ImageError(f"{name} cannot be opened ({_reason(error)}); check the path and its permissions") from error
-    if not data:
-        raise ImageError(f"{name} is empty; {_HINT}")
-    if len(data) > MAX_BYTES:
-        raise ImageError(f"{name} has more than {MAX_BYTES // 2**20} MB; make it smaller")
-    return data
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:

@@ -87,7 +87,7 @@ def load_shapes(name: str, reading: BaseConfig, *, dtype: torch.dtype) -> Parts:
     import diffusers
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    place = locate(name, reading)
+    place = locate(name, reading, weights=False)
     layout = locate_layout(reading.layout) if reading.layout else None
     version = None if place.is_dir() else check_file(place, known_layout=layout is not None).version
     configs = place if place.is_dir() else layout or _BASES / f"stable-diffusion-{version}"

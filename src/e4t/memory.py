@@ -56,14 +56,7 @@ def needed(model: E4TModel, config: PersonalizeConfig, *, device: torch.device |
     return Need(
         weights=weights,
         states=numbers * (4 + state),
-        passing=held(
-            counted,
-            backbone,
-            device,
-            mixed_precision=config.mixed_precision,
-            gradients=4 * numbers,
-            checkpointing=config.gradient_checkpointing,
-        ),
+        passing=held(counted, backbone, device=device, config=config, trained=numbers),
         preparing=all_networks + looking,
         updating=4 * numbers * at_once,
     )

@@ -2,8 +2,8 @@
 
 Encoder-based domain tuning (Gal et al. 2023, arXiv 2302.12228): one image I of a concept becomes the word
 ``v* = v_class + s · E(I, z_t, t)``, predicted anew at every noise level, and the denoiser's attention weights are
-shifted a little so that it reads such words. Pre-training and personalization minimise the same two terms; they differ
-in data, prompts and what is trained.
+shifted a little so that it reads such words. Pre-training and personalization minimise the same two terms, to which the
+second can add one on pictures of the class; they differ in data, prompts and what is trained.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from e4t.errors import ConfigError, install_extra
 
 STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "muon": 4}
-"""What is kept of every trained number between two steps."""
+"""What is kept of every trained number between two steps; by Muon of those in matrices, and of the few others 8."""
 
 
 def new_optimizer(

@@ -9,8 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from e4t.model import E4TModel
 from e4t.models import dual
 from e4t.models.text import Tokens
 from e4t.personalize import ClassPictures, PersonalizeStep, personalize, replayed
-from e4t.provenance import drawing
+from e4t.provenance import public_name, versions
 from e4t.training import autocast_beside
 
 _BATCH = 8  # pictures of the class drawn at a time
@@ -165,7 +164,7 @@ class E4TPipeline:
         for step in self.personalize_steps(image, mask=mask, config=config, keep_steps=keep_steps, **overrides):
             if step.concept is not None:
                 kept.append(step.concept)
-        return kept[-1].with_history(tuple(kept)) if keep_steps else kept[-1]
+        return replace(kept[-1], history=tuple(kept)) if keep_steps else kept[-1]
 
     def personalize_steps(
         self,
@@ -255,18 +254,25 @@ class E4TPipeline:
                 width=settings.width or self.backbone.resolution,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             ).images
-            described = partial(
-                drawing,
-                settings=settings.to_dict(),
-                scheduler=settings.scheduler or type(self.stock.scheduler).__name__,
-                base=(concept.base if concept else self.model.base).name,
-                domain=concept.domain_id if concept else self.model.domain_id,
-                steps=concept.steps if concept else 0,
-            )
+            scheduler = settings.scheduler or type(self.stock.scheduler).__name__
         texts = zip(prompts, _each(negative_prompt, len(prompts)), strict=True)
         asked = [pair for pair in texts for _ in range(settings.num_images)]
         made = [
-            described(text, negative_prompt=negative, seed=seed, size=image.size)
+            {
+                "prompt": text,
+                "negative_prompt": negative,
+                **settings.to_dict(),
+                "seed": seed,
+                "num_images": 1,
+                "scheduler": scheduler,
+                "width": image.width,
+                "height": image.height,
+                "base": public_name((concept.base if concept else self.model.base).name),
+                "concept": None,  # pictures do not know what it is called
+                "domain": concept.domain_id if concept else self.model.domain_id,
+                "steps": concept.steps if concept else 0,
+                "versions": versions(),
+            }
             for (text, negative), seed, image in zip(asked, seeds, images, strict=True)
         ]
         return Output(images, seeds, made)

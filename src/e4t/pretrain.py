@@ -69,7 +69,7 @@ class Pretraining:
     ``data`` is a cache, shards, or any other source of pictures (docs/pretraining.md). ``personalize`` and ``generate``
     are settings to record for this domain. States are kept beside ``output``, in ``<output>.training``: with the same
     arguments it goes on from the last one with the very numbers an uninterrupted run would have had. ``resume`` names
-    another folder of states, or of one. Raises CheckpointError if it was begun with other settings.
+    another folder of states, or of one, to begin from. Raises CheckpointError if it was begun with other settings.
     """
 
     def __init__(
@@ -100,8 +100,8 @@ class Pretraining:
             weight_decay=config.weight_decay,
             device=backbone.device,
         )
-        trained = self.model.encoder.heads() | dict(self.model.offsets.named_parameters())
-        self.average = MovingAverage(trained, config.ema_decay) if config.ema_decay else None
+        self.parameters = self.model.encoder.heads() | dict(self.model.offsets.named_parameters())
+        self.average = MovingAverage(self.parameters, config.ema_decay) if config.ema_decay else None
         self.scaler = gradient_scaler(config.mixed_precision, backbone.device)
         self.arguments = {
             "domain": domain.to_dict(),
@@ -112,6 +112,7 @@ class Pretraining:
             "image_encoder": backbone.image_encoder_fingerprint if backbone.sees else None,
             "pictures": len(self.data),
         }
+        resume = self.states.source(resume)
         self.kept_in = self.states.folder if resume == LATEST else Path(resume)  # where the last state lies
         self.start, self.losses = self._resumed(resume)
         if self.start > config.steps:
@@ -238,9 +239,8 @@ class Pretraining:
             what = " and ".join(_SAME[name] for name in other) or f"settings ({', '.join(changed)})"
             instead = "delete it or choose another output" if which == LATEST else "resume from another state"
             raise CheckpointError(f"'{self.kept_in}' was begun with other {what}; {instead}")
-        targets = self.model.encoder.heads() | dict(self.model.offsets.named_parameters())
         for name, tensor in (state.group("encoder") | state.group("offsets")).items():
-            targets[name].data.copy_(tensor)
+            self.parameters[name].data.copy_(tensor)
         load_optimizer_tensors(self.optimizer, state.group("optimizer"))
         if self.average is not None:
             self.average.load(state.group("average"))

@@ -46,36 +46,6 @@ def public_name(base: str) -> str:
     return name.encode("utf-8", "replace").decode()  # file names need not be text
 
 
-def drawing(
-    prompt: str,
-    *,
-    negative_prompt: str | None,
-    settings: Mapping[str, Any],
-    seed: int,
-    size: tuple[int, int],
-    scheduler: str,
-    base: str,
-    domain: str | None,
-    steps: int,
-) -> dict[str, Any]:
-    """How one picture was drawn; ``settings`` are all of `GenerateConfig`, ``size`` its width and height in pixels."""
-    return {
-        "prompt": prompt,
-        "negative_prompt": negative_prompt,
-        **settings,
-        "seed": seed,
-        "num_images": 1,
-        "scheduler": scheduler,
-        "width": size[0],
-        "height": size[1],
-        "base": public_name(base),
-        "concept": None,  # pictures do not know what it is called
-        "domain": domain,
-        "steps": steps,
-        "versions": versions(),
-    }
-
-
 def picture_notes(made: Mapping[str, Any]) -> PngInfo:
     """PNG text chunks: everything of ``made`` as JSON, and the same in the line that web UIs read.
 

@@ -60,8 +60,10 @@ class OneFile:
     prediction_type: str | None  # of its ModelSpec metadata
 
 
-def locate(name: str, reading: BaseConfig) -> Path:
+def locate(name: str, reading: BaseConfig, *, weights: bool = True) -> Path:
     """The folder or file that ``name`` stands for; what a hub id lacks here is fetched, if it is Stable Diffusion.
+
+    Without ``weights``, only configs and tokenizer are fetched.
 
     Raises CheckpointError where there is nothing of that name or a pickle, and ConfigError for an option that cannot
     apply to what is there.
@@ -82,21 +84,24 @@ def locate(name: str, reading: BaseConfig) -> Path:
     if path.suffix.lower() == ".safetensors":
         raise CheckpointError(f"there is no file '{name}'")
     _refuse_options(f"'{name}' is a hub id", reading, "layout", "prediction_type")
-    return _fetched(name, reading)
+    return _fetched(name, reading) if weights else locate_layout(name, reading.revision)
 
 
-def locate_layout(name: str) -> Path:
-    """The folder with configs and tokenizer that ``name`` stands for, weights or not. Raises CheckpointError."""
-    folder = Path(name) if Path(name).is_dir() else _fetched_layout(name)
+def locate_layout(name: str, revision: str | None = None) -> Path:
+    """The folder with configs and tokenizer that ``name`` stands for, weights or not. Raises CheckpointError.
+
+    ``revision`` is one of a hub id.
+    """
+    folder = Path(name) if Path(name).is_dir() else _fetched_layout(name, revision)
     check_layout(folder, name)
     return folder
 
 
-def _fetched_layout(name: str) -> Path:
+def _fetched_layout(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_CONFIGS)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_CONFIGS)))
     except (OSError, ValueError) as error:
         raise _not_at_hand(name, error) from error
 

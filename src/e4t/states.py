@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -48,6 +49,16 @@ class States:
                 steps[int(match.group(1))] = path
         return steps
 
+    def source(self, which: str) -> str:
+        """What to go on from: ``which``, or `LATEST` where this folder has gone further than another that it names.
+
+        So a training that began from another one's state resumes by the same command, too.
+        """
+        gone = max(self.found(), default=0)
+        if which == LATEST or not gone or Path(which).resolve().is_relative_to(self.folder.resolve()):
+            return which
+        return LATEST if gone > self._chosen(Path(which)).step else which
+
     def load(self, which: str) -> TrainingState | None:
         """The ``latest`` state, None where there is none, or the one in a folder of that name.
 
@@ -71,16 +82,24 @@ class States:
         return TrainingState.load(inside[max(inside)] if inside else folder)
 
     def save(self, state: TrainingState) -> Path:
-        """Write a state, and only then delete those that are too old."""
+        """Write a state, and only then delete those that are too old.
+
+        Those after it are of a training that went on from further back, and out of the way before: else, after a kill,
+        the next one would go on from them. What is deleted has another name by then, and is never half a state.
+        """
+        for step, path in self.found().items():
+            if step > state.step:
+                _hide(path)
         folder = state.save(self.folder / _NAME.format(state.step))
-        found = self.found()
-        mine = sorted(step for step in found if step <= state.step)
-        abandoned = [step for step in found if step > state.step]  # of a training that went on from further back
-        for step in [*mine[: -self.keep], *abandoned]:
-            shutil.rmtree(found[step], ignore_errors=True)
+        for path in list(self.found().values())[: -self.keep]:
+            _hide(path)
         for leftover in self.folder.glob(".step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         return folder
+
+
+def _hide(state: Path) -> None:
+    state.rename(state.with_name(f".{state.name}.{secrets.token_hex(4)}"))
 
 
 def require_fitting(

@@ -26,6 +26,7 @@ from e4t.errors import DataError, ImageError
 from e4t.objective import E4TObjective
 from e4t.pretrain import Pretraining, data_of
 from e4t.training import autocast, generator_at
+from e4t.writing import new_files
 
 _PLAIN: dict[str, Any] = {"crop_scale": (1.0, 1.0), "flip": False, "color_jitter": 0.0, "sample_latents": False}
 
@@ -84,10 +85,16 @@ class Validation:
             scores = {"validation_loss": self._loss()}
             if self._shown:
                 scores["likeness"] = self._drawn(step)
-        line = json.dumps({"step": step, **scores})
-        with (self.folder / "scores.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        self._note({"step": step, **scores})
         return scores
+
+    def _note(self, scores: dict[str, float]) -> None:
+        """Behind those of earlier steps: what comes later is of a training that went on from further back."""
+        place = self.folder / "scores.jsonl"
+        lines = place.read_text(encoding="utf-8").splitlines() if place.is_file() else []
+        kept = [line for line in lines if _is_before(line, scores["step"])]
+        with new_files([place], DataError) as (beside,):
+            beside.write_text("\n".join([*kept, json.dumps(scores)]) + "\n", encoding="utf-8")
 
     def _loss(self) -> float:
         training = self.training
@@ -140,6 +147,14 @@ class Validation:
                     guided = rescale_noise_cfg(guided, given, guidance_rescale=rescale)
                 sample = scheduler.step(guided, timestep, sample, **drawing, return_dict=False)[0]
         return backbone.decode(sample.float())
+
+
+def _is_before(line: str, step: float) -> bool:
+    """Whether a line of scores is of an earlier step, and whole."""
+    try:
+        return bool(json.loads(line)["step"] < step)
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def _held_out(source: str | Path, training: Pretraining, config: PretrainConfig) -> ImageData | CachedData:

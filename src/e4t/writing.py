@@ -1,7 +1,8 @@
 """Written beside its place, then renamed: no file or folder is ever half there, and a power cut leaves no zeros.
 
 What is written has a hidden name of its own until the disk holds all of it, and only then takes its place. Names are
-new every time, so that what a killed process left is in nobody's way; `unfinished` finds it.
+new every time, so that what a killed process left is in nobody's way; `unfinished` finds files, and who next writes a
+folder puts that one right.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from e4t.errors import CheckpointError, E4TError
 
 _UNFINISHED = ".new"
+_FORMER = ".old"
 
 
 def slug(text: str) -> str:
@@ -31,7 +33,9 @@ def slug(text: str) -> str:
 def new_files(places: Sequence[Path], refusal: type[E4TError] = CheckpointError) -> Iterator[list[Path]]:
     """Where to write some files meanwhile, in their order; at the end of the ``with`` all of them take their places.
 
-    Folders are made as needed. Raises ``refusal`` where that cannot be; whatever is raised, nothing new stays.
+    They do so one after another: each is whole whatever happens, but a kill in between leaves some new and others as
+    they were. Folders are made as needed. Raises ``refusal`` where that cannot be; whatever is raised inside the
+    ``with``, nothing new stays.
     """
     beside = [_beside(place, _UNFINISHED) for place in places]
     try:
@@ -56,9 +60,11 @@ def new_folder(place: Path, own: Collection[str], refusal: type[E4TError] = Chec
     """An empty folder to fill, which then takes the place of ``place``.
 
     Of what was there before, entries called as in ``own`` are replaced; all others are somebody else's, and stay.
-    Raises ``refusal`` where that cannot be (`replaceable`); whatever is raised, what was there before is whole.
+    Raises ``refusal`` where that cannot be (`replaceable`); whatever is raised, what was there before is whole. What a
+    killed process left of the same is finished or removed first.
     """
     whole = replaceable(place, refusal)
+    _finish_exchange(whole, own)
     beside = _beside(whole, _UNFINISHED)
     try:
         with _explained(place, refusal):
@@ -118,13 +124,18 @@ def _beside(place: Path, ending: str) -> Path:
     return place.with_name(f".{place.name}.{secrets.token_hex(4)}{ending}")
 
 
+def _is_beside(path: Path, place: Path, ending: str) -> bool:
+    """Whether `_beside` can have named a path so."""
+    return re.fullmatch(rf"\.{re.escape(place.name)}\.[0-9a-f]{{8}}{ending}", path.name) is not None
+
+
 def _exchange(new: Path, place: Path, own: Collection[str]) -> None:
     """Put a folder in the place of another, and the other's entries that are not ``own`` back into it."""
     if not place.exists():
         new.rename(place)
         _sync(place.parent)
         return
-    old = _beside(place, ".old")
+    old = _beside(place, _FORMER)
     try:
         place.rename(old)
         new.rename(place)
@@ -132,12 +143,30 @@ def _exchange(new: Path, place: Path, own: Collection[str]) -> None:
         if old.exists() and not place.exists():
             old.rename(place)
         raise
+    _give_back(old, place, own)
+
+
+def _give_back(old: Path, place: Path, own: Collection[str]) -> None:
+    """Delete the folder that another has taken the place of, but for what is somebody else's."""
     for entry in old.iterdir():
         if entry.name not in own and not (place / entry.name).exists():
             entry.rename(place / entry.name)
     _sync(place)
     _sync(place.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _finish_exchange(place: Path, own: Collection[str]) -> None:
+    """Undo a killed `_exchange` that left nothing in its place, or end it; delete what was left half written."""
+    left = list(place.parent.iterdir()) if place.parent.is_dir() else []
+    for path in left:
+        if _is_beside(path, place, _FORMER):
+            if place.exists():
+                _give_back(path, place, own)
+            else:
+                path.rename(place)
+        elif _is_beside(path, place, _UNFINISHED):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

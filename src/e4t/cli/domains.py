@@ -30,7 +30,7 @@ from e4t.cli.options import (
     Text,
     optimizer_of,
 )
-from e4t.cli.settings import overridden, read_sections
+from e4t.cli.settings import options_of, overridden, read_sections
 from e4t.cli.terminal import device_of, dtype_of, get_console, progress_bar, quiet, status
 from e4t.cli.tracking import Services, Tracking
 from e4t.config import PretrainConfig
@@ -103,7 +103,7 @@ class Pretrain:
     ema_decay: Number = None
     """Save a moving average of the weights, of this decay, e.g. 0.9999."""
     use_8bit_adam: Switch = None
-    """Keep the optimiser's moments in 8 bits (the extra lab)."""
+    """Keep the optimiser's moments in 8 bits (the extra 8bit)."""
     workers: Annotated[int | None, arg(aliases=["--dataloader-num-workers"], metavar="N", help_behavior_hint="")] = None
     """Threads that prepare pictures ahead."""
     seed: Integer = None
@@ -207,16 +207,11 @@ class Pretrain:
 
         with status("loading the base model"):
             options: dict[str, Any] = {"device": device, "dtype": dtype_of(self.dtype)} | self.base_model.given()
-            if not CachedData.is_one(self.data):
-                return Backbone.from_pretrained(self.base, **options)
-            options.pop("image_encoder", None)
-            return Backbone.without_eyes(self.base, **options | CachedData(self.data, seed=0).eyes())
+            eyes = CachedData(self.data, seed=0).eyes() if CachedData.is_one(self.data) else None
+            return Backbone.from_pretrained(self.base, eyes=eyes, **options)
 
     def _given(self) -> dict[str, Any]:
-        names = ["steps", "batch_size", "accumulation", "learning_rate", "resolution", "mixed_precision", "schedule"]
-        names += ["warmup_steps", "max_grad_norm", "ema_decay", "workers", "checkpoint_every", "keep_states", "seed"]
-        given = {name: getattr(self, name) for name in (*names, "gradient_checkpointing", "compile")}
-        return given | {"optimizer": optimizer_of(self.use_8bit_adam)}
+        return options_of(self, PretrainConfig) | {"optimizer": optimizer_of(self.use_8bit_adam)}
 
 
 def _said(training: Pretraining) -> str:
@@ -278,35 +273,33 @@ class Cache:
     json: Json = False
 
     def run(self) -> Result:
-        from e4t.cache import CacheConfig, write_cache
+        from e4t.cache import CacheConfig, CachedData, write_cache
 
         kept = CacheConfig(self.views, self.layer_stride, self.shard_size, self.save_dtype)
 
+        looks = {name: getattr(self, name) for name in ("resolution", "crop_scale", "flip", "color_jitter", "seed")}
+        config = PretrainConfig().updated(looks)  # refuses what no training would take
+
         from e4t.backbone import Backbone
-        from e4t.data import ImageData, check_views
+        from e4t.pretrain import pictures_of
         from e4t.processes import Processes, launched_device
 
-        check_views(self.resolution, self.crop_scale)  # before anything large is loaded
         quiet()
         device = launched_device(device_of(self.device))
         processes = Processes.launched(device)
         with status("loading the base model"):
             options: dict[str, Any] = {"device": device, "dtype": dtype_of(self.dtype)} | self.base_model.given()
             backbone = Backbone.from_pretrained(self.base, **options)
-        data = ImageData(
-            self.data,
-            resolution=self.resolution or backbone.resolution,
-            crop_scale=self.crop_scale,
-            flip=self.flip,
-            color_jitter=self.color_jitter,
-            seed=self.seed,
-        )
+        data = pictures_of(self.data, backbone, config)
         rows = 0
         with progress_bar("cache", shown=processes.is_first) as progress:
             for shard in write_cache(data, backbone, kept, self.output, processes):
                 rows += shard.rows
                 progress.at(shard.number, shard.shards, f"{rows} views")
-        report_broken(data.broken)
+        broken = dict(processes.gathered(list(data.broken.items())))
         if not processes.is_first:
             return Result([])
-        return Result([self.output], {"cache": self.output, "views": rows, "broken": len(data.broken)})
+        report_broken(broken)
+        written = CachedData(self.output, seed=self.seed)
+        views = len(written) * written.views
+        return Result([self.output], {"cache": self.output, "views": views, "broken": len(broken)})

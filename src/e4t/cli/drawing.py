@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,9 +28,9 @@ from e4t.cli.options import (
     Text,
     each,
 )
-from e4t.cli.settings import overridden
+from e4t.cli.settings import options_of, overridden
 from e4t.cli.terminal import denoising, device_of, get_console, progress_bar, quiet
-from e4t.config import at_least
+from e4t.config import GenerateConfig, at_least
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -157,23 +160,29 @@ class Generate:
         return self.concept.resolve().name
 
     def _given(self) -> dict[str, Any]:
-        names = ("num_images", "seed", "num_inference_steps", "guidance_scale", "strength", "embedding", "scheduler")
-        return {name: getattr(self, name) for name in (*names, "height", "width")}
+        return options_of(self, GenerateConfig)
 
 
 def save_anew(image: Image.Image, path: Path, notes: PngInfo | None) -> Path:
-    """Write a PNG where no file is yet: at ``path``, or with -2, -3, … behind its name. Gives the place."""
+    """Write a PNG where no file is yet: at ``path``, or with -2, -3, … behind its name. Gives the place.
+
+    It takes its place once all of it is written.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    try:
+        image.save(beside, "PNG", pnginfo=notes)
+        place = _taken(path)
+        os.replace(beside, place)
+    finally:
+        beside.unlink(missing_ok=True)
+    return place
+
+
+def _taken(path: Path) -> Path:
+    """A place where no file was, which two processes cannot get: an empty file, not a link, which some disks lack."""
     place = path
     for number in itertools.count(2):
-        try:
-            file = place.open("xb")  # which two processes cannot do with one name
+        with suppress(FileExistsError), place.open("xb"):
             break
-        except FileExistsError:
-            place = path.with_stem(f"{path.stem}-{number}")
-    try:
-        with file:
-            image.save(file, "PNG", pnginfo=notes)
-    except BaseException:
-        place.unlink()
-        raise
+        place = path.with_stem(f"{path.stem}-{number}")
     return place

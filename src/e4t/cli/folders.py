@@ -63,12 +63,13 @@ class ConceptOptions(BaseOptions):
             return self._pipeline(concept, folder, dtype)
 
     def _pipeline(self, concept: Concept, folder: Path, dtype: str) -> E4TPipeline:
+        from e4t.backbone import resolve
         from e4t.pipeline import E4TPipeline
 
         base = self.base
         placed: dict[str, Any] = {"device": device_of(self.device), "dtype": dtype_of(dtype), **self.given()}
         if base is None and (concept.domain_id is None or _is_here(concept.base.name)):
-            base = concept.base.name
+            base = resolve(concept.base.name, shipped_first=True)
             placed = concept.base.reading.given() | placed
         if concept.domain_id is None:
             placed = {"image_encoder": concept.base.image_encoder} | placed
@@ -86,8 +87,10 @@ def made_in(concept: Concept) -> str | None:
 
 
 def is_domain(name: str) -> bool:
-    """Whether ``name`` is that of a shipped domain or of a domain folder, and not just a word."""
-    return kind_of(shipped().get(name, Path(name))) == "domain"
+    """Whether ``name`` is that of a domain folder or of a shipped domain, and not just a word."""
+    from e4t.backbone import resolve
+
+    return kind_of(Path(resolve(name))) == "domain"
 
 
 def _is_here(base: str) -> bool:
@@ -97,8 +100,13 @@ def _is_here(base: str) -> bool:
 
 def remember_domain(concept: Path, domain: str) -> None:
     """Note in a concept folder where its domain lies, so that drawing it needs no further argument."""
-    note = domain if domain in shipped() else _way(concept.resolve(), Path(domain).resolve())
-    (concept / "domain.txt").write_text(note + "\n", encoding="utf-8", errors="surrogateescape")
+    from e4t.backbone import resolve
+    from e4t.writing import new_files
+
+    place = Path(resolve(domain))
+    note = domain if place == shipped().get(domain) else _way(concept.resolve(), place.resolve())
+    with new_files([concept / "domain.txt"]) as (beside,):
+        beside.write_text(note + "\n", encoding="utf-8", errors="surrogateescape")
 
 
 def _way(start: Path, end: Path) -> str:
@@ -110,17 +118,17 @@ def _way(start: Path, end: Path) -> str:
 
 
 def find_domain(concept: Path, domain_id: str) -> str:
-    """The domain of a concept folder: as noted there, else the shipped one with the same id."""
+    """The domain of a concept folder: as noted there, else the shipped one with the same id. Its folder."""
     note = concept / "domain.txt"
     if note.is_file():
         noted = note.read_text(encoding="utf-8", errors="surrogateescape").strip()
         if noted in shipped():
-            return noted
-        if (concept / noted).is_dir():
+            return str(shipped()[noted])
+        if noted and (concept / noted).is_dir():
             return str((concept / noted).resolve())
-    for name, folder in shipped().items():
+    for folder in shipped().values():
         if _config(folder).get("id") == domain_id:
-            return name
+            return str(folder)
     raise CheckpointError(f"the domain of '{concept}' (id {domain_id}) is not at hand; say where with --domain FOLDER")
 
 

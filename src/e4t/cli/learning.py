@@ -30,7 +30,7 @@ from e4t.cli.options import (
     Switch,
     optimizer_of,
 )
-from e4t.cli.settings import overridden, set_values
+from e4t.cli.settings import options_of, overridden, set_values
 from e4t.cli.terminal import denoising, device_of, dtype_of, get_console, progress_bar, quiet, status
 from e4t.config import PersonalizeConfig
 from e4t.errors import CheckpointError, ConfigError
@@ -215,9 +215,9 @@ class Personalize:
             get_console().print("low: a closer crop, --mask, --steps 15 or e4t generate --strength 1.3 may help")
 
     def _given(self) -> dict[str, Any]:
-        names = ("steps", "batch_size", "accumulation", "learning_rate", "memory", "mixed_precision", "seed")
-        given = {name: getattr(self, name) for name in (*names, "gradient_checkpointing")}
-        return given | {"caption": self.caption, "optimizer": optimizer_of(self.use_8bit_adam)}
+        given = options_of(self, PersonalizeConfig) | {"optimizer": optimizer_of(self.use_8bit_adam)}
+        del given["keep"]  # says more than the setting of that name: `PersonalizeConfig.keeping`
+        return given
 
 
 @dataclass(frozen=True)

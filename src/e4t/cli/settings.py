@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -12,6 +13,11 @@ from e4t.config import GenerateConfig, PersonalizeConfig, PretrainConfig
 from e4t.errors import ConfigError
 
 Config = TypeVar("Config", PretrainConfig, PersonalizeConfig, GenerateConfig)
+
+
+def options_of(command: Any, config: type[Any]) -> dict[str, Any]:
+    """A command's options that have the names of settings; None where they were not given."""
+    return {one.name: getattr(command, one.name) for one in fields(config) if hasattr(command, one.name)}
 
 
 def overridden(config: Config, pairs: Sequence[str], given: Mapping[str, Any]) -> Config:

@@ -90,7 +90,9 @@ class Info:
             return Result(
                 [f"{name}: {kind}" for name, kind in kinds.items()] or ["no models are shipped"], {"shipped": kinds}
             )
-        rows = description(shipped().get(self.path, Path(self.path)))
+        from e4t.backbone import resolve
+
+        rows = description(Path(resolve(self.path)))
         return Result(describe(rows), {"folder": rows})
 
     def _of_a_file(self, path: Path) -> Result:

@@ -26,11 +26,14 @@ _EVENTS: ContextVar[TextIO | None] = ContextVar("events", default=None)
 
 @contextmanager
 def machine_readable(on: bool) -> Iterator[None]:
-    """While it lasts, events go to stdout, and whatever else is printed goes to stderr."""
+    """While it lasts, events go to stdout, and whatever else is printed goes to stderr.
+
+    Of several processes that a launcher started, the first speaks for all.
+    """
     if not on:
         yield
         return
-    token = _EVENTS.set(sys.stdout)
+    token = _EVENTS.set(sys.stdout if os.environ.get("RANK", "0") == "0" else None)
     try:
         with redirect_stdout(sys.stderr):
             yield

@@ -15,14 +15,8 @@ from e4t.errors import CheckpointError, ConfigError
 from e4t.writing import new_files, replaceable
 
 FORMATS = ("textual-inversion", "pipeline", "single-file", "diff", "lora-diffusers", "lora-kohya")
-
-
 SUFFIX = ".safetensors"
-
-
 MARK = "e4t.export"
-
-
 PROVENANCE = "e4t.json"
 
 
@@ -44,7 +38,7 @@ class Places:
         if to == "pipeline":
             replaceable(output)
         for path in (places.main, places.embedding):
-            if path is not None and path.exists() and not _is_ours(path):
+            if path is not None and path.exists() and not _is_ours(path, folder=to == "pipeline"):
                 raise CheckpointError(f"'{path}' exists and is not a former export; choose another place")
         return places
 
@@ -76,16 +70,16 @@ class Places:
 
 
 def write_files(files: Mapping[Path, tuple[dict[str, Tensor], dict[str, str]]]) -> None:
-    """All of them or none (`e4t.writing`)."""
+    """Each is whole or as it was before (`e4t.writing.new_files`)."""
     with new_files(list(files)) as beside:
         for new, (tensors, metadata) in zip(beside, files.values(), strict=True):
             save_file(tensors, new, metadata=metadata)
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether something that exists was exported by this module, or is an empty folder."""
+def _is_ours(path: Path, *, folder: bool) -> bool:
+    """Whether something that exists was exported by this module, or is an empty folder where a ``folder`` is to go."""
     if path.is_dir():
-        return (path / PROVENANCE).is_file() or not any(path.iterdir())
+        return folder and ((path / PROVENANCE).is_file() or not any(path.iterdir()))
     try:
         with safe_open(path, framework="pt") as file:
             return MARK in (file.metadata() or {})

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from e4t.checkpoint import Concept
+from e4t.config import GenerateConfig
 from e4t.errors import ConfigError
 from e4t.export.lora import LoraRow
 from e4t.export.merged import CARRIED, Merged, Weights
@@ -93,8 +94,13 @@ class Source:
             notes.append("the base's safety checker is not in the file")
         if self.pipe.generate_config.unconditional == "base":
             notes.append("natively guidance starts from the untuned base; elsewhere it starts from what is exported")
-        if rescale := self.pipe.generate_config.guidance_rescale:
-            notes.append(f"natively this is drawn with guidance_rescale={rescale}; whoever draws must set it by hand")
+        for name in ("guidance_rescale", "scheduler"):
+            if value := getattr(self.pipe.generate_config, name):
+                notes.append(f"natively this is drawn with {name}={value}; whoever draws must set it by hand")
+        for name in ("strength", "weights", "delay", "dual_path"):
+            value = getattr(self.pipe.generate_config, name)
+            if value != getattr(GenerateConfig(), name):
+                notes.append(f"natively this is drawn with {name}={value}, which no export carries")
         return (*notes, *self.places.notes)
 
 

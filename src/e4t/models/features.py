@@ -1,7 +1,7 @@
 """What the denoiser itself sees in a noisy latent: pooled outputs of the U-Net's encoder half.
 
 Runs diffusers' `UNet2DConditionModel` from its public sub-modules. Callers put the base weights in place
-(`WeightOffsets.base_weights`): the paper takes these features from the U-Net without offsets.
+(`E4TModel.base_weights`): the paper takes these features from the U-Net without offsets.
 """
 
 from __future__ import annotations
