@@ -10,7 +10,7 @@ from e4t.backbone import resolve
 from e4t.checkpoint import TrainedDomain
 from e4t.demo import example_pictures
 
-QUICK = {"steps": 2, "batch_size": 2}, {"num_inference_steps": 2}
+QUICK = {"steps": 2, "batch_size": 2}, {"num_inference_steps": 3}
 """Settings of a copy of tiny-face: the weights and the work are those of the original, there is only less of it."""
 
 
