@@ -26,6 +26,7 @@ from e4t.model import E4TModel
 WORDS = ("face", "cat", "art", "a", "photo", "of", "the", "beach", "at", "blue")
 DIM = 32
 RESOLUTION = 16
+GENERATE = {"guidance_scale": 2.0, "num_inference_steps": 2}
 
 
 def tiny_tokenizer():  # type: ignore[no-untyped-def]
@@ -123,6 +124,15 @@ def denormals() -> Iterator[None]:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in the processes that tests start; bits depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def tiny_backbone() -> Backbone:
     return build_backbone()
 
@@ -142,7 +152,7 @@ def make_model() -> Callable[..., E4TModel]:
     return build_model
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def picture() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 16, 3), dtype=np.uint8))
 
@@ -205,7 +215,7 @@ def domain_folder(model_folder: Path, noise_folder: Path, tmp_path_factory: pyte
     """A domain of faces, pre-trained for two steps on the random pictures."""
     folder = tmp_path_factory.mktemp("domains") / "face"
     settings = folder.parent / "settings.json"
-    settings.write_text(json.dumps({"personalize": {"steps": 2, "batch_size": 2}, "generate": {"guidance_scale": 2.0}}))
+    settings.write_text(json.dumps({"personalize": {"steps": 2, "batch_size": 2}, "generate": GENERATE}))
     command = ["pretrain", str(noise_folder), "--domain", "face", "--base", str(model_folder)]
     command += ["--output_dir", str(folder), "--config", str(settings), "--max_train_steps", "2"]
     command += ["--train_batch_size", "2", "--seed", "3", "--set", "encoder.normalize=true", "--device", "cpu"]

@@ -226,6 +226,7 @@ def test_without_a_device_the_best_there_is_is_taken(cuda, mps, best, tiny_backb
     assert placed == [torch.device(best)]
 
 
+@pytest.mark.slow  # as a part of training: test_a_compiled_unet_learns_the_same
 def test_the_unet_is_compiled_for_a_while(tiny_backbone, monkeypatch):
     """With a backend that leaves the arithmetic alone: what is tested is that it is called, and goes away."""
     unet, plain = tiny_backbone.unet, torch.compile

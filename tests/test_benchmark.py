@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
+from desk import lay_out
 from e4t.config import GenerateConfig, PretrainConfig
 from e4t.errors import CheckpointError, ConfigError, DataError, TrainingError
-from e4t.evaluation import baselines, methods, report
+from e4t.evaluation import baselines, benchmark, methods, metrics, report
 from e4t.evaluation.benchmark import PLANS, Benchmark, compare
 from e4t.evaluation.contest import (
     BY_NAME,
@@ -26,12 +30,14 @@ from e4t.evaluation.contest import (
     Plan,
     Record,
 )
+from e4t.evaluation.copying import PoseReader
 from e4t.evaluation.domain_base import on_domain_base, tune_base
 from e4t.evaluation.evaluate import DRAWINGS, MORE_PROMPTS, prompts_of
-from e4t.evaluation.judge import SHIPPED
+from e4t.evaluation.judge import SHIPPED, Judge
 from e4t.evaluation.methods import METHODS, OURS, Lineup
+from e4t.evaluation.metrics import resamples
 from e4t.evaluation.search import MOST_RATES, _beyond, best, rates_of, search
-from e4t.evaluation.similarity import Faces, same_face
+from e4t.evaluation.similarity import Clip, Faces, same_face
 from e4t.pipeline import E4TPipeline
 from e4t.tiny.album import snapshot
 from e4t.tiny.world import draw
@@ -43,7 +49,7 @@ SMALL = Plan(
     concepts=2,
     prompts=1,
     seeds=2,
-    e4t_steps=(0, 5),
+    e4t_steps=(0, 2),
     baseline_steps=(2,),
     num_inference_steps=2,
 )
@@ -55,8 +61,25 @@ FOUND = {
 }
 
 
-def make(plan: Plan = SMALL) -> list[partial[DrawnContest]]:
-    return [partial(DrawnContest, "tiny-face", plan)]
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once() -> Iterator[None]:
+    """What contests load is the same for all of them, and none of them changes it; intervals are of fewer draws."""
+    with pytest.MonkeyPatch.context() as patch:
+        loaders = (E4TPipeline, "from_pretrained"), (Clip, "load"), (Judge, "of"), (PoseReader, "shipped")
+        for owner, name in loaders:
+            patch.setattr(owner, name, cache(getattr(owner, name)))
+        patch.setattr(metrics, "resamples", lambda concepts, **_: resamples(concepts, draws=200))
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A domain that takes two steps of two rows by itself."""
+    return str(lay_out(tmp_path_factory.mktemp("desk")) / "tiny-face")
+
+
+def make(domain: str, plan: Plan = SMALL) -> list[partial[DrawnContest]]:
+    return [partial(DrawnContest, domain, plan)]
 
 
 @pytest.fixture(autouse=True)
@@ -65,11 +88,11 @@ def best_of_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(quick: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(methods, "found_best", lambda: FOUND)
         folder = tmp_path_factory.mktemp("benchmark")
-        steps = list(compare(make(), folder))
+        steps = list(compare(make(quick), folder))
     assert [step.done for step in steps] == list(range(1, 13))
     assert steps[0].left is None
     assert steps[6].left > steps[-2].left > steps[-1].left == 0
@@ -85,7 +108,7 @@ def test_every_method_and_step_is_in_the_table(finished: Path) -> None:
         (NAMED_DRAWINGS, "0"),
         ("class word", "0"),
         (OURS, "0"),
-        (OURS, "5"),
+        (OURS, "2"),
         ("Textual Inversion", "2"),
         ("Textual Inversion", "3"),
     ]
@@ -97,7 +120,7 @@ def test_every_method_and_step_is_in_the_table(finished: Path) -> None:
             assert low <= value <= high or name.startswith("copied")
         assert float(row["prompt_accuracy_value"]) <= 1
     passes = {(row["method"], row["steps"]): int(row["passes"]) for row in rows}
-    assert passes[OURS, "5"] == 80
+    assert passes[OURS, "2"] == 4
     assert passes["Textual Inversion", "3"] == 12
     (results,) = json.loads((finished / "results.json").read_text())
     gaps = [row.get("against_ours") for row in results["rows"]]
@@ -118,16 +141,16 @@ def test_the_page_needs_nothing_beside_it(finished: Path) -> None:
 
 
 def test_a_second_run_and_a_larger_plan_take_over_what_is_there(
-    finished: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, quick: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
     save = Record.save
     monkeypatch.setattr(Record, "save", lambda self, path: (made.append(self.method), save(self, path)))
     before = (finished / "results.csv").read_bytes()
-    list(compare(make(), finished))
+    list(compare(make(quick), finished))
     assert not made
     assert (finished / "results.csv").read_bytes() == before
-    list(compare(make(replace(SMALL, concepts=3)), finished))
+    list(compare(make(quick, replace(SMALL, concepts=3)), finished))
     assert sorted(made) == sorted([*REFERENCES, "class word", OURS, OURS, "Textual Inversion", "Textual Inversion"])
 
 
@@ -193,7 +216,7 @@ def test_the_search_tries_as_many_rates_of_every_tuned_method() -> None:
 
 
 def test_the_search_keeps_the_best_row() -> None:
-    contest = DrawnContest("tiny-face", replace(SMALL, seeds=1))
+    contest = DrawnContest("tiny-face", replace(SMALL, seeds=1, num_inference_steps=1))
     rows = list(search(contest, "Textual Inversion", (1, 2)))
     assert 6 <= len(rows) <= 2 * MOST_RATES
     assert {row["steps"] for row in rows} == {1, 2}
@@ -222,7 +245,8 @@ def test_what_diverges_is_the_worst_and_ends_nothing(monkeypatch: pytest.MonkeyP
 
     learned = baselines.Tuned.learn
     monkeypatch.setattr(baselines.Tuned, "learn", learn)
-    rows = list(search(DrawnContest("tiny-face", replace(SMALL, seeds=1)), "Textual Inversion", (1,)))
+    contest = DrawnContest("tiny-face", replace(SMALL, seeds=1, num_inference_steps=1))
+    rows = list(search(contest, "Textual Inversion", (1,)))
     assert [row["residual_learning_rate"] for row in rows if row.get("diverged")] == [0.1, 0.3]
     assert [row["steps"] for row in rows] == [1] * len(rows)
     assert best(rows)["residual_learning_rate"] < 0.1
@@ -326,7 +350,7 @@ def test_unusable_pictures_and_prompts_are_errors(tmp_path: Path) -> None:
 
 
 def test_a_base_is_tuned_on_the_domain_and_methods_start_from_it(tmp_path: Path, image_folder: Path) -> None:
-    pipe = E4TPipeline.from_pretrained("tiny-face")
+    pipe = E4TPipeline.from_pretrained.__wrapped__("tiny-face")  # changed here, so it is nobody else's
     before = pipe.backbone.fingerprint
     losses = list(tune_base(pipe, image_folder, PretrainConfig(steps=2, batch_size=2, learning_rate=1e-3)))
     assert len(losses) == 2
@@ -382,10 +406,21 @@ def test_records_of_other_settings_are_not_taken_for_these(monkeypatch: pytest.M
     assert [after[method] == before[method] for method in before] == [False, False, True]
 
 
-def test_two_processes_make_the_same_records(finished: Path, tmp_path: Path) -> None:
+def in_a_thread(_processes: int, _context: object, *start: object) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "worker", *start)
+
+
+@pytest.mark.parametrize("pool", [in_a_thread, pytest.param(ProcessPoolExecutor, marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("one_thread")
+def test_two_processes_make_the_same_records(
+    pool: object, quick: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", pool)
+    monkeypatch.setattr(benchmark, "_AT_WORK", {})
+    monkeypatch.setattr(benchmark, "_HERE", [])
     plan = replace(SMALL, methods=("class word", OURS), seeds=1, e4t_steps=(1,))
-    list(compare(make(plan), tmp_path / "one"))
-    steps = list(compare(make(plan), tmp_path / "two", processes=2))
+    list(compare(make(quick, plan), tmp_path / "one"))
+    steps = list(compare(make(quick, plan), tmp_path / "two", processes=2))
     assert (len(steps), steps[-1].left) == (10, 0)
     one, two = (json.loads((tmp_path / name / "results.json").read_text())[0]["rows"] for name in ("one", "two"))
     for a, b in zip(one, two, strict=True):
@@ -423,6 +458,7 @@ def test_a_wide_photo_is_compared_by_the_square_that_is_learned(tmp_path: Path) 
 
 def test_records_of_another_clip_are_not_taken_for_these() -> None:
     contest = DrawnContest("tiny-face", SMALL)
+    contest.clip = deepcopy(contest.clip)
     before = Lineup(contest).key(OURS, 0)
     with torch.no_grad():
         contest.clip.model.visual_projection.weight.mul_(2)

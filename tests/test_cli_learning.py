@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from bases import save_single_file
-from conftest import build_backbone
+from conftest import GENERATE, build_backbone
 from e4t import cli
 from e4t.cli import learning
+from e4t.counting import Count
 
 
 def test_pretrain_records_what_it_was_told(domain_folder: Path) -> None:
@@ -22,7 +23,7 @@ def test_pretrain_records_what_it_was_told(domain_folder: Path) -> None:
     assert (config["pretrain"]["steps"], config["pretrain"]["batch_size"], config["pretrain"]["seed"]) == (2, 2, 3)
     assert config["encoder"]["normalize"] is True
     assert config["personalize"] == {"steps": 2, "batch_size": 2}
-    assert config["generate"] == {"guidance_scale": 2.0}
+    assert config["generate"] == GENERATE
 
 
 def test_personalize_uses_the_settings_of_the_domain(concept_folder: Path) -> None:
@@ -89,15 +90,20 @@ def test_what_is_kept_can_be_chosen_and_drawn(domain_folder: Path, noise_folder:
     for keep in ("full", "vectors", "low-rank", "embedding", "replay"):
         folder = tmp_path / keep
         command = ["personalize", str(domain_folder), str(noise_folder / "0.png"), "--keep", keep]
-        assert cli.main([*command, "-o", str(folder)]) == 0
+        assert cli.main([*command, "--no-preview", "-o", str(folder)]) == 0
         assert cli.main(["generate", str(folder), "S*", "--num-inference-steps", "1", "-o", str(tmp_path / "out")]) == 0
         sizes.append((folder / "concept.safetensors").stat().st_size)
     assert sizes[0] > max(sizes[1:3]) > sizes[3]
 
 
 def test_personalize_within_the_memory_there_is(
-    domain_folder: Path, noise_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    domain_folder: Path,
+    noise_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("e4t.memory._counted", lambda *_: (10, Count(1000, 0, 1000)))  # test_ladder counts
     command = ["personalize", str(domain_folder), str(noise_folder / "0.png"), "--no-preview", "--output"]
     assert cli.main([*command, str(tmp_path / "anna"), "--memory", "auto"]) == 0
     assert re.search(r"memory: about \d+\.\d GB \(an estimate\) with nothing done", capsys.readouterr().err)
@@ -114,7 +120,7 @@ def test_personalize_within_the_memory_there_is(
 def test_personalize_without_a_domain(model_folder: Path, noise_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "rex"
     command = ["personalize", "cat", str(noise_folder / "0.png"), "--base", str(model_folder), "--output", str(folder)]
-    assert cli.main([*command, "--steps", "1", "--batch-size", "1"]) == 0
+    assert cli.main([*command, "--steps", "1", "--batch-size", "1", "--no-preview"]) == 0
     assert cli.main(["generate", str(folder), "a photo of S*", "--num-inference-steps", "1", "-o", str(tmp_path)]) == 0
     assert (tmp_path / "rex-a-photo-of-s-0.png").is_file()
 

@@ -48,7 +48,7 @@ def test_a_reader_learns_resumes_and_is_read_back(tmp_path: Path) -> None:
 
 def test_the_shipped_reader_reads_poses() -> None:
     reader = PoseReader.shipped()
-    pictures = [training_picture(index, namespace="poses") for index in range(60)]
+    pictures = [training_picture(index, namespace="poses") for index in range(30)]
     read, true = reader.read(np.stack([draw(picture, 128).rgb for picture in pictures])), poses(pictures)
     counted = reader.counted
     assert counted.sum() >= 3

@@ -14,6 +14,7 @@ from PIL import Image
 
 from e4t.errors import ConfigError
 from e4t.evaluation import evaluate as evaluation
+from e4t.evaluation import metrics
 from e4t.evaluation.evaluate import (
     CLASS_WORD,
     DRAWINGS,
@@ -28,6 +29,7 @@ from e4t.evaluation.evaluate import (
     prompted,
     prompts_of,
 )
+from e4t.evaluation.metrics import resamples
 from e4t.evaluation.truth import Readings, Truth, class_answers
 from e4t.tiny.columns import Layout
 from e4t.tiny.world import Drawing, Identity, Picture, draw, identity
@@ -102,16 +104,24 @@ def examined(pipe: Any, *arguments: Any, judge: Any, **options: Any) -> Evaluati
     return evaluate(pipe, *arguments, judge=judge, **options)
 
 
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
+def stand_ins(patch: pytest.MonkeyPatch) -> World:
+    """For drawing, and for as many draws of intervals."""
     world = World()
-    monkeypatch.setattr(evaluation, "draw", world.draw)
+    patch.setattr(evaluation, "draw", world.draw)
+    patch.setattr(metrics, "resamples", lambda concepts, **_: resamples(concepts, draws=200))
     return world
 
 
 @pytest.fixture
-def done(world: World) -> Evaluation:
-    return examined(Pipeline(world), "unseen", COUNT, steps=(0, 1, 5), judge=Oracle(world))
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return stand_ins(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def done() -> Evaluation:
+    with pytest.MonkeyPatch.context() as patch:
+        world = stand_ins(patch)
+        return examined(Pipeline(world), "unseen", COUNT, steps=(0, 1, 5), judge=Oracle(world))
 
 
 def test_truth_scores_full_and_strangers_nothing(done: Evaluation) -> None:

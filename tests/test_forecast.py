@@ -16,7 +16,7 @@ from e4t import cli, training
 from e4t.backbone import Backbone
 from e4t.batches import batches
 from e4t.config import PersonalizeConfig, PretrainConfig
-from e4t.counting import counting
+from e4t.counting import count_step, counting, numbers
 from e4t.domain import Domain
 from e4t.forecast import forecast
 from e4t.objective import E4TObjective
@@ -29,6 +29,22 @@ TOLERANCE = 0.15
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     return save_folder(build_backbone(), tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counted_once():
+    """Tests ask for the same few steps."""
+    known = {}
+
+    def count(model, **how):
+        key = (numbers(model), *how.items())
+        if key not in known:
+            known[key] = count_step(model, **how)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("e4t.forecast.count_step", count)
+        yield
 
 
 @pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}, {"offsets": {"form": "lowrank"}}])

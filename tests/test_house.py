@@ -37,6 +37,7 @@ def processor_seconds(*arguments: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+@pytest.mark.slow  # `make test` runs the linter itself
 def test_layers_point_down() -> None:
     linter = Path(sys.executable).with_name("lint-imports")
     if not linter.exists():
@@ -61,52 +62,47 @@ def test_every_link_of_the_documents_leads_somewhere() -> None:
             assert link.startswith("https://") or (ROOT / link).exists(), (document.name, link)
 
 
-def test_python_in_the_readme_is_python() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert blocks
-    for block in blocks:
-        ast.parse(block)
-
-
-def test_commands_in_the_readme_exist() -> None:
-    from e4t.cli import Commands
-
-    known = {command.__origin__.__name__.lower() for command in Commands.__args__}
-    used = set(re.findall(r"^e4t (\w+)", README, re.MULTILINE))
-    assert used <= known
-    assert len(used) >= 5
-
-
 COMMANDS = (
     "- demo cache pretrain personalize generate export replay benchmark evaluate web info doctor completion".split()
 )
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_is_quick_and_loads_nothing_heavy(command: str) -> None:
-    result = python("-X", "importtime", "-m", "e4t.cli", *command.strip("-").split(), "--help")
-    assert result.returncode == 0
-    assert "usage: e4t" in result.stdout
-    loaded = set(re.findall(r"\| +([\w.]+)$", result.stderr, re.MULTILINE))
-    assert "e4t.config" in loaded  # the list is what it should be
-    assert not loaded & {"torch", "diffusers", "transformers", "huggingface_hub", "numpy", "PIL", "cv2", "psutil"}
+HELPS = """
+import contextlib, io, sys
+from e4t import cli
+
+for command in sys.argv[1:]:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        try:
+            cli.main([*command.strip("-").split(), "--help"])
+        except SystemExit as end:
+            assert end.code == 0, command
+    assert "usage: e4t" in said.getvalue(), command
+    print(command, *sys.modules)
+"""
+
+
+def test_help_is_quick_and_loads_nothing_heavy() -> None:
+    result = python("-c", HELPS, *COMMANDS)
+    assert result.returncode == 0, result.stderr
+    for line in result.stdout.splitlines():
+        command, *loaded = line.split()
+        assert "e4t.config" in loaded  # the list is what it should be
+        heavy = {"torch", "diffusers", "transformers", "huggingface_hub", "numpy", "PIL", "cv2", "psutil"}
+        assert not heavy & set(loaded), command
+    assert len(result.stdout.splitlines()) == len(COMMANDS)
 
 
 def test_help_takes_little_longer_than_the_libraries_it_is_made_with() -> None:
     """A ratio of processor times, taken in turns: a slow or busy machine slows both alike."""
     code = "import tyro, typeguard, rich.console"
-    ratios = []
     for _ in range(3):
         bare = processor_seconds("-c", code)
-        ratios.append(processor_seconds("-m", "e4t.cli", "personalize", "--help") / bare)
-    assert min(ratios) < 3
-
-
-def test_import_of_the_package_is_light() -> None:
-    code = "import sys, e4t; print(*{'torch', 'diffusers', 'transformers', 'numpy', 'PIL'} & set(sys.modules))"
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert result.stdout.strip() == ""
+        ratio = processor_seconds("-m", "e4t.cli", "personalize", "--help") / bare
+        if ratio < 3:
+            break
+    assert ratio < 3
 
 
 def test_pins_are_exact_and_true_of_this_installation() -> None:

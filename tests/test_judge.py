@@ -30,7 +30,7 @@ from e4t.tiny.captions import training_picture
 from e4t.tiny.columns import Layout, identity_columns
 from e4t.tiny.world import EXPRESSIONS, PARAMETERS, Picture, draw, identity
 
-COUNT = 24
+COUNT = 12
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_a_judge_may_have_pictures_of_its_own(tmp_path: Path, monkeypatch: pytes
 def test_trains_saves_and_loads_equal(
     number: int, kind: str, drawn: tuple[np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
-    config = JudgeConfig(tmp_path, judge=number, kind=kind, steps=4, batch=4, warmup=1)
+    config = JudgeConfig(tmp_path, judge=number, kind=kind, steps=2, batch=4, warmup=1)
     judge = train_judge(config, *drawn)
     judge.save(tmp_path / "saved")
     loaded = Judge.load(tmp_path / "saved")
@@ -208,7 +208,7 @@ def _stopped_after(steps: int, config: JudgeConfig, drawn: tuple[np.ndarray, np.
 
 def test_overfitting_reads_what_it_was_shown(drawn: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
     rgb, indices = drawn
-    config = JudgeConfig(tmp_path, steps=60, batch=16, warmup=5, ema=0.5)
+    config = JudgeConfig(tmp_path, steps=40, batch=8, warmup=5, ema=0.5)
     judge = train_judge(config, rgb, indices)
     faces = [i for i in range(COUNT) if training_picture(i).subject.kind == "face"]
     truth = Truth.of([training_picture(i) for i in faces], "face")

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from bases import save_folder
+from conftest import build_backbone, build_model
 from e4t.checkpoint import Concept, TrainedDomain
 from e4t.config import PersonalizeConfig
 from e4t.domain import Domain
@@ -24,7 +25,16 @@ SCHEDULERS = ["DDIMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"
 
 @pytest.fixture
 def pipe(tiny_model):
-    model = tiny_model
+    return with_domain(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def concept(picture):
+    """Of a pipe like that of every test; none changes it."""
+    return with_domain(build_model(build_backbone())).personalize(picture)
+
+
+def with_domain(model):
     trained = TrainedDomain(
         model.domain,
         model.base,
@@ -36,11 +46,6 @@ def pipe(tiny_model):
         generate={"num_inference_steps": 3},
     )
     return E4TPipeline(model.backbone, trained)
-
-
-@pytest.fixture
-def concept(pipe, picture):
-    return pipe.personalize(picture)
 
 
 def arrays(output):

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 
 import pytest
 import torch
 
 from bases import save_folder
 from conftest import build_backbone
+from e4t import cli
 from e4t.checkpoint import TrainedDomain
 from e4t.errors import ConfigError
 from e4t.processes import Processes, launched_device
 from runs import command, finish, kill_after, start
 
 SETTINGS = {
-    "steps": 6,
+    "steps": 4,
     "batch_size": 2,
     "accumulation": 2,
     "learning_rate": 1e-3,
@@ -34,15 +36,16 @@ def base(tmp_path_factory):
     return save_folder(build_backbone(), tmp_path_factory.mktemp("models") / "base")
 
 
-def test_two_processes_are_one_with_twice_the_batch_also_when_killed(base, image_folder, tmp_path):
-    alone = start(command(base, image_folder, tmp_path / "alone", {**SETTINGS, "batch_size": 4}))
+def test_two_processes_are_one_with_twice_the_batch_also_when_resumed(base, image_folder, tmp_path):
+    assert cli.main(command(base, image_folder, tmp_path / "alone", {**SETTINGS, "batch_size": 4})[2:]) == 0
     said = finish(start(command(base, image_folder, tmp_path / "two", SETTINGS), processes=2))
     assert "effective batch 8 (2 pictures × 2 × 2 processes), learning rate 0.001" in said
-    killed = start(command(base, image_folder, tmp_path / "killed", SETTINGS), processes=2)
-    kill_after(killed, tmp_path / "killed.training", 2, random.Random(1).random() * 0.2)
-    finish(start(command(base, image_folder, tmp_path / "killed", SETTINGS), processes=2, by="accelerate"))
-    finish(alone)
-    one, two, three = (TrainedDomain.load(tmp_path / name) for name in ("alone", "two", "killed"))
+    shutil.copytree(tmp_path / "two.training", tmp_path / "resumed.training")
+    for step in (3, 4):
+        shutil.rmtree(tmp_path / "resumed.training" / f"step-{step:09d}")
+    resumed = start(command(base, image_folder, tmp_path / "resumed", SETTINGS), processes=2, by="accelerate")
+    assert ", from step 2" in finish(resumed)
+    one, two, three = (TrainedDomain.load(tmp_path / name) for name in ("alone", "two", "resumed"))
     for name, tensor in one.tensors.items():
         assert (tensor - two.tensors[name]).abs().max() <= TOLERANCE * tensor.abs().max().clamp(min=1e-3), name
         assert torch.equal(two.tensors[name], three.tensors[name]), name
@@ -62,6 +65,16 @@ def test_of_two_processes_one_tells_machines_what_both_did(base, image_folder, t
     assert [one["event"] for one in told] == ["progress"] * 3 + ["result"]  # of shards 0, 2 and 4
     assert (told[-1]["views"], told[-1]["broken"]) == (3, 2)
     assert err.count("2 pictures or shards could not be read") == 1
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_killed_go_on_as_if_they_were_not(base, image_folder, tmp_path):
+    finish(start(command(base, image_folder, tmp_path / "two", SETTINGS), processes=2))
+    killed = start(command(base, image_folder, tmp_path / "killed", SETTINGS), processes=2)
+    kill_after(killed, tmp_path / "killed.training", 2, random.Random(1).random() * 0.2)
+    finish(start(command(base, image_folder, tmp_path / "killed", SETTINGS), processes=2, by="accelerate"))
+    two, killed = (TrainedDomain.load(tmp_path / name).tensors for name in ("two", "killed"))
+    assert all(torch.equal(two[name], killed[name]) for name in two)
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])

@@ -5,27 +5,26 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from bases import save_folder
 from conftest import build_backbone
+from e4t import cli
 
 RUNS = Path(__file__).parents[1] / "runs"
 SMALL = ("--steps", "2", "--resolution", "16", "--device", "cpu", "--mixed-precision", "no")
 
 
 def run(recipe: str, tmp_path: Path, *options: str, **variables: str) -> dict:
-    """The config of the domain that a recipe makes, with a small program in place of the installed command."""
-    command = tmp_path / "bin" / "e4t"
+    """The config of the domain that a recipe makes: a small program notes its commands, which are then run here."""
+    command, noted = tmp_path / "bin" / "e4t", tmp_path / "noted"
     command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m e4t.cli "$@"\n')
+    command.write_text(f"#!/bin/sh\n{{ printf '%s\\0' \"$@\"; echo; }} >> '{noted}'\n")
     command.chmod(0o755)
     environment = os.environ | {
         "PATH": f"{command.parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(RUNS.parent / "src"),
         "BASE": str(save_folder(build_backbone(), tmp_path / "base")),
         "OUTPUT": str(tmp_path / "domain"),
     }
@@ -38,6 +37,8 @@ def run(recipe: str, tmp_path: Path, *options: str, **variables: str) -> dict:
         check=False,
     )
     assert result.returncode == 0, result.stderr[-2000:]
+    for line in noted.read_text().splitlines():
+        assert cli.main(line.split("\0")[:-1]) == 0
     return json.loads((tmp_path / "domain" / "config.json").read_text())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import shutil
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from e4t.errors import CheckpointError, ConfigError, TrainingError
 from e4t.pretrain import Pretraining
 from e4t.states import States, require_fitting
 from packed import png, write_shards
-from runs import command, finish, kill_after, start
+from runs import command, kill_after, start
 
 SETTINGS = {
     "steps": 12,
@@ -45,18 +46,19 @@ def tensors(folder):
     return TrainedDomain.load(folder).tensors
 
 
-def test_killed_at_random_moments(base, tmp_path):
+@pytest.mark.parametrize("counts", [(2,), pytest.param((1, 3), marks=pytest.mark.slow)])
+def test_killed_at_random_moments(counts, base, tmp_path, one_thread, capsys):
     """Data order from shards, augmentation, captions, noise, average, optimiser and schedule go on where they were."""
     pytest.importorskip("webdataset")
     write_shards(tmp_path / "shards", (3, 4, 2))
     rng = random.Random(0)
-    straight = start(command(base, tmp_path / "shards", tmp_path / "straight", SETTINGS))
-    for count in (1, 3):
+    assert cli.main(command(base, tmp_path / "shards", tmp_path / "straight", SETTINGS)[2:]) == 0
+    for count in counts:
         killed = start(command(base, tmp_path / "shards", tmp_path / "killed", SETTINGS))
         kill_after(killed, tmp_path / "killed.training", count, rng.random() * 0.2)
         assert not (tmp_path / "killed").exists()
-    assert "from step" in finish(start(command(base, tmp_path / "shards", tmp_path / "killed", SETTINGS)))
-    finish(straight)
+    assert cli.main(command(base, tmp_path / "shards", tmp_path / "killed", SETTINGS)[2:]) == 0
+    assert "from step" in capsys.readouterr().err
     one, two = tensors(tmp_path / "straight"), tensors(tmp_path / "killed")
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -89,9 +91,8 @@ def test_the_last_states_are_kept_and_one_can_be_chosen(make_backbone, image_fol
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_going_on_from_further_back_leaves_what_came_after_behind(make_backbone, image_folder, tmp_path):
-    list(training(make_backbone(), image_folder, tmp_path / "face").steps())
-    states = States(tmp_path / "face.training", keep=1)
+def test_going_on_from_further_back_leaves_what_came_after_behind(copied):
+    states = States(copied / "face.training", keep=1)
     early = TrainingState.load(states.found()[3])
     states.save(early)
     assert sorted(states.found()) == [3]
@@ -135,15 +136,14 @@ def test_another_base_or_fewer_steps_are_refused(make_backbone, image_folder, tm
         training(other, image_folder, tmp_path / "face", schedule="constant")
 
 
-def test_a_state_cut_in_half_is_one_sentence(make_backbone, image_folder, tmp_path):
-    list(training(make_backbone(), image_folder, tmp_path / "face").steps())
-    found = States(tmp_path / "face.training").found()
+def test_a_state_cut_in_half_is_one_sentence(make_backbone, copied):
+    found = States(copied / "face.training").found()
     weights = found[4] / "training.safetensors"
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
     with pytest.raises(CheckpointError, match=r"damaged or changed.*delete '.*step-000000004' to go on from step 3"):
-        training(make_backbone(), image_folder, tmp_path / "face")
+        training(make_backbone(), copied / "images", copied / "face")
     with pytest.raises(CheckpointError, match="there is no training folder"):
-        States(tmp_path / "face.training").load(str(tmp_path / "nowhere"))
+        States(copied / "face.training").load(str(copied / "nowhere"))
 
 
 def _without(name):
@@ -189,7 +189,7 @@ def _changed(start, change):
     ],
 )
 def test_a_state_that_no_training_wrote_is_one_sentence(ended, step, arguments, changed, says):
-    run, state = ended
+    run, state, _ = ended
     given = arguments(state.arguments) if arguments else state.arguments
     forged = TrainingState(step, given, changed(state.tensors) if changed else state.tensors)
     trained = prefixed("encoder", run.model.encoder.heads())
@@ -201,26 +201,31 @@ def test_a_state_that_no_training_wrote_is_one_sentence(ended, step, arguments, 
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """A short training on five pictures, and its last state."""
+    """A short training on five pictures, its last state, and the folder of pictures, states and domain."""
     folder = tmp_path_factory.mktemp("training")
     (folder / "images").mkdir()
     for number in range(5):
         (folder / "images" / f"{number}.png").write_bytes(png(number))
     run = training(build_backbone(), folder / "images", folder / "face")
     list(run.steps())
-    return run, States(folder / "face.training").load("latest")
+    return run, States(folder / "face.training").load("latest"), folder
 
 
-def test_such_a_state_is_refused_before_training(make_backbone, image_folder, tmp_path):
-    list(training(make_backbone(), image_folder, tmp_path / "face").steps())
-    states = States(tmp_path / "face.training")
+@pytest.fixture
+def copied(ended, tmp_path):
+    """Its folder, to be changed."""
+    return shutil.copytree(ended[-1], tmp_path / "copied")
+
+
+def test_such_a_state_is_refused_before_training(make_backbone, copied):
+    states = States(copied / "face.training")
     last = states.load("latest")
     kept = {name: tensor for name, tensor in last.tensors.items() if not name.startswith("offsets/")}
     states.save(TrainingState(last.step, last.arguments, kept))
     with pytest.raises(CheckpointError, match="it lacks the tensor 'offsets/"):
-        training(make_backbone(), image_folder, tmp_path / "face")
+        training(make_backbone(), copied / "images", copied / "face")
     with pytest.raises(CheckpointError, match=r"begun with other settings \(offsets\)"):  # which is why it lacks them
-        training(make_backbone(), image_folder, tmp_path / "face", offsets={"form": "none"})
+        training(make_backbone(), copied / "images", copied / "face", offsets={"form": "none"})
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(make_backbone, image_folder, tmp_path):
@@ -272,10 +277,9 @@ def test_what_is_saved_is_the_average(make_backbone, image_folder, tmp_path):
         assert torch.equal(tensor, last[name])
 
 
-def test_a_schedule_that_ends_cannot_be_prolonged(make_backbone, image_folder, tmp_path):
-    list(training(make_backbone(), image_folder, tmp_path / "face").steps())
+def test_a_schedule_that_ends_cannot_be_prolonged(make_backbone, copied):
     with pytest.raises(CheckpointError, match="other settings"):
-        training(make_backbone(), image_folder, tmp_path / "face", steps=6)
+        training(make_backbone(), copied / "images", copied / "face", steps=6)
     assert dataclasses.replace(PretrainConfig(), steps=6).schedule == "constant"
 
 

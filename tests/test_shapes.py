@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,10 +31,11 @@ VIT_H = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32
 VIT_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 
 
-def published(version: int, vision: dict[str, int] = VIT_H) -> Backbone:
+@functools.cache
+def published(version: int) -> Backbone:
     """From the configs in the package, on torch's meta device."""
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
 
     folder = loading._BASES / f"stable-diffusion-{version}"
     with torch.device("meta"):
@@ -42,8 +45,15 @@ def published(version: int, vision: dict[str, int] = VIT_H) -> Backbone:
             text_encoder=CLIPTextModel(CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder")),
             tokenizer=loading._tokenizer(version, None),
             scheduler=DDIMScheduler.from_config(DDIMScheduler.load_config(folder, subfolder="scheduler")),
-            image_encoder=CLIPVisionModel(CLIPVisionConfig(image_size=224, patch_size=14, **vision)),
+            image_encoder=image_encoder(VIT_H),
         )
+
+
+def image_encoder(vision: dict[str, int]) -> torch.nn.Module:
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    with torch.device("meta"):
+        return CLIPVisionModel(CLIPVisionConfig(image_size=224, patch_size=14, **vision))
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1.5", "2.1"])
@@ -138,7 +148,7 @@ def test_pooled_features_of_the_unet_s_encoder_half(version, backbone):
     ("vision", "layers", "width"), [(VIT_H, 16, 1280), (VIT_L, 12, 1024)], ids=["ViT-H/14", "ViT-L/14"]
 )
 def test_features_of_the_image_encoder(vision, layers, width, version):
-    backbone = published(version, vision)
+    backbone = replace(published(version), image_encoder=image_encoder(vision))
     features = backbone.image_features(torch.empty(1, 3, 224, 224, device="meta"), layer_stride=2)
     assert [tuple(feature.shape) for feature in features] == [(1, width)] * layers
     assert backbone.image_pixels(torch.empty(1, 3, 512, 512, device="meta")).shape == (1, 3, 224, 224)

@@ -15,7 +15,6 @@ from PIL import Image
 from e4t import Concept, E4TPipeline
 from e4t.config import PretrainConfig
 from e4t.evaluation.evaluate import (
-    PROMPTS,
     Drawer,
     Examination,
     input_caption,
@@ -33,6 +32,8 @@ WEIGHTS = TINY / "weights"
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 pytestmark = pytest.mark.skipif(not WEIGHTS.exists(), reason="this checkout ships no weights; runs/tiny.sh makes them")
 EXAMPLES = sorted((TINY / "examples").glob("face-*.png"))
+WORTH = {"face": 0.28, "cat": 0.24, "art": 0.095}
+"""How much of the loss one's own concept takes away: 0.8 of 0.36, 0.30 and 0.119, which the shipped weights reach."""
 
 
 @pytest.fixture(scope="module")
@@ -93,18 +94,19 @@ def test_one_picture_becomes_a_concept_that_draws(pipe: E4TPipeline, tmp_path: P
     assert np.abs(pixels(again) - pixels(drawn)).mean() < 2  # kept in half precision
 
 
-def test_a_concept_is_worth_something_on_other_drawings_of_its_own(pipe: E4TPipeline) -> None:
-    subjects = [identity("validation", 500 + index, "face") for index in range(2)]
-    drawings = OtherDrawings.of(pipe, subjects, PROMPTS[:3])
-    concepts = [pipe.personalize(input_picture(subject)[0]) for subject in subjects]
+@pytest.mark.parametrize("kind", WORTH)
+def test_a_concept_is_worth_something_on_other_drawings_of_its_own(kind: str) -> None:
+    pipe = E4TPipeline.from_pretrained(f"tiny-{kind}", device="cpu")
+    subjects = [identity("validation", 500 + index, kind) for index in range(2)]
+    drawings = OtherDrawings.of(pipe, subjects, prompts_of(kind)[:2])
+    captions = [input_caption(subject, "S*") if kind == "art" else None for subject in subjects]
+    concepts = [pipe.personalize(input_picture(s)[0], caption=c) for s, c in zip(subjects, captions, strict=True)]
     bare = drawings.loss(0, None)
-    own, exchanged = drawings.gains(concepts), drawings.gains(concepts[::-1])
-    assert own["over_another"] > 0.05
-    assert exchanged["over_another"] == pytest.approx(1 - 1 / (1 - own["over_another"]))
-    assert exchanged["over_class_word"] < own["over_class_word"]
+    assert drawings.gains(concepts)["over_another"] > WORTH[kind]
     assert drawings.loss(0, None) == bare  # taken off again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "count"), [("face", 12), ("cat", 24), ("art", 24)])  # which differ more
 def test_joint_success_stays_above_its_floor(kind: str, count: int) -> None:
     """The whole job on the unseen: the right one of 20 twins and all that was prompted, in 5 steps."""

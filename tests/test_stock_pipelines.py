@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bases import save_folder
+from conftest import build_backbone, build_model
 from e4t.checkpoint import Concept
 from e4t.domain import Domain
 from e4t.errors import E4TError, OffsetsError
@@ -33,6 +34,8 @@ from test_model import trained
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 PROMPT = "a photo of S* at the beach"
+QUICK = {"steps": 2, "batch_size": 2, "learning_rate": 1e-2, "frozen_timesteps": 2, "save_dtype": "float32"}
+PREDICTIONS = ("epsilon", "v_prediction")
 TEXT = "StableDiffusionPipeline"
 IMAGE = "StableDiffusionImg2ImgPipeline"
 FAR = 0.005  # mean over all pixels
@@ -73,16 +76,28 @@ def pipe(tiny_model):
     return with_domain(tiny_model)
 
 
-@pytest.fixture
-def anna(pipe, picture, quick_personalize):
-    return pipe.personalize(picture, config=quick_personalize)
+@pytest.fixture(scope="module")
+def like_pipe():
+    """The same as that of every test, to personalize on once."""
+    return with_domain(build_model(build_backbone()))
 
 
-@pytest.fixture
-def ben(pipe, quick_personalize):
+@pytest.fixture(scope="module")
+def anna(like_pipe, picture):
+    return like_pipe.personalize(picture, **QUICK)
+
+
+@pytest.fixture(scope="module")
+def ben(like_pipe):
     """Another picture, and the whole U-Net and text encoder tuned."""
     other = Image.fromarray(np.random.default_rng(1).integers(0, 255, (16, 16, 3), dtype=np.uint8))
-    return pipe.personalize(other, config=quick_personalize, tune=["residual", "deltas", "unet", "text_encoder"])
+    return like_pipe.personalize(other, tune=["residual", "deltas", "unet", "text_encoder"], **QUICK)
+
+
+@pytest.fixture(scope="module")
+def of_prediction(picture):
+    """A concept on a base of each type of prediction."""
+    return {kind: with_domain(build_model(build_backbone(kind))).personalize(picture, **QUICK) for kind in PREDICTIONS}
 
 
 def with_domain(model: E4TModel) -> E4TPipeline:
@@ -239,7 +254,7 @@ def test_a_controlnet_gets_the_word_too(pipe, anna):
 # Schedulers
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
@@ -255,11 +270,10 @@ def test_a_controlnet_gets_the_word_too(pipe, anna):
     ],
     ids=lambda value: value.removesuffix("Scheduler") if isinstance(value, str) else ",".join(value) or "plain",
 )
-def test_schedulers(make_backbone, make_model, picture, quick_personalize, prediction, name, settings):
+def test_schedulers(of_prediction, prediction, name, settings):
     import diffusers
 
-    pipe = with_domain(make_model(make_backbone(prediction)))
-    concept = pipe.personalize(picture, config=quick_personalize)
+    pipe, concept = with_domain(build_model(build_backbone(prediction))), of_prediction[prediction]
     scheduler = getattr(diffusers, name).from_config(pipe.backbone.scheduler.config, **settings)
     case = Case(parts={"scheduler": scheduler})
     drawn, again, bare = draw(pipe, concept, case), draw(pipe, concept, case), draw(pipe, None, case)
@@ -348,12 +362,13 @@ def test_a_callback_switches_guidance_off_half_way(pipe, anna):
 
 def test_the_hooks_of_model_offloading_are_no_hindrance(pipe, anna):
     """Offloaded to where it already is: what wraps every forward pass is real, the copying is not."""
-    expected = [np.asarray(pipe(PROMPT, concept=concept, seed=1).images[0]) for concept in (anna, None)]
+    settings = {"seed": 1, "num_inference_steps": 2}
+    expected = [np.asarray(pipe(PROMPT, concept=concept, **settings).images[0]) for concept in (anna, None)]
     before = digests(pipe)
     pipe.stock.enable_model_cpu_offload(device="cpu")
     for _ in range(2):
         for concept, picture in zip((anna, None), expected, strict=True):
-            assert np.array_equal(np.asarray(pipe(PROMPT, concept=concept, seed=1).images[0]), picture)
+            assert np.array_equal(np.asarray(pipe(PROMPT, concept=concept, **settings).images[0]), picture)
     assert hasattr(pipe.backbone.unet, "_hf_hook")
     pipe.stock.remove_all_hooks()
     assert digests(pipe) == before
@@ -445,6 +460,7 @@ def test_what_cannot_be_done_while_a_concept_is_on_harms_nothing(pipe, ben, pict
         "a second concept": lambda: pipe(PROMPT, concept=ben),
         "personalizing": lambda: pipe.personalize(picture, config=quick_personalize, tune=["deltas", "unet"]),
     }
+    pipe.personalize(picture, config=quick_personalize)  # transformers hangs up hooks of its own, once
     before, expected = state(pipe), draw(pipe, ben)
     with pipe.applied(ben, PROMPT):
         worn = state(pipe)

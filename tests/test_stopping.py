@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from desk import lay_out
 from e4t.evaluation.stopping import Course, StoppingConfig, main, summarise
 
 
@@ -46,7 +47,8 @@ def test_there_may_be_no_rule() -> None:
 
 def test_the_shipped_domain_can_be_looked_at(tmp_path: Path) -> None:
     output = tmp_path / "stopping.json"
-    main(StoppingConfig("tiny-face", output, steps=(1, 2), count=1, num_inference_steps=2))
+    domain = str(lay_out(tmp_path) / "tiny-face")
+    main(StoppingConfig(domain, output, steps=(1, 2), count=1, num_inference_steps=2))
     report = json.loads(output.read_text())
     (one,) = report["courses"]
     assert report["count"] == 1

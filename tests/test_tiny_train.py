@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing.dummy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from e4t.tiny.train import TinyConfig, train_tiny
 from e4t.tiny.trained import Trained, step_of
 
 STAGES = ("vae", "smooth", "base", "clip")
+READ = ("pictures", "tokenizer", "latents.safetensors", "tokens.safetensors", "scaling_factor.json")
 
 
 def config_of(work: Path) -> TinyConfig:
@@ -44,10 +46,12 @@ def config_of(work: Path) -> TinyConfig:
 
 @pytest.fixture(scope="module", autouse=True)
 def small_shards() -> object:
-    """Three pictures a shard, drawn in threads of this process so that they see it; short contact sheets."""
+    """Three pictures a shard, drawn in threads of this process so that they see it; less of all that is slow."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(samples, "PROMPTS", samples.PROMPTS[:2])
         patch.setattr(pictures, "SHARD", 3)
+        patch.setattr(torch.optim, "Muon", partial(torch.optim.Muon, ns_steps=1))
+        patch.setattr(train, "captions_of", lambda indices, *rest: pictures.captions_of(indices[:300], *rest))
         patch.setattr(pictures, "multiprocessing", SimpleNamespace(get_context=lambda _: multiprocessing.dummy))
         yield
 
@@ -57,6 +61,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TinyConfig:
     config = config_of(tmp_path_factory.mktemp("tiny"))
     train_tiny(config)
     return config
+
+
+def lend(trained: TinyConfig, work: Path, *names: str) -> None:
+    """To a folder that goes on from some of what another has made."""
+    for name in names:
+        (work / name).symlink_to(trained.work / name)
 
 
 def test_shards_hold_the_stream_in_order(trained: TinyConfig) -> None:
@@ -91,11 +101,10 @@ def test_the_same_command_again_changes_nothing(trained: TinyConfig) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_resuming_is_the_same_as_going_on(trained: TinyConfig, stage: str, tmp_path: Path) -> None:
     """Stop the stage in the middle, as Ctrl-C would, and run the same command again."""
-    resumed = replace(trained, work=tmp_path / "work", stages=(stage,))
+    resumed = replace(trained, work=tmp_path / "work", stages=(stage,), sample_every=1000)
     resumed.work.mkdir()
     earlier = [f"{s}.safetensors" for s in STAGES[: STAGES.index(stage)]]
-    for name in [*earlier, "pictures", "tokenizer", "latents.safetensors", "tokens.safetensors", "scaling_factor.json"]:
-        (resumed.work / name).symlink_to(trained.work / name)
+    lend(trained, resumed.work, *earlier, *READ)
     with pytest.MonkeyPatch.context() as patch:
         save = Trained.save
 
@@ -114,11 +123,9 @@ def test_resuming_is_the_same_as_going_on(trained: TinyConfig, stage: str, tmp_p
 
 
 def test_the_text_encoder_settles_on_its_average_while_the_unet_goes_on(trained: TinyConfig, tmp_path: Path) -> None:
-    config = replace(trained, work=tmp_path / "work", stages=("base",), text_steps=2)
+    config = replace(trained, work=tmp_path / "work", stages=("base",), text_steps=2, sample_every=1000)
     config.work.mkdir()
-    for name in ["pictures", "tokenizer", "smooth.safetensors", "latents.safetensors", "tokens.safetensors"]:
-        (config.work / name).symlink_to(trained.work / name)
-    (config.work / "scaling_factor.json").symlink_to(trained.work / "scaling_factor.json")
+    lend(trained, config.work, "smooth.safetensors", *READ)
     train_tiny(replace(config, base_steps=2))
     early = load_file(config.work / "base.safetensors")
     train_tiny(replace(config, base_steps=4))
@@ -132,11 +139,9 @@ def test_the_text_encoder_settles_on_its_average_while_the_unet_goes_on(trained:
 
 
 def test_more_steps_continue_a_finished_stage(trained: TinyConfig, tmp_path: Path) -> None:
-    longer = replace(trained, work=tmp_path / "work", stages=("base",), base_steps=5)
+    longer = replace(trained, work=tmp_path / "work", stages=("base",), base_steps=5, sample_every=1000)
     longer.work.mkdir()
-    kept = ["pictures", "tokenizer", "smooth.safetensors", "latents.safetensors", "tokens.safetensors"]
-    for name in [*kept, "scaling_factor.json"]:
-        (longer.work / name).symlink_to(trained.work / name)
+    lend(trained, longer.work, "smooth.safetensors", *READ)
     (longer.work / "base.safetensors").write_bytes((trained.work / "base.safetensors").read_bytes())
     train_tiny(longer)
     assert step_of(longer.work / "base.safetensors") == 5
@@ -158,9 +163,9 @@ def test_settings_and_losses_are_logged(trained: TinyConfig, monkeypatch: pytest
     first, *_ = map(json.loads, (trained.work / "log.jsonl").read_text().splitlines())
     assert first["stage"] == "start"
     assert first["config"]["base_steps"] == "4"
-    longer = replace(trained, work=tmp_path, vae_steps=50, stages=("vae",), vae_batch=1, checkpoint_every=50)
-    for name in ("pictures", "tokenizer"):
-        (tmp_path / name).symlink_to(trained.work / name)
+    seldom = {"checkpoint_every": 50, "sample_every": 1000}
+    longer = replace(trained, work=tmp_path, vae_steps=50, stages=("vae",), vae_batch=1, **seldom)
+    lend(trained, tmp_path, "pictures", "tokenizer")
     train_tiny(longer)
     last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     assert (last["stage"], last["step"]) == ("vae", 50)
@@ -263,6 +268,7 @@ def test_naming_words_counts_words_alone() -> None:
 
 
 def test_going_on_from_an_exported_folder(trained: TinyConfig, tmp_path: Path) -> None:
+    lend(trained, tmp_path, "pictures", "tokenizer")
     config = replace(trained, work=tmp_path, initial=trained.work / "tiny", base_steps=0, clip_steps=0)
     train_tiny(config)
     assert not (tmp_path / "vae.safetensors").exists()
@@ -278,6 +284,7 @@ def test_going_on_from_an_exported_folder(trained: TinyConfig, tmp_path: Path) -
 
 def test_a_stage_that_is_not_adopted_begins_from_nothing(trained: TinyConfig, tmp_path: Path) -> None:
     first = trained.work / "tiny"
+    lend(trained, tmp_path, "pictures", "tokenizer")
     train_tiny(replace(trained, work=tmp_path, initial=first, adopted=("smooth", "base"), base_steps=0, clip_steps=0))
     before, after = (load_file(folder / "image_encoder" / "model.safetensors") for folder in (first, tmp_path / "tiny"))
     same = {key for key in before if torch.equal(before[key], after[key])}

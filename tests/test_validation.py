@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -161,6 +162,8 @@ def test_scores_reach_tensorboard_and_weights_and_biases(image_folder, tmp_path,
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    few = partial(ValidationConfig, batches=2, pictures=1, prompts=("a photo of {}",), steps=2)
+    monkeypatch.setattr("e4t.validation.ValidationConfig", few)
     base = save_folder(build_backbone(), tmp_path / "base")
     command = ["pretrain", str(image_folder), "--domain", "face", "--base", str(base), "--device", "cpu"]
     command += ["--steps", "2", "--batch-size", "2", "--output", str(tmp_path / "face"), "--report-to", "all"]

@@ -87,13 +87,13 @@ def personalize(
     config: PersonalizeConfig,
     mask: Image.Image | None = None,
     prior: ClassPictures | None = None,
-    keep_steps: bool = False,
+    keep_steps: bool | Collection[int] = False,
 ) -> Iterator[PersonalizeStep]:
     """Tune on one image (its centre square, never mirrored); yields step 0 and then every step.
 
-    The last step carries the concept, with ``keep_steps`` every step does; with ``config.automatic`` that is the first
-    one after which the image counts as learned. ``mask`` says where the loss counts (white),
-    ``prior`` what the model is not to forget if ``config.prior_weight`` is above 0.
+    The last step carries the concept, with ``keep_steps`` every step or those it names; with ``config.automatic`` that
+    is the first one after which the image counts as learned. ``mask`` says where the loss counts (white), ``prior``
+    what the model is not to forget if ``config.prior_weight`` is above 0.
     With ``config.memory`` the settings are changed to fit (`e4t.memory.fitted`), and the concept says to which.
     Once the last step is taken and asked for another, or the caller has stopped early, the model is as it was before.
     With ``config.unload`` nothing can be drawn until then.
@@ -147,7 +147,7 @@ def tune(
     provenance: Mapping[str, Any],
     keep_steps: bool | Collection[int] = False,
 ) -> Iterator[PersonalizeStep]:
-    """The steps of `personalize`, from an image that is already prepared; ``keep_steps`` may name those to keep."""
+    """The steps of `personalize`, from an image that is already prepared."""
     model.offsets.require("ejected", "tune")
     model.backbone.require_in_place()
     batch_at = batches(model, constants, config)  # before anything: it refuses a caption that is too long

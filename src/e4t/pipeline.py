@@ -7,7 +7,7 @@ and timestep the U-Net is called with, and replaces the conditional rows of its 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -172,10 +172,10 @@ class E4TPipeline:
         *,
         mask: str | Path | Image.Image | None = None,
         config: PersonalizeConfig | None = None,
-        keep_steps: bool = False,
+        keep_steps: bool | Collection[int] = False,
         **overrides: Any,
     ) -> Generator[PersonalizeStep, None, None]:
-        """The same, yielding every step; the last one carries the concept."""
+        """The same, yielding every step; the last one carries the concept, and those that ``keep_steps`` names."""
         settings = (config or self.personalize_config).updated(overrides)
         picture = load_image(image)
         white = load_mask(mask) if mask is not None else None

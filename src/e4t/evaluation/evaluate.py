@@ -239,7 +239,7 @@ def learn(
 
     Overrides are fields of `PersonalizeConfig`.
     """
-    run = pipe.personalize_steps(image, mask=mask, steps=max(steps), keep_steps=True, **overrides)
+    run = pipe.personalize_steps(image, mask=mask, steps=max(steps), keep_steps=set(steps), **overrides)
     return {step.number: step.concept for step in run if step.number in steps}
 
 
