@@ -47,3 +47,8 @@ def test_a_caption_carries_the_placeholder():
 def test_a_placeholder_is_text_whatever_is_in_it():
     odd = Domain("face", "face", placeholder=r"\1<a\g>")
     assert odd.captioned("a smiling face") == r"a smiling \1<a\g>"
+
+
+def test_the_prompt_to_try_is_of_something_in_a_style_and_else_of_the_concept():
+    assert Domain.named("art").example == "a cat in the snow in the style of S*"
+    assert Domain.named("dog").example == "a pencil sketch of S*"

@@ -464,7 +464,7 @@ from e4t import E4TPipeline
 
 pipe = E4TPipeline.from_pretrained("path/to/this/folder")
 concept = pipe.personalize("image.png")
-pipe("a pencil sketch of {domain.placeholder}", concept=concept).images[0].save("sketch.png")
+pipe("{domain.example}", concept=concept).images[0].save("drawn.png")
 ```
 
 All settings are in `config.json`; its sections `personalize` and `generate` override the package's defaults.
@@ -497,6 +497,6 @@ from e4t import Concept, E4TPipeline
 
 pipe = E4TPipeline.from_pretrained("path/to/the/domain")
 concept = Concept.load("path/to/this/folder")
-pipe("a photo of {domain.placeholder} at the beach", concept=concept).images[0].save("beach.png")
+pipe("{domain.example}", concept=concept).images[0].save("drawn.png")
 ```
 """

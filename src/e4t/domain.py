@@ -54,6 +54,12 @@ class Domain:
         """The templates with the placeholder filled in."""
         return tuple(template.replace("{}", self.placeholder) for template in self.templates)
 
+    @property
+    def example(self) -> str:
+        """A prompt to try: of a style, a picture of something else; of all other concepts, a picture of them."""
+        shown = "a cat in the snow in the style" if self.templates == _ART_TEMPLATES else "a pencil sketch"
+        return f"{shown} of {self.placeholder}"
+
     def captioned(self, caption: str) -> str:
         """A caption that names the concept: with the placeholder, by itself, for ``{}`` or for the class word.
 
