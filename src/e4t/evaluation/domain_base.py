@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
 
-from e4t.backbone import Backbone, draw_noise
+from e4t.backbone import draw_noise
 from e4t.checkpoint import TrainedDomain
 from e4t.config import PretrainConfig
 from e4t.errors import CheckpointError
@@ -76,9 +75,8 @@ def on_domain_base(pipe: E4TPipeline, folder: Path) -> E4TPipeline:
         unet = UNet2DConditionModel.from_pretrained(folder, use_safetensors=True).to(pipe.backbone.device)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"'{folder}' holds no U-Net: {error}") from error
-    parts: dict[str, Any] = {**vars(pipe.backbone), "unet": unet, "name": f"{pipe.backbone.name} on {folder.name}"}
-    fields = Backbone.__dataclass_fields__
-    return E4TPipeline(Backbone(**{name: parts[name] for name in fields}), domain=pipe.domain)
+    name = f"{pipe.backbone.name} on {folder.name}"
+    return E4TPipeline(replace(pipe.backbone, unet=unet, name=name, known_fingerprint=None), domain=pipe.domain)
 
 
 def main(config: DomainBaseConfig) -> None:
