@@ -139,3 +139,21 @@ def test_schedules():
     assert shares("constant", warmup_steps=2, cooldown_steps=2) == [0.5, 1.0, 1.0, 1.0, 0.5]
     assert shares("linear", warmup_steps=2) == [0.5, 1.0, 1.0, 0.5, 0.125]
     assert shares("cosine", warmup_steps=2) == [0.5, 1.0, 1.0, 0.5, 0.038]
+
+
+def test_steps_are_those_of_torchs_muon_at_a_fifth_of_the_size():
+    torch.manual_seed(0)
+    ours, theirs = (
+        torch.nn.Parameter(torch.randn(12, 40, generator=torch.Generator().manual_seed(0))) for _ in range(2)
+    )
+    optimizers = [
+        Muon([{"params": [ours], "lr": 0.1}], weight_decay=0.01, momentum=0.95, size=0.2),
+        torch.optim.Muon([theirs], lr=0.1, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+    ]
+    start = ours.detach().clone()
+    for _ in range(4):
+        ours.grad, theirs.grad = (gradient.clone() for gradient in (torch.randn(12, 40),) * 2)
+        for optimizer in optimizers:
+            optimizer.step()
+    moved, expected = (parameter.detach() - start for parameter in (ours, theirs))
+    assert (moved - expected).norm() / expected.norm() < 0.02  # theirs is calculated in bfloat16

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing.dummy
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,7 +49,6 @@ def small_shards() -> object:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(samples, "PROMPTS", samples.PROMPTS[:2])
         patch.setattr(pictures, "SHARD", 3)
-        patch.setattr(torch.optim, "Muon", partial(torch.optim.Muon, ns_steps=1))
         patch.setattr(train, "captions_of", lambda indices, *rest: pictures.captions_of(indices[:300], *rest))
         patch.setattr(pictures, "multiprocessing", SimpleNamespace(get_context=lambda _: multiprocessing.dummy))
         yield

@@ -63,15 +63,22 @@ class Muon(torch.optim.AdamW):
 
     After Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon): every direction that a matrix moves in, it
     moves in as far as in any other, where AdamW follows the few that the gradient is largest in. A kernel ``[out, in,
-    h, w]`` is a matrix ``[out, in * h * w]``. A step's root mean square is the learning rate, as that of AdamW's first
-    steps is, so that both take the same rates. `torch.optim.Muon` takes matrices alone, and calculates in bfloat16 also
+    h, w]`` is a matrix ``[out, in * h * w]``. `torch.optim.Muon` takes matrices alone, and calculates in bfloat16 also
     where that is emulated.
     """
 
-    momentum = 0.9
-
-    def __init__(self, groups: list[dict[str, Any]], *, weight_decay: float, tables: Iterable[Tensor] = ()) -> None:
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        *,
+        weight_decay: float,
+        tables: Iterable[Tensor] = (),
+        momentum: float = 0.9,
+        size: float = 1.0,
+    ) -> None:
+        """``size`` is a step's root mean square over the learning rate: 1 is that of AdamW's first steps."""
         super().__init__(groups, weight_decay=weight_decay)
+        self.momentum, self.size = momentum, size
         embeddings = {id(table) for table in tables}  # whose rows are words, with nothing to be orthogonal about
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         self.matrices = {id(p) for p in parameters if _is_matrix(p)} - embeddings
@@ -83,7 +90,7 @@ class Muon(torch.optim.AdamW):
             for matrix in group["params"]:
                 if id(matrix) in self.matrices and matrix.grad is not None:
                     matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                    matrix.add_(self._direction(matrix, matrix.grad), alpha=-group["lr"])
+                    matrix.add_(self._direction(matrix, matrix.grad), alpha=-group["lr"] * self.size)
                     matrix.grad = None  # AdamW passes by what has none
         return super().step(closure)
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from e4t.errors import CheckpointError, TrainingError
+from e4t.optimizers import Muon
 
 COOLDOWN = 0.25  # of all steps, at the end, on which the learning rate falls to nothing
 _BY_ADAM = ("token_embedding", "position_embedding", "heads.")
@@ -54,7 +55,7 @@ class Trained:
         others = [view for key, view in self.optimised.items() if not _is_matrix(key, self.masters[key])]
         rate = self.learning_rate
         self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+            Muon([{"params": matrices, "lr": rate}], weight_decay=0.01, momentum=0.95, size=0.2),
             torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True),
         ]
 
@@ -127,12 +128,11 @@ class Trained:
                 self.average[key].copy_(tensors[f"ema/{key}"])
                 self.parameters[key].copy_(master)
         for key, optimizer, view in self._states():
-            adam = isinstance(optimizer, torch.optim.AdamW)
-            parts = ("exp_avg", "exp_avg_sq") if adam else ("momentum_buffer",)
+            by_muon = isinstance(optimizer, Muon) and id(view) in optimizer.matrices
+            parts = ("exp_avg",) if by_muon else ("exp_avg", "exp_avg_sq")
             if all(f"state/{key}/{part}" in tensors for part in parts):  # what never had a gradient has no state
                 state = {part: tensors[f"state/{key}/{part}"].to(view.device) for part in parts}
-                count = {"step": torch.tensor(float(self.step), device=view.device)} if adam else {}
-                optimizer.state[view] = state | count
+                optimizer.state[view] = state | {"step": torch.tensor(float(self.step), device=view.device)}
 
     @torch.no_grad()
     def averaged(self, name: str) -> Any:
