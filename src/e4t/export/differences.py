@@ -50,19 +50,14 @@ def diff_tensors(changes: Weights) -> dict[str, Tensor]:
             layer, leaf = name.rsplit(".", 1)
             is_norm = of_part[f"{layer}.weight"].ndim == 1
             kind = _NORM_LEAVES[leaf] if is_norm else _LEAVES[leaf]
-            # safetensors stores no tensor twice under two names, but copies of it
-            tensors |= {f"{called}.{kind}": change.clone() for called in _layer_names(part, layer)}
+            tensors[f"{kohya_name(part, layer)}.{kind}"] = change
+            if (part, layer) == ("unet", "conv_norm_out"):  # AUTOMATIC1111 translates all of diffusers' names but this
+                tensors[f"diffusion_model_out_0.{kind}"] = change.clone()  # safetensors takes no tensor twice
     return tensors
 
 
 _LEAVES = {"weight": "diff", "bias": "diff_b"}
 _NORM_LEAVES = {"weight": "w_norm", "bias": "b_norm"}
-
-
-def _layer_names(part: str, layer: str) -> list[str]:
-    """The last norm goes by two: AUTOMATIC1111 translates all names of diffusers but this one."""
-    names = [kohya_name(part, layer)]
-    return [*names, "diffusion_model_out_0"] if (part, layer) == ("unet", "conv_norm_out") else names
 
 
 def export_lora(source: Source, rank: int | None) -> Report:

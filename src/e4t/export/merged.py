@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,11 +21,6 @@ CARRIED = {
     "lora-kohya": "weights of linear layers",
 }
 """What every reader of a format applies: of biases alone, and norms of a text encoder, only some readers do."""
-_HELP = {
-    "diff": "use 'pipeline' or 'single-file'",
-    "lora-diffusers": "use 'diff', 'pipeline' or 'single-file', or personalize with keep='low-rank'",
-    "lora-kohya": "use 'diff', 'pipeline' or 'single-file', or personalize with keep='low-rank'",
-}
 
 Weights = Mapping[str, Mapping[str, Tensor]]
 """By part ("unet", "text_encoder") and parameter name."""
@@ -67,18 +62,18 @@ class Merged:
 
     def require_carried(self, pipe: E4TPipeline, to: str) -> None:
         """Raise ConfigError unless the format carries all that is changed."""
-        foreign = [f"{part}.{name}" for part, name in self._places() if not self._carried(pipe, to, part, name)]
+        foreign = [
+            f"{part}.{name}"
+            for part, tensors in self.changes.items()
+            for name in tensors
+            if not self._carried(pipe, to, part, name)
+        ]
         if foreign:
+            others = "" if to == "diff" else ", or 'diff', or personalize with keep='low-rank'"
             raise ConfigError(
                 f"'{to}' carries {CARRIED[to]} only, and this concept also tunes {len(foreign)} other parameters, "
-                f"such as {foreign[0]}; {_HELP[to]}"
+                f"such as {foreign[0]}; use 'pipeline' or 'single-file'{others}"
             )
-
-    def _places(self) -> Iterator[tuple[str, str]]:
-        """Part and name of every change."""
-        for part, tensors in self.changes.items():
-            for name in tensors:
-                yield part, name
 
     def _carried(self, pipe: E4TPipeline, to: str, part: str, name: str) -> bool:
         owner, leaf = name.rsplit(".", 1)
