@@ -14,6 +14,7 @@ from e4t.backbone import Backbone
 from e4t.domain import Domain
 from e4t.evaluation import baselines
 from e4t.evaluation.baselines import Example, Learned, Personalizer
+from e4t.personalize import tune
 from e4t.pipeline import E4TPipeline
 
 SAMPLING = {"num_inference_steps": 2}
@@ -57,6 +58,7 @@ def test_learns_something_and_leaves_the_base_as_it_was(name: str, pipe: E4TPipe
     assert start.passes == 0
     assert end.passes % 4 == 0
     assert end.stored_bytes > 0
+    assert start.stored_bytes < end.stored_bytes or name == "lora"  # whose adapters begin at random
     assert end.seconds > start.seconds
     assert _difference(start.draw(["a photo of S*"], 0), end.draw(["a photo of S*"], 0))
     after = _weights(pipe)
@@ -92,6 +94,15 @@ def test_rare_token_and_class_word_stand_in_the_training_prompts(pipe: E4TPipeli
     assert "text_encoder" in method.config.tune
     assert method.prior is not None
     assert all("S*" not in prompt and "face" in prompt for prompt in method.prior(3).prompts)
+
+
+def test_with_the_text_encoder_the_rare_token_learns_at_its_rate(pipe: E4TPipeline, examples: list[Example]) -> None:
+    rate = 1e-3
+    method = baselines.dreambooth(pipe, SAMPLING, rare_token=RARE, text_encoder=True, learning_rate=rate)
+    constants = baselines._together(method.pipe, examples[:1], method.config)
+    *_, last = tune(method.pipe.model, constants, config=replace(method.config, steps=2), provenance={})
+    moved = method.pipe.model.embedding_scale * last.concept.tensors["residual"]
+    assert 0.5 * rate < moved.abs().max() < 2.1 * rate
 
 
 def test_the_optimiser_is_a_scripts_unless_ours_is_asked_for(pipe: E4TPipeline) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from PIL import Image
 
 from desk import lay_out
 from e4t.config import GenerateConfig, PretrainConfig
-from e4t.errors import CheckpointError, ConfigError, DataError, TrainingError
+from e4t.errors import CheckpointError, ConfigError, DataError
 from e4t.evaluation import baselines, benchmark, methods, metrics, report
 from e4t.evaluation.benchmark import PLANS, Benchmark, compare
 from e4t.evaluation.contest import (
@@ -36,8 +37,19 @@ from e4t.evaluation.evaluate import DRAWINGS, MORE_PROMPTS, prompts_of
 from e4t.evaluation.judge import SHIPPED, Judge
 from e4t.evaluation.methods import METHODS, OURS, Lineup
 from e4t.evaluation.metrics import resamples
-from e4t.evaluation.search import MOST_RATES, _beyond, best, rates_of, search
+from e4t.evaluation.search import (
+    FINALISTS,
+    MOST_DOUBLINGS,
+    Row,
+    Trials,
+    _beyond,
+    best,
+    ranked,
+    rates_of,
+    search,
+)
 from e4t.evaluation.similarity import Clip, Faces, same_face
+from e4t.objective import Batch, E4TObjective, Loss
 from e4t.pipeline import E4TPipeline
 from e4t.tiny.album import snapshot
 from e4t.tiny.world import draw
@@ -124,6 +136,9 @@ def test_every_method_and_step_is_in_the_table(finished: Path) -> None:
     assert passes["Textual Inversion", "3"] == 12
     (results,) = json.loads((finished / "results.json").read_text())
     gaps = [row.get("against_ours") for row in results["rows"]]
+    joint = results["rows"][-1]["against_ours"]["joint_success"]
+    assert float(rows[-1]["joint_success_minus_ours_low"]) == joint["low"]
+    assert rows[0]["joint_success_minus_ours_low"] == ""
     assert [gap is not None for gap in gaps] == [False, False, False, True, True, False, True, True]
     assert {row["settings"] for row in rows} == {"", "searched"}
     assert [row["identity"]["value"] for row in results["rows"] if row["method"] in (DRAWINGS, NAMED_DRAWINGS)] == [
@@ -134,10 +149,32 @@ def test_every_method_and_step_is_in_the_table(finished: Path) -> None:
 
 def test_the_page_needs_nothing_beside_it(finished: Path) -> None:
     page = (finished / "report.html").read_text()
-    assert page.count("<h3>") == 3
+    assert page.count("<h4>") == 3
     assert "data:image/svg+xml;base64," in page
     assert "http" not in page.replace("http://www.w3.org", "")
     assert "Textual Inversion, 3 steps" in page
+    assert "benchmark-test, judge 2; prompts: 1, pictures of each: 2, denoising steps: 2; ours is E4T after 2" in page
+    assert "Chosen by joint success, then identity, of E4T after 2 steps." in page
+    assert page.count("<img alt='input'") == 3
+    assert page.count("<td>E4T, 2 steps</td><td><img") == 3
+    assert "E4T, 0 steps</td><td><img" not in page
+    assert "<td>Textual Inversion, 2 steps</td><td><img" not in page  # 3 were found best
+    assert "Against ours, concept by concept" in page
+    short = (finished / "results.md").read_text()
+    assert "tiny-face**: 2 concepts of benchmark-test, judge 2; prompts: 1, pictures" in short
+    assert "| Textual Inversion, 3 steps |" in short
+
+
+def test_the_grid_is_of_the_best_the_median_and_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
+    contest = DrawnContest("tiny-face", replace(SMALL, concepts=3))
+    right = np.array([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]])  # joint success
+    scores = SimpleNamespace(joint=right, missed=np.ones((3, 2)), spread=np.ones((3, 2)))
+    monkeypatch.setattr(report, "score", lambda *_: scores)
+    monkeypatch.setattr(report, "joined", lambda _: None)
+    order, rule = report._ranked(contest, {(OURS, 2): [SimpleNamespace(readings=None)] * 3}, (OURS, 2))
+    assert (order, rule) == ([1, 0, 2], "joint success, then identity,")
+    scores.joint[:], scores.missed[1:] = 0.5, [[0.5, 0.5], [2, 2]]
+    assert report._ranked(contest, {(OURS, 2): [SimpleNamespace(readings=None)] * 3}, (OURS, 2))[0] == [1, 0, 2]
 
 
 def test_a_second_run_and_a_larger_plan_take_over_what_is_there(
@@ -215,16 +252,79 @@ def test_the_search_tries_as_many_rates_of_every_tuned_method() -> None:
             rates_of(name)
 
 
-def test_the_search_keeps_the_best_row() -> None:
-    contest = DrawnContest("tiny-face", replace(SMALL, seeds=1, num_inference_steps=1))
-    rows = list(search(contest, "Textual Inversion", (1, 2)))
-    assert 6 <= len(rows) <= 2 * MOST_RATES
-    assert {row["steps"] for row in rows} == {1, 2}
-    scores = {"joint_success": 0.5, "prompt_accuracy": 1.0, "seconds": 1.0}
-    tried = [{"learning_rate": rate, "steps": 2, "identity": rate, **scores} for rate in (0.1, 0.3, 0.2)]
-    assert best(tried) == {"learning_rate": 0.3, "steps": 2}
-    tried[0]["prompt_accuracy"] = 1.5
-    assert best(tried) == {"learning_rate": 0.1, "steps": 2}
+class Scripted(Trials):
+    """Trials whose joint success is a given function of rate, steps and round, and that are made at once."""
+
+    def __init__(self, method: str, joint: Callable[[float, int, int], float], rows: Iterable[Row] = ()) -> None:
+        super().__init__(SimpleNamespace(size=5), method, rows)
+        self.joint, self.asked = joint, []
+
+    def _tried(self, rate: float, steps: tuple[int, ...], concepts: range) -> Iterator[Row]:
+        number = 1 if concepts == range(2) else 2
+        assert concepts in (range(2), range(2, 5))
+        self.asked.append((number, rate, steps))
+        for count in steps:
+            yield {
+                "steps": count,
+                "joint_success": self.joint(rate, count, number),
+                "prompt_accuracy": 1,
+                "identity": 1,
+            }
+
+
+def searched(trials: Trials) -> list[Row]:
+    return list(search(trials, (1, 2), concepts=2))
+
+
+def test_the_search_keeps_what_wins_the_second_round() -> None:
+    joint = {(0.1, 1): 0.9, (0.1, 2): 0.8, (0.03, 1): 0.7}
+    again = {(0.1, 1): 0.2, (0.1, 2): 0.3, (0.03, 1): 0.6}
+    trials = Scripted("Textual Inversion", lambda rate, steps, n: (again if n == 2 else joint).get((rate, steps), 0.1))
+    rows = searched(trials)
+    assert [ask for ask in trials.asked if ask[0] == 1] == [(1, rate, (1, 2)) for rate in (0.03, 0.1, 0.3)]
+    assert [ask for ask in trials.asked if ask[0] == 2] == [(2, 0.1, (1, 2)), (2, 0.03, (1,))]
+    assert FINALISTS == 3
+    assert best(rows) == {"residual_learning_rate": 0.03, "steps": 1}
+    even = [{"learning_rate": rate, "steps": 2, "round": 2, **EVEN, "identity": rate} for rate in (0.1, 0.3, 0.2)]
+    assert best(even) == {"learning_rate": 0.3, "steps": 2}
+    even[0]["prompt_accuracy"] = 1.5
+    assert best(even) == {"learning_rate": 0.1, "steps": 2}
+
+
+EVEN = {"joint_success": 0.5, "prompt_accuracy": 1.0, "seconds": 1.0}
+
+
+def test_the_search_doubles_the_steps_while_the_most_are_best() -> None:
+    rows = searched(Scripted("DreamBooth", lambda rate, steps, _: steps / 10 * (rate == 1e-4)))
+    assert sorted({row["steps"] for row in rows}) == [1, 2, *(2 * 2**n for n in range(1, MOST_DOUBLINGS + 1))]
+    assert {row["learning_rate"] for row in rows if row["steps"] > 2} == {1e-4}
+    rows = searched(Scripted("DreamBooth", lambda rate, steps, _: (steps == 4) + steps / 10 * (rate == 1e-4)))
+    assert {row["steps"] for row in rows} == {1, 2, 4, 8}  # 8 were not better than 4
+
+
+def test_a_search_goes_on_where_it_was_stopped() -> None:
+    def joint(rate: float, steps: int, _: int) -> float:
+        return rate * steps  # the most of both
+
+    whole = Scripted("LoRA", joint)
+    searched(whole)
+    for kept in (1, 7, len(whole.rows)):
+        resumed = Scripted("LoRA", joint, whole.rows[:kept])
+        assert len(searched(resumed)) == len(whole.rows) - kept
+        assert resumed.rows == whole.rows
+
+
+def test_the_search_learns_draws_and_judges() -> None:
+    contest = DrawnContest("tiny-face", replace(SMALL, concepts=4, seeds=1, num_inference_steps=1))
+    trials = Trials(contest, "Textual Inversion")
+    rows = [
+        *trials.at(0.1, (2, 1), 1, range(2)),
+        *trials.at(0.1, (1, 2), 1, range(2)),
+        *trials.at(0.1, (1,), 2, range(2, 4)),
+    ]
+    assert [(row["round"], row["steps"]) for row in rows] == [(1, 1), (1, 2), (2, 1)]
+    assert rows[0]["identity"] != rows[1]["identity"] != rows[2]["identity"]
+    assert 0 < rows[0]["seconds"] < rows[1]["seconds"]
 
 
 def test_the_search_goes_on_where_the_best_is_at_an_edge() -> None:
@@ -234,32 +334,45 @@ def test_the_search_goes_on_where_the_best_is_at_an_edge() -> None:
     assert _beyond([0.01, 0.03, 0.1, 0.3, 0.9], 0.9) == []  # as many as everybody may have
 
 
-def test_what_diverges_is_the_worst_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried = []
+@pytest.mark.parametrize("method", ["Textual Inversion", "LoRA"])
+def test_what_diverges_is_the_worst_and_ends_nothing(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = replace(SMALL, seeds=1, num_inference_steps=1, methods=(method,), baseline_steps=(1, 2))
+    contest, broken = DrawnContest("tiny-face", plan), {"after": 1}
 
-    def learn(method: baselines.Tuned, *_: object) -> list[baselines.Learned]:
-        tried.append(method.config.residual_learning_rate)
-        if method.config.residual_learning_rate >= 0.1:
-            raise TrainingError("the loss is no number")
-        return learned(method, *_)
+    def loss(self: E4TObjective, batch: Batch) -> Loss:
+        broken["after"] -= 1
+        found = forward(self, batch)
+        return found if broken["after"] >= 0 else replace(found, total=found.total * float("nan"))
 
-    learned = baselines.Tuned.learn
-    monkeypatch.setattr(baselines.Tuned, "learn", learn)
-    contest = DrawnContest("tiny-face", replace(SMALL, seeds=1, num_inference_steps=1))
-    rows = list(search(contest, "Textual Inversion", (1,)))
-    assert [row["residual_learning_rate"] for row in rows if row.get("diverged")] == [0.1, 0.3]
-    assert [row["steps"] for row in rows] == [1] * len(rows)
-    assert best(rows)["residual_learning_rate"] < 0.1
-    assert 0.9 not in tried
+    forward = E4TObjective.forward
+    monkeypatch.setattr(E4TObjective, "forward", loss)
+    learned = METHODS[method](contest, {}).learn(contest.examples(0, 1), (1, 2, 3))
+    assert [(one.steps, one.diverged) for one in learned] == [(1, False), (2, True), (3, True)]
+    assert learned[1].passes == learned[0].passes
+    (row,) = Trials(contest, method).at(0.1, (1,), 1, range(2))
+    assert row["diverged"]
+    assert ranked([row, {**row, "joint_success": 0, "prompt_accuracy": 0.1}])[1] is row
+    monkeypatch.setattr(methods, "found_best", lambda: {TINY: {"face": {method: {"steps": 1}}}})
+    list(compare([lambda: contest], tmp_path))  # it is drawn as it was before
+    assert (tmp_path / "results.csv").exists()
 
 
 def test_methods_that_need_what_is_not_there_are_left_out_of_a_size(tmp_path: Path) -> None:
     Image.fromarray(draw(snapshot("own", 0)).rgb).save(tmp_path / "one.png")
     lineup = Lineup(OwnContest("tiny-face", PLANS["standard"], tmp_path))
-    assert lineup.left_out == ("best caption", "nearest name", "DreamBooth, 5 images")
+    assert lineup.left_out == (
+        "best caption",
+        "nearest name",
+        *("Textual Inversion, 5 images", "DreamBooth, 5 images"),
+        "LoRA, 5 images",
+    )
     assert OURS in lineup.names
     art = Lineup(DrawnContest("tiny-art", PLANS["standard"]))
     assert art.left_out == ("best caption",)
+    assert PLANS["quick"].namespace not in {PLANS["standard"].namespace, PLANS["full"].namespace}  # a look is no table
+    assert PLANS["standard"].namespace == PLANS["full"].namespace
     with pytest.raises(ConfigError, match="'nearest name' needs what is not there"):
         Lineup(OwnContest("tiny-face", replace(SMALL, methods=("nearest name",)), tmp_path))
 

@@ -168,3 +168,20 @@ def test_nothing_is_divided_by_a_ceiling_of_a_blind_judge() -> None:
     for ceiling in (-0.8, 0.0, 0.05):
         low = metrics.mean_statistic(np.full(3, ceiling))
         assert np.isnan(metrics.share_of(low, metrics.mean_statistic(np.ones(3)))(np.arange(3)))
+
+
+@pytest.mark.parametrize(("concepts", "least", "most"), [(6, 0.9, 0.97), (12, 0.92, 0.97), (50, 0.92, 0.97)])
+def test_intervals_hold_the_truth_as_often_as_they_say(concepts: int, least: float, most: float) -> None:
+    rng = np.random.default_rng(1)
+    samples = metrics.resamples(concepts, draws=400)
+    held = []
+    for _ in range(400):
+        values = rng.normal(size=concepts)
+        interval = metrics.bootstrap(metrics.mean_statistic(values), samples)
+        held.append(interval.low <= 0 <= interval.high)
+    assert least <= np.mean(held) <= most
+
+
+def test_of_two_concepts_the_interval_is_everything() -> None:
+    interval = metrics.bootstrap(metrics.mean_statistic(np.array([0.0, 1.0])), metrics.resamples(2, draws=100))
+    assert (interval.low, interval.high) == (0, 1)

@@ -57,7 +57,7 @@ class Benchmark:
     domain_base: Folder = None
     """A U-Net tuned on the domain's pictures (e4t.evaluation.domain_base), to start further methods from."""
     namespace: Text = None
-    """Where drawn concepts come from: any word makes new ones. Default: held-out-2."""
+    """Where drawn concepts come from: any word makes new ones. Default: as the size says."""
     concepts: Integer = None
     """How many concepts of each domain. Default: as the size says, and all of your own pictures."""
     seeds: Integer = None
@@ -74,6 +74,7 @@ class Benchmark:
         require_extra("benchmark", "cv2", "matplotlib", "peft", "resvg_py")
         from e4t.evaluation.benchmark import PLANS, compare
         from e4t.evaluation.contest import DrawnContest, OwnContest
+        from e4t.evaluation.report import FILES
         from e4t.sources import read_json
         from e4t.writing import require_room
 
@@ -117,7 +118,7 @@ class Benchmark:
             for step in compare(make, self.output, processes=self.processes):
                 left = f", {step.left / 60:.0f} min left" if step.left else ""
                 progress.at(step.done, step.total, f"{step.text}{left}", seconds_left=step.left)
-        paths = [self.output / name for name in ("report.html", "results.csv", "results.json")]
+        paths = [self.output / name for name in FILES]
         return Result(paths, {"paths": paths})
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from e4t.checkpoint import Concept
 from e4t.config import EncoderConfig, OffsetsConfig, PersonalizeConfig
 from e4t.data import square_pixels
 from e4t.domain import Domain
+from e4t.errors import TrainingError
 from e4t.evaluation.memory import Peak
 from e4t.model import E4TModel
 from e4t.objective import E4TObjective
@@ -54,6 +55,7 @@ class Learned:
     peak_bytes: int  # `e4t.evaluation.memory.Peak` until then
     stored_bytes: int
     draw: Draw
+    diverged: bool = False  # the loss was no number any more: this is what was learned before
 
 
 class Personalizer(Protocol):
@@ -73,7 +75,7 @@ class Personalizer(Protocol):
         ...
 
     def learn(self, examples: Sequence[Example], steps: Collection[int]) -> list[Learned]:
-        """What is learned after each of ``steps``, in rising order, from one run."""
+        """What is learned after each of ``steps``, in rising order, from one run, also where it diverges."""
         ...
 
 
@@ -125,13 +127,15 @@ class Tuned:
         constants = replace(_together(self.pipe, examples[: self.examples], config), prior=prior)
         seconds, learned = time.perf_counter() - began, []
         shown = config.batch_size * config.accumulation * (2 if prior else 1)
-        for step in tune(self.pipe.model, constants, config=config, provenance={}, keep_steps=steps):
-            seconds += step.training.seconds if step.training else 0.0
-            if step.concept is not None and step.number in steps:
-                draw = _drawing(self.pipe, step.concept, self.subject, self.sampling)
-                stored = step.concept.num_bytes
-                learned.append(Learned(step.number, step.number * shown, seconds, peak.bytes, stored, draw))
-        return learned
+        with suppress(TrainingError):
+            for step in tune(self.pipe.model, constants, config=config, provenance={}, keep_steps={0, *steps}):
+                seconds += step.training.seconds if step.training else 0.0
+                if step.concept is not None:
+                    draw = _drawing(self.pipe, step.concept, self.subject, self.sampling)
+                    differing = {name: tensor for name, tensor in step.concept.tensors.items() if tensor.any()}
+                    stored = replace(step.concept, tensors=differing).num_bytes
+                    learned.append(Learned(step.number, step.number * shown, seconds, peak.bytes, stored, draw))
+        return _asked_for(learned, steps)
 
 
 @dataclass(frozen=True)
@@ -159,13 +163,12 @@ class LoRA:
         seconds = time.perf_counter() - began
         learned = []
         with self._worn() as unet:
-            if 0 in steps:
-                learned.append(self._learned(0, seconds, peak, unet))
+            learned.append(self._learned(0, seconds, peak, unet))
             parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
             optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
             objective = E4TObjective(self.pipe.model, config)
             batch_at = batches(self.pipe.model, constants, config)
-            for step in train(
+            training = train(
                 objective,
                 batch_at,
                 optimizer,
@@ -173,11 +176,13 @@ class LoRA:
                 accumulation=config.accumulation,
                 mixed_precision=config.mixed_precision,
                 max_grad_norm=config.max_grad_norm,
-            ):
-                seconds += step.seconds
-                if step.number in steps:
-                    learned.append(self._learned(step.number, seconds, peak, unet))
-        return learned
+            )
+            with suppress(TrainingError):
+                for step in training:
+                    seconds += step.seconds
+                    if step.number in steps:
+                        learned.append(self._learned(step.number, seconds, peak, unet))
+        return _asked_for(learned, steps)
 
     def _learned(self, steps: int, seconds: float, peak: Peak, unet: Any) -> Learned:
         state = self._state(unet)
@@ -220,6 +225,13 @@ class LoRA:
         return draw
 
 
+def _asked_for(learned: list[Learned], steps: Collection[int]) -> list[Learned]:
+    """Those of ``steps``; where the loss stopped being a number, the last there was stands for the rest."""
+    last = learned[-1]
+    missed = [replace(last, steps=count, diverged=True) for count in sorted(steps) if count > last.steps]
+    return [one for one in (*learned, *missed) if one.steps in steps]
+
+
 def _drawing(pipe: E4TPipeline, concept: Concept | None, subject: str, sampling: Mapping[str, Any]) -> Draw:
     """Prompts in which ``subject`` stands instead of the placeholder."""
     # Without an encoder the live word is the frozen one: it need not be read anew at every denoising step.
@@ -251,8 +263,11 @@ def _together(pipe: E4TPipeline, examples: Sequence[Example], config: Personaliz
 # The methods
 
 TEXTUAL_INVERSION = PersonalizeConfig(tune=("residual",), regularisation=0.0, batch_size=4, stratified_timesteps=True)
-DREAMBOOTH = PersonalizeConfig(tune=("unet",), regularisation=0.0, batch_size=4, stratified_timesteps=True)
-"""Batches of 4 that share out noise levels as ours do. AdamW's weight decay of 0.01 is that of diffusers' scripts."""
+DREAMBOOTH = PersonalizeConfig(
+    tune=("unet",), regularisation=0.0, batch_size=4, stratified_timesteps=True, prior_pictures=100
+)
+"""Batches of 4 that share out noise levels as ours do. AdamW's weight decay of 0.01 and 100 pictures of the class are
+those of diffusers' scripts."""
 
 
 def class_word(pipe: E4TPipeline, sampling: Mapping[str, Any]) -> Words:
@@ -317,15 +332,16 @@ def dreambooth(
     The pictures of the class are drawn by ``pipe``, which keeps them: once for all methods and concepts. ``muon`` takes
     the shipped domains' optimiser instead of AdamW, to tell what that alone is worth.
     """
-    config = replace(DREAMBOOTH, prior_weight=float(prior)).updated(changes)
-    if text_encoder:
-        config = replace(config, tune=(*config.tune, "text_encoder"))
+    config, rare = replace(DREAMBOOTH, prior_weight=float(prior)).updated(changes), _rare(pipe, rare_token)
+    if text_encoder:  # the rare token's own embedding learns with it, at the same rate: the word is a copy in our loop
+        word_rate = config.learning_rate / rare.model.embedding_scale
+        config = replace(config, tune=(*config.tune, "text_encoder", "residual"), residual_learning_rate=word_rate)
     if muon:
         config = replace(config, optimizer="muon")
     name = "DreamBooth" + " + text encoder" * text_encoder + " + prior" * prior + " by Muon" * muon
     return Tuned(
         name,
-        _rare(pipe, rare_token),
+        rare,
         config,
         sampling,
         examples,

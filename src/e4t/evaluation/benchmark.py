@@ -23,11 +23,22 @@ from e4t.evaluation.contest import REFERENCES, Contest, DrawnContest, Plan, Reco
 from e4t.evaluation.methods import OURS, Lineup
 
 QUICK_METHODS = ("class word", OURS, "Textual Inversion", "DreamBooth", "LoRA")
-STANDARD_METHODS = (*QUICK_METHODS, "best caption", "nearest name", "DreamBooth + prior", "DreamBooth, 5 images")
-"""Every kind of method once; what differs in detail is for the full size."""
+STANDARD_METHODS = (
+    *QUICK_METHODS,
+    "best caption",
+    "nearest name",
+    "DreamBooth + prior",
+    "DreamBooth by Muon",
+    "DreamBooth, 5 images",
+    "Textual Inversion, 5 images",
+    "LoRA, 5 images",
+)
+"""Every kind of method, and all that claims are about; what differs in detail is for the full size."""
+OUR_PASSES = 20
+"""So many steps of a baseline, 4 pictures each, show as many pictures as our 5 of 16."""
 PLANS = {
-    "quick": Plan(("tiny-face",), QUICK_METHODS, concepts=3, prompts=4, e4t_steps=(0, 5)),
-    "standard": Plan(methods=STANDARD_METHODS),
+    "quick": Plan(("tiny-face",), QUICK_METHODS, namespace="quick", concepts=3, prompts=4, e4t_steps=(0, 5)),
+    "standard": Plan(methods=STANDARD_METHODS, baseline_steps=(OUR_PASSES,)),
     "full": Plan(
         concepts=50,
         prompts=12,
@@ -123,7 +134,7 @@ def compare(make: Sequence[Callable[[], Contest]], output: Path, *, processes: i
     ``make`` makes one contest each. They are all made before any work begins, so that what is missing is said at once.
     With several ``processes`` each makes its own and works on one thread, on one concept by one method at a time.
     """
-    from e4t.evaluation.report import figures, write
+    from e4t.evaluation.report import figures, grids, write
 
     benchmarks = [Benchmark(one(), output / "records") for one in make]
     for benchmark in benchmarks:
@@ -140,7 +151,8 @@ def compare(make: Sequence[Callable[[], Contest]], output: Path, *, processes: i
         yield Progress(text, len(jobs) - len(left), len(jobs), rest / processes if rest is not None else None)
     for benchmark in benchmarks:
         found = benchmark.records()
-        finished.append((figures(benchmark.contest, found, benchmark.lineup), found))
+        of = benchmark.contest, found, benchmark.lineup
+        finished.append((figures(*of), grids(*of)))
     write(output, finished)
 
 

@@ -50,7 +50,7 @@ def backdrop(rgb: np.ndarray) -> np.ndarray:
 def correlation_statistic(given: np.ndarray, drawn: np.ndarray) -> Callable[[np.ndarray], float]:
     """How far numbers of the inputs ``[concepts, K]`` come back in pictures ``[concepts, prompts, K]``.
 
-    The mean over numbers and prompts of the correlation over concepts; what never varies does not count, and 0 is
+    The mean over numbers and prompts of the correlation over concepts; what never varies does not count, and NaN is
     where nothing varies.
     """
 
@@ -60,7 +60,7 @@ def correlation_statistic(given: np.ndarray, drawn: np.ndarray) -> Callable[[np.
         bottom = np.sqrt((one**2).sum(0) * (other**2).sum(0))
         varied = bottom > 0
         values = (one * other).sum(0)[varied] / bottom[varied]
-        return float(values.mean()) if len(values) else 0.0
+        return float(values.mean()) if len(values) else float("nan")
 
     return statistic
 

@@ -7,8 +7,10 @@ and every parameter counts once: a categorical one is averaged over its options.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -131,13 +133,30 @@ def resamples(concepts: int, *, draws: int = 2000, seed: int = 0) -> np.ndarray:
 
 
 def bootstrap(statistic: Statistic, samples: np.ndarray) -> Interval:
-    """``statistic`` of all concepts, with the 2.5 and 97.5 percentiles over `resamples`; it gets concept numbers.
+    """``statistic`` of all concepts, with its 95 % interval over `resamples`; it gets concept numbers.
 
     Few concepts can have resamples that say nothing (NaN, `share_of`): these are left out.
     """
-    drawn = np.array([statistic(sample) for sample in samples])
-    low, high = np.percentile(drawn[~np.isnan(drawn)], [2.5, 97.5]) if not np.isnan(drawn).all() else (np.nan, np.nan)
-    return Interval(float(statistic(np.arange(samples.shape[1]))), float(low), float(high))
+    drawn, concepts = np.array([statistic(sample) for sample in samples]), samples.shape[1]
+    said = drawn[~np.isnan(drawn)]
+    low, high = np.percentile(said, _percentiles(concepts)) if said.size else (np.nan, np.nan)
+    return Interval(float(statistic(np.arange(concepts))), float(low), float(high))
+
+
+def _percentiles(concepts: int) -> tuple[float, float]:
+    """Which percentiles of the resamples hold 95 %: 2.5 and 97.5 of many concepts, further out of few.
+
+    Resamples of n spread less than samples do, by the root of (n - 1) / n, and know no more of it than n - 1 degrees of
+    freedom (Hesterberg 2015, "expanded percentile interval"). Of 12, the plain percentiles held 90 % of the truth.
+    """
+    if concepts < 2:
+        return 0.0, 100.0
+    z, free = NormalDist().inv_cdf(0.975), concepts - 1
+    t = (
+        z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
+    )  # Student's, in powers of 1 / free
+    tail = 100 * NormalDist().cdf(-t * math.sqrt(concepts / free))
+    return tail, 100 - tail
 
 
 def mean_statistic(values: np.ndarray) -> Statistic:

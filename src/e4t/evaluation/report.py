@@ -1,4 +1,4 @@
-"""Figures, tables, plots and grids of a benchmark: CSV, JSON, and one HTML page that needs nothing beside it.
+"""Figures, tables, plots and grids of a benchmark: CSV, JSON, Markdown, and one HTML page that needs nothing beside it.
 
 Every score has a 95 % interval over concepts, seeds and prompts averaged inside a concept, and every method is compared
 with E4T on the same concepts (paired bootstrap).
@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from e4t.evaluation import metrics
 from e4t.evaluation.contest import BY_NAME, NAMED_DRAWINGS, REFERENCES, Contest, DrawnContest, Record
 from e4t.evaluation.copying import backdrop, correlation_statistic
-from e4t.evaluation.evaluate import DRAWINGS, Examination, score, small
+from e4t.evaluation.evaluate import DRAWINGS, Examination, score, small, table
+from e4t.evaluation.judge import RESOLUTION
 from e4t.evaluation.methods import OURS, Lineup
 from e4t.evaluation.metrics import Statistic
 from e4t.evaluation.similarity import same_face
@@ -94,8 +96,9 @@ def figures(
                 continue  # identity where the judge sees nothing in the world's own drawings
             row[name] = interval.to_dict()
             if tuning != ours and ours in statistics and tuning[0] not in REFERENCES:
-                gap = metrics.difference(statistic, statistics[ours][name])
-                row.setdefault("against_ours", {})[name] = metrics.bootstrap(gap, samples).to_dict()
+                gap = metrics.bootstrap(metrics.difference(statistic, statistics[ours][name]), samples)
+                if not np.isnan(gap.value):
+                    row.setdefault("against_ours", {})[name] = gap.to_dict()
         rows.append(row)
     judge = contest.judge.number if contest.judge else None
     plan = {**contest.plan.to_dict(), "concepts": contest.size, "prompts": len(contest.texts(0))}
@@ -104,6 +107,7 @@ def figures(
         "judge": judge,
         "concepts": contest.size,
         "plan": plan,
+        "default_steps": ours[1],
         "left_out": lineup.left_out,
         "rows": rows,
     }
@@ -175,36 +179,67 @@ def _costs(records: Sequence[Record]) -> dict[str, Any]:
 
 # Files
 
+FILES = ("report.html", "results.csv", "results.json", "results.md")
 
-def write(folder: Path, contests: Sequence[tuple[dict[str, Any], Mapping[Tuning, Sequence[Record]]]]) -> list[Path]:
-    """``results.json``, ``results.csv`` and ``report.html`` in ``folder``; returns their paths."""
+
+def write(folder: Path, contests: Sequence[tuple[dict[str, Any], str]]) -> list[Path]:
+    """`FILES` in ``folder``, from the `figures` and the `grids` of every contest; returns their paths."""
     reports = [report for report, _ in contests]
-    paths = [folder / name for name in ("results.json", "results.csv", "report.html")]
-    paths[0].write_text(json.dumps(reports, indent=1, allow_nan=False) + "\n")
-    with paths[1].open("w", newline="") as file:
+    page, comma_separated, everything, short = paths = [folder / name for name in FILES]
+    page.write_text(_PAGE.format(sections="\n".join(_section(*one) for one in contests)), encoding="utf-8")
+    with comma_separated.open("w", newline="") as file:
         _write_csv(file, reports)
-    sections = [_section(report, records) for report, records in contests]
-    paths[2].write_text(_PAGE.format(sections="\n".join(sections)), encoding="utf-8")
+    everything.write_text(json.dumps(reports, indent=1, allow_nan=False) + "\n")
+    short.write_text("\n".join(map(markdown, reports)), encoding="utf-8")
     return paths
 
 
 def _write_csv(file: Any, reports: Sequence[dict[str, Any]]) -> None:
     bounds = ("value", "low", "high")
-    head = [
-        "domain",
-        "method",
-        "steps",
-        "settings",
-        *COSTS,
-        *(f"{name}_{bound}" for name in TITLES for bound in bounds),
-    ]
+    scores = [(name, bound) for name in TITLES for bound in bounds]
     writer = csv.writer(file)
-    writer.writerow(head)
+    head = ["domain", "method", "steps", "settings", *COSTS]
+    writer.writerow([*head, *map("_".join, scores), *(f"{name}_minus_ours_{bound}" for name, bound in scores)])
     for report in reports:
         for row in report["rows"]:
-            scores = [row.get(name, {}).get(bound, "") for name in TITLES for bound in bounds]
-            said = [report["domain"], row["method"], row["steps"], row.get("settings", "")]
-            writer.writerow([*said, *(row[name] for name in COSTS), *scores])
+            said = [report["domain"], row["method"], row["steps"], row.get("settings", ""), *(row[c] for c in COSTS)]
+            for values in (row, row.get("against_ours", {})):
+                said += [values.get(name, {}).get(bound, "") for name, bound in scores]
+            writer.writerow(said)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The scores that are claimed by, what they cost, and how far joint success is from ours."""
+    names = [
+        name for name in ("identity", "rank_1_of_20_twins", "prompt_accuracy", "joint_success") if _has(report, name)
+    ]
+    names = names or ["clip_i", "clip_t"]
+    gap = f"{TITLES[names[-1]]} − ours"
+    lines = []
+    for row in report["rows"]:
+        against = row.get("against_ours", {}).get(names[-1])
+        cells = [f"{row[name]['value']:.2f}" if name in row else "" for name in names]
+        last = row.get(names[-1])
+        cells[-1] += f" ({last['low']:.2f} … {last['high']:.2f})" if last else ""
+        apart = f"{against['value']:+.2f} ({against['low']:+.2f} … {against['high']:+.2f})" if against else ""
+        cost = [f"{row['seconds']:.1f}", f"{row['passes']:,}"] if row["passes"] else ["", ""]
+        lines.append([label(row), *cells, apart, *cost, row.get("settings", "")])
+    head = ["", *(TITLES[name] for name in names), gap, COSTS["seconds"], COSTS["passes"], "settings"]
+    return f"**{report['domain']}**: {_setting(report)}\n\n{table(head, lines)}"
+
+
+def _has(report: dict[str, Any], name: str) -> bool:
+    return any(name in row for row in report["rows"])
+
+
+def _setting(report: dict[str, Any]) -> str:
+    """In one line, on what a table was made."""
+    plan = report["plan"]
+    seen_by = f" of {plan['namespace']}, judge {report['judge']}" if report["judge"] else ""
+    return (
+        f"{report['concepts']} concepts{seen_by}; prompts: {plan['prompts']}, pictures of each: {plan['seeds']}, "
+        f"denoising steps: {plan['num_inference_steps']}; ours is E4T after {report['default_steps']}."
+    )
 
 
 _PAGE = """<!doctype html>
@@ -231,15 +266,24 @@ and steps were searched for this very method.
 """
 
 
-def _section(report: dict[str, Any], records: Mapping[Tuning, Sequence[Record]]) -> str:
-    names = [name for name in TITLES if any(name in row for row in report["rows"])]
-    head = ["", *(TITLES[name] for name in names), *COSTS.values(), "settings"]
+def _section(report: dict[str, Any], pictures: str) -> str:
+    names = [name for name in TITLES if _has(report, name)]
     rows = "\n".join(_table_row(row, names) for row in report["rows"])
+    gaps = "\n".join(_gap_row(row, names) for row in report["rows"] if "against_ours" in row)
     missing = ", ".join(report["left_out"])
-    left_out = f"<p>Left out, for want of what they need: {missing}.</p>" if missing else ""
-    table = f"<table><tr>{''.join(f'<th>{title}</th>' for title in head)}</tr>\n{rows}</table>"
-    plots = f'<img alt="plots" src="{_data(plot(report), "svg+xml")}">'
-    return f"<h2>{html.escape(report['domain'])}</h2>\n{table}\n{left_out}\n{plots}\n{_grids(records)}"
+    titles = "".join(f"<th>{title}</th>" for title in ["", *(TITLES[name] for name in names)])
+    costs = "".join(f"<th>{title}</th>" for title in [*COSTS.values(), "settings"])
+    return "\n".join(
+        [
+            f"<h2>{html.escape(report['domain'])}</h2>",
+            f"<p>{html.escape(_setting(report))}</p>",
+            f"<table><tr>{titles}{costs}</tr>\n{rows}</table>",
+            f"<p>Left out, for want of what they need: {missing}.</p>" if missing else "",
+            f"<h3>Against ours, concept by concept</h3>\n<table><tr>{titles}</tr>\n{gaps}</table>" if gaps else "",
+            f'<img alt="plots" src="{_data(plot(report), "svg+xml")}">',
+            pictures,
+        ]
+    )
 
 
 def label(row: Mapping[str, Any]) -> str:
@@ -257,6 +301,12 @@ def _table_row(row: dict[str, Any], names: Sequence[str]) -> str:
     cells.append(html.escape(row.get("settings", "")))
     ours = ' class="ours"' if row["method"] == OURS else ""
     return f"<tr{ours}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _gap_row(row: dict[str, Any], names: Sequence[str]) -> str:
+    gaps = [row["against_ours"].get(name) for name in names]
+    cells = [f"{g['value']:+.2f} <small>{g['low']:+.2f}…{g['high']:+.2f}</small>" if g else "" for g in gaps]
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in (html.escape(label(row)), *cells)) + "</tr>"
 
 
 def plot(report: dict[str, Any]) -> bytes:
@@ -279,7 +329,7 @@ def plot(report: dict[str, Any]) -> bytes:
         style = {"color": colours(number % 20), "marker": "o", "label": method, "markersize": 4}
         style |= {"linewidth": 2.5, "zorder": 5} if method == OURS else {"linewidth": 1}
         plane.plot(_values(found, like), _values(found, asked), **style)
-        tuned = [row for row in found if row["passes"]]
+        tuned = [row for row in found if row["passes"] or method == OURS]
         clock.plot([row["seconds"] for row in tuned], _values(tuned, both), **style)
     ours = rows.get(OURS, [])
     for name in dict.fromkeys((like, asked, both)):
@@ -304,31 +354,49 @@ def _values(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
 _JUDGED, _UNJUDGED = ("identity", "prompt_accuracy", "joint_success"), ("clip_i", "clip_t", "clip_i")
 
 
-def _grids(records: Mapping[Tuning, Sequence[Record]]) -> str:
-    """The best, median and worst concept of E4T, and what every method drew of it after its last steps."""
-    order = _ranked(records)
-    chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-    last = dict(sorted((tuning for tuning in records if tuning[0] not in _OTHERS), key=lambda tuning: tuning[1]))
-    parts = []
-    for name, concept in chosen.items():
+def grids(contest: Contest, records: Mapping[Tuning, Sequence[Record]], lineup: Lineup) -> str:
+    """The best, median and worst concept: its input picture, and what every method drew of it.
+
+    Ours is shown after its default number of steps, others after the number that was found best for them.
+    """
+    shown = {method: _steps_shown(contest, records, lineup, method) for method, _ in records if method not in _OTHERS}
+    by = OURS if OURS in shown else list(shown)[-1]
+    order, rule = _ranked(contest, records, (by, shown[by]))
+    rule = f"Chosen by {rule} of {by} after {shown[by]} steps."
+    parts = [f"<h3>What was drawn</h3>\n<p>{html.escape(rule)}</p>"]
+    for name, concept in {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}.items():
+        given = f"<img alt='input' width='{RESOLUTION}' src='{_data(_jpeg(contest.examples(concept, 1)[0].image))}'>"
+        asked = " · ".join(map(html.escape, contest.texts(concept)))
         rows = [
-            f"<tr><td>{html.escape(method)}</td><td><img alt='' src='{_data(records[method, steps][concept].strip)}'>"
-            "</td></tr>"
-            for method, steps in last.items()
+            f"<tr><td>{html.escape(method)}, {steps} steps</td>"
+            f"<td><img alt='' src='{_data(records[method, steps][concept].strip)}'></td></tr>"
+            for method, steps in shown.items()
         ]
-        parts.append(f"<h3>{name} of {len(order)}</h3>\n<table>{''.join(rows)}</table>")
+        parts.append(f"<h4>{name} of {len(order)}</h4>\n{given}\n<p>{asked}</p>\n<table>{''.join(rows)}</table>")
     return "\n".join(parts)
 
 
-def _ranked(records: Mapping[Tuning, Sequence[Record]]) -> list[int]:
-    """Concepts from the one whose pictures after our last steps are most alike to the one that are least.
+def _steps_shown(contest: Contest, records: Mapping[Tuning, Sequence[Record]], lineup: Lineup, method: str) -> int:
+    found, drawn = lineup.found(method), [steps for name, steps in records if name == method]
+    wanted = contest.pipe.personalize_config.steps if method == OURS else found.steps if found else 0
+    return wanted if wanted in drawn else max(drawn)
 
-    Alike, in CLIP's eyes, to the concept's own drawings; without any, to each other.
-    """
-    last = max((tuning for tuning in records if tuning[0] == OURS), key=lambda tuning: tuning[1], default=None)
-    drawn = records[last] if last else next(iter(records.values()))
-    true = records.get((DRAWINGS, 0), drawn)
-    return list(np.argsort([-float((a.clip @ b.clip.T).mean()) for a, b in zip(drawn, true, strict=True)]))
+
+def _ranked(contest: Contest, records: Mapping[Tuning, Sequence[Record]], by: Tuning) -> tuple[list[int], str]:
+    """Concepts from the best to the worst, and by what: the judge's word, or CLIP's where there is no judge."""
+    drawn = records[by]
+    if isinstance(contest, DrawnContest):
+        scores = score(_examination(contest, by[0]), joined([record.readings for record in drawn]))
+        missed, spread = scores.missed.sum(1), scores.spread.sum(1)
+        return list(np.lexsort((missed / spread, -scores.joint.mean(1)))), "joint success, then identity,"
+    given = Given.of(contest).clip
+    return list(np.argsort([-float((of.clip @ one).mean()) for of, one in zip(drawn, given, strict=True)])), "CLIP-I"
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    small(square(image.convert("RGB"), min(image.size))).save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
 
 
 def _data(content: bytes, kind: str = "jpeg") -> str:
