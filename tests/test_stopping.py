@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from desk import lay_out
-from e4t.evaluation.stopping import Course, StoppingConfig, main, summarise
+from e4t.evaluation.stopping import Course, StoppingConfig, likeness_worth, main, summarise
 
 
 def course(speed: float) -> Course:
@@ -54,4 +54,22 @@ def test_the_shipped_domain_can_be_looked_at(tmp_path: Path) -> None:
     assert report["count"] == 1
     assert len(one["loss_left"]) == 2
     assert 0 < one["loss_left"][1] < one["loss_left"][0] * 1.2
-    assert set(one["joint"]) == {"1", "2"}
+    assert set(one["joint"]) == set(one["twins"]) == set(one["likeness"]) == {"1", "2"}
+    assert one["likeness"]["1"] != one["likeness"]["2"]
+
+
+def test_what_the_likeness_is_worth() -> None:
+    found = [
+        Course([1.0], {}, {1: 0.0, 5: 1.0}, {1: 0.1, 5: 0.9}),
+        Course([1.0], {}, {1: 0.5, 5: 1.0}, {1: 0.45, 5: 0.8}),
+    ]
+    told = likeness_worth(found)
+    assert told["correlation"] > 0.95
+    assert told["within_a_step"] == 1  # after 5 steps all are told apart: that says nothing
+    assert told["low"][0.3] == {"share": 0.25, "twins": 0.0, "twins_above": pytest.approx(0.8333)}
+    assert 0.1 not in told["low"]  # nothing is below
+
+
+def test_a_rule_that_loses_says_so() -> None:
+    told = summarise([course(0.07)] * 6 + [course(0.25)] * 6)["told_by_others"]
+    assert told["gap"]["low"] <= told["gap"]["value"] <= told["gap"]["high"]

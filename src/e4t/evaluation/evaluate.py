@@ -322,6 +322,11 @@ class Table:
         """The identity score, not divided by anything."""
         return float(1 - self.missed.sum() / self.spread.sum())
 
+    @classmethod
+    def mean(cls, tables: Sequence[Table]) -> Table:
+        """Of the same concepts and prompts, as one: what several seeds made of them."""
+        return cls(*(np.mean([getattr(table, name) for table in tables], axis=0) for name in cls.__dataclass_fields__))
+
     def statistics(self, ceiling: Table) -> dict[str, metrics.Statistic]:
         """A statistic of concept numbers for every one of `SCORES`; identity is divided by that of ``ceiling``."""
         means = (self.crowd, self.twin, self.found, self.joint)
@@ -388,10 +393,11 @@ def _number(value: float) -> float | None:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The report, ready for JSON, and the contact sheet."""
+    """The report, ready for JSON, the contact sheet, and what the report is of: scores by method."""
 
     report: dict[str, Any]
     sheet: Image.Image
+    tables: dict[str, Table]
 
     def write(self, output: Path) -> list[Path]:
         """Write ``output`` (.json) and, beside it, .md and .png; returns the three paths."""
@@ -451,7 +457,7 @@ def evaluate(
         "seconds": {method: round(seconds, 1) for method, seconds in pictures.seconds.items()},
         **summarise(tables, prompts=len(prompts)),
     }
-    return Evaluation(report, contact_sheet(pictures.sheet))
+    return Evaluation(report, contact_sheet(pictures.sheet), tables)
 
 
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]], *, gap: int = 4) -> Image.Image:

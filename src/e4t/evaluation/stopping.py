@@ -6,27 +6,34 @@ Validation individuals are tuned for 15 steps and judged after some of them. The
 loss is left" is tried on what was written down, beside every fixed number of steps. The rule that takes the fewest
 steps, and has 98 % of the joint success of the best fixed number, is for the domain's `automatic_loss`. It is chosen on
 every other individual, and what it is worth is told by the rest.
+
+The same courses tell what the likeness is worth that `e4t personalize` prints, CLIP's word on one picture: how it goes
+with what the judge finds, and how much less is right below some value of it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
 
+from e4t.evaluation import metrics
 from e4t.evaluation.evaluate import Drawer, Examination, input_picture, prompts_of, score
 from e4t.evaluation.judge import Judge
+from e4t.manifest import portrait
 from e4t.pipeline import E4TPipeline
 from e4t.tiny.world import Identity, identity
 
 RULES = tuple(np.arange(0.2, 1.0, 0.02).round(2).tolist())
 KEPT = 0.98
 """So much of the best fixed number's joint success a rule must have."""
+LOW = tuple(np.arange(0.1, 1.0, 0.1).round(1).tolist())
+"""Where a likeness may begin to be called low."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +50,14 @@ class StoppingConfig:
 
 @dataclass(frozen=True)
 class Course:
-    """What became of one individual: the loss left after every step from 1 on, and joint success after some."""
+    """What became of one individual: the loss left after every step from 1 on, and after some of them joint success,
+    the share of pictures that are told from twins, and the likeness that CLIP sees.
+    """
 
     loss_left: list[float]
     joint: dict[int, float]
+    twins: dict[int, float] = field(default_factory=dict)
+    likeness: dict[int, float] = field(default_factory=dict)
 
     def end(self, rule: float) -> int:
         """The step after which ``rule`` ends."""
@@ -73,12 +84,15 @@ def _course(drawer: Drawer, judge: Judge, subject: Identity, steps: Sequence[int
     settings: dict[str, Any] = {"steps": max(steps), "automatic": True, "automatic_loss": 0.0}  # watched, never ended
     run = list(drawer.pipe.personalize_steps(photo, mask=mask, keep_steps=True, **settings))
     examination = Examination(judge.layout, [subject], drawer.prompts, judge.readable, "validation")
-    joint = {}
+    course = Course([step.loss_left for step in run if step.loss_left is not None], {})
     for step in run:
-        if step.number in steps:
+        if step.number in steps and step.concept is not None:
             pictures = drawer.generate(drawer.texts(subject), step.concept, seed)
-            joint[step.number] = float(score(examination, judge.read(pictures)).joint.mean())
-    return Course([step.loss_left for step in run if step.loss_left is not None], joint)
+            found = score(examination, judge.read(pictures))
+            course.joint[step.number] = float(found.joint.mean())
+            course.twins[step.number] = float(found.twin.mean())
+            course.likeness[step.number] = portrait(drawer.pipe, step.concept, photo)[1]
+    return course
 
 
 def summarise(found: Sequence[Course]) -> dict[str, Any]:
@@ -90,8 +104,31 @@ def summarise(found: Sequence[Course]) -> dict[str, Any]:
     report: dict[str, Any] = {"fixed": fixed, "rules": rules, "automatic_loss": chosen}
     if chosen is not None and told_by:
         best = max(fixed, key=lambda step: fixed[step])
-        report["told_by_others"] = {**_ruled(told_by, chosen), "best_fixed": best, "fixed": _fixed(told_by)}
+        gaps = np.array([course.joint_at(course.end(chosen)) - course.joint[best] for course in told_by])
+        gap = metrics.bootstrap(metrics.mean_statistic(gaps), metrics.resamples(len(gaps))).to_dict()
+        report["told_by_others"] = {**_ruled(told_by, chosen), "best_fixed": best, "gap": gap, "fixed": _fixed(told_by)}
     return report
+
+
+def likeness_worth(found: Sequence[Course]) -> dict[str, Any]:
+    """How likeness goes with the share told from twins, all individuals and steps together, and what is low.
+
+    ``correlation`` over everything, ``within_a_step`` over individuals after one number of steps, averaged.
+    """
+    likeness, twins = (np.array([list(getattr(one, name).values()) for one in found]) for name in ("likeness", "twins"))
+    low = {}
+    for border in LOW:
+        below = likeness < border
+        if below.any() and not below.all():
+            shares = {"share": below.mean(), "twins": twins[below].mean(), "twins_above": twins[~below].mean()}
+            low[border] = {name: round(float(value), 4) for name, value in shares.items()}
+    columns = [pair for pair in zip(likeness.T, twins.T, strict=True) if all(len(set(values)) > 1 for values in pair)]
+    within = [np.corrcoef(*pair)[0, 1] for pair in columns]
+    return {
+        "correlation": round(float(np.corrcoef(likeness.ravel(), twins.ravel())[0, 1]), 4),
+        "within_a_step": round(float(np.mean(within)), 4) if within else None,
+        "low": low,
+    }
 
 
 def _fixed(found: Sequence[Course]) -> dict[int, float]:
@@ -111,7 +148,8 @@ def main(config: StoppingConfig) -> None:
     config.output.parent.mkdir(parents=True, exist_ok=True)
     for course in courses(config):
         found.append(course)
-        report = {"count": len(found), **summarise(found), "courses": [asdict(one) for one in found]}
+        report: dict[str, Any] = {"count": len(found), **summarise(found)}
+        report |= {"likeness": likeness_worth(found), "courses": [asdict(one) for one in found]}
         config.output.write_text(json.dumps(report, indent=2) + "\n")
         print(f"{len(found)} of {config.count}: rule {report['automatic_loss']}, {report.get('told_by_others')}")
 
