@@ -290,7 +290,7 @@ def _made(
         raise CheckpointError("personalizing ended without a concept; please report this")
     concept = noted(concept, entry.mask)
     if preview:
-        drawn, likeness = portrait(pipe, concept, image)
+        drawn, likeness = pipe.portrait(concept, image)
         concept = concept.with_preview(drawn)
     concept.save(entry.output)
     seconds = time.perf_counter() - began
@@ -327,13 +327,3 @@ def _matches(
 def _plain(config: PersonalizeConfig) -> PersonalizeConfig:
     """Without what only saves memory: how much is free may differ the next time."""
     return replace(config, memory=None, micro_batch_size=None, gradient_checkpointing=False, unload=False)
-
-
-def portrait(pipe: E4TPipeline, concept: Concept, photo: Image.Image) -> tuple[Image.Image, float]:
-    """A neutral picture of the concept, and how much it is like the ``photo`` it was made from."""
-    neutral = pipe.domain.templates[0]
-    drawn, stranger = (
-        pipe(neutral.replace("{}", word), concept=worn).images[0]
-        for word, worn in ((pipe.domain.placeholder, concept), (pipe.domain.class_word, None))
-    )
-    return drawn, pipe.likeness(photo, drawn, stranger)

@@ -197,6 +197,15 @@ class E4TPipeline:
             self._class_pictures[wanted] = ClassPictures(torch.cat(parts), tuple(all_texts))
         return self._class_pictures[wanted]
 
+    def portrait(self, concept: Concept, photo: Image.Image) -> tuple[Image.Image, float]:
+        """A neutral picture of the concept, and how much it is like the ``photo`` it was made from."""
+        domain = self.domain
+        drawn, stranger = (
+            self(domain.templates[0].replace("{}", word), concept=worn).images[0]
+            for word, worn in ((domain.placeholder, concept), (domain.class_word, None))
+        )
+        return drawn, self.likeness(photo, drawn, stranger)
+
     def likeness(self, photo: Image.Image, drawn: Image.Image, stranger: Image.Image) -> float:
         """How much of the way from ``stranger``, anybody of the class, to ``photo`` itself a ``drawn`` picture is.
 

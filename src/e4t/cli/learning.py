@@ -122,7 +122,7 @@ class Personalize:
 
     def _one(self) -> Result:
         from e4t.checkpoint import require_place
-        from e4t.manifest import noted, portrait
+        from e4t.manifest import noted
 
         require_place(self.output, "concept")
         image, mask = _opened(self.image, self.mask)  # what cannot be read is refused before anything slow
@@ -139,7 +139,7 @@ class Personalize:
             get_console().print("no preview: concepts cannot be drawn in bfloat16")
         elif self.preview:
             with denoising(pipe, "preview"):
-                drawn, likeness = portrait(pipe, concept, image)
+                drawn, likeness = pipe.portrait(concept, image)
             concept = concept.with_preview(drawn)
             self._say(likeness, pipe.domain.class_word)
         folder = concept.save(self.output)

@@ -25,7 +25,6 @@ import tyro
 from e4t.evaluation import metrics
 from e4t.evaluation.evaluate import Drawer, Examination, input_picture, prompts_of, score
 from e4t.evaluation.judge import Judge
-from e4t.manifest import portrait
 from e4t.pipeline import E4TPipeline
 from e4t.tiny.world import Identity, identity
 
@@ -91,7 +90,7 @@ def _course(drawer: Drawer, judge: Judge, subject: Identity, steps: Sequence[int
             found = score(examination, judge.read(pictures))
             course.joint[step.number] = float(found.joint.mean())
             course.twins[step.number] = float(found.twin.mean())
-            course.likeness[step.number] = portrait(drawer.pipe, step.concept, photo)[1]
+            course.likeness[step.number] = drawer.pipe.portrait(step.concept, photo)[1]
     return course
 
 
