@@ -139,7 +139,7 @@ def _description(data: ImageData, backbone: Backbone, config: CacheConfig) -> di
         "format_version": FORMAT_VERSION,
         "base": BaseModel.of(backbone).to_dict(),
         "vae": _plain(backbone.vae.config),
-        "image_encoder": _plain(backbone.image_encoder.config.to_dict()),
+        "image_encoder": _plain(backbone.image_config.to_dict()),
         "pictures": {
             "source": source_name(data.source),
             "resolution": data.resolution,

@@ -90,6 +90,7 @@ class E4TPipeline:
         *,
         base: str | Path | None = None,
         image_encoder: str | Path | None = None,
+        look: bool = True,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         **reading: str | None,
@@ -97,13 +98,15 @@ class E4TPipeline:
         """Load a domain by folder or shipped name ("tiny-face"), with its base model or a copy of it, ``base``.
 
         The base is read as it was for pre-training; options (fields of `BaseConfig`) come on top of that, and for a
-        ``base`` of its own stand alone. ``image_encoder`` is a copy of the domain's.
+        ``base`` of its own stand alone. ``image_encoder`` is a copy of the domain's; without ``look`` none is loaded,
+        which is enough to draw, but not to personalize.
         """
         trained = TrainedDomain.load(resolve(source))
         recorded = {} if base is not None else trained.base.reading.given()
         backbone = Backbone.from_pretrained(
             base if base is not None else resolve(trained.base.name, shipped_first=True),
             image_encoder=image_encoder or trained.base.image_encoder,
+            look=look,
             device=device,
             dtype=dtype,
             **(recorded | reading),
@@ -117,6 +120,7 @@ class E4TPipeline:
         *,
         class_word: str,
         image_encoder: str | Path | None = None,
+        look: bool = True,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         **reading: str | None,
@@ -125,7 +129,9 @@ class E4TPipeline:
 
         Options are those of `Backbone.from_pretrained`.
         """
-        backbone = Backbone.from_pretrained(base, image_encoder=image_encoder, device=device, dtype=dtype, **reading)
+        backbone = Backbone.from_pretrained(
+            base, image_encoder=image_encoder, look=look, device=device, dtype=dtype, **reading
+        )
         return cls(
             backbone, domain=Domain.named(class_word), safety=load_safety(backbone.folder, backbone.reading.variant)
         )
