@@ -289,24 +289,30 @@ class E4TPipeline:
         Tuning goes on afterwards: the weights are those in place, and the word is frozen.
         """
         offset = concept.tensors["frozen_offset"].to(self.backbone.device)
-        settings = self.generate_config
         unet, tokens = self.backbone.unet, self.model.tokens([prompt])
         self._checker_follows()
         training = unet.training
         unet.eval()
         try:
             with autocast_beside(self.backbone.device, self.model.base_dtype):
-                image: Image.Image = self.stock(
-                    prompt_embeds=self._embeds(tokens, self.model.word(offset)),
-                    negative_prompt_embeds=self._negative_embeds(None, 1),
-                    num_inference_steps=num_inference_steps,
-                    guidance_scale=settings.guidance_scale,
-                    guidance_rescale=settings.guidance_rescale,
-                    generator=torch.Generator().manual_seed(seed),
-                ).images[0]
+                embeds, negative = self._embeds(tokens, self.model.word(offset)), self._negative_embeds(None, 1)
+                image: Image.Image = self.sampled(embeds, negative, steps=num_inference_steps, seed=seed)[0]
         finally:
             unet.train(training)
         return image
+
+    def sampled(self, embeds: Tensor, negative: Tensor, *, steps: int, seed: int = 0, output_type: str = "pil") -> Any:
+        """What the stock pipeline draws of embeddings with the weights in place, by the domain's guidance."""
+        settings = self.generate_config
+        return self.stock(
+            prompt_embeds=embeds,
+            negative_prompt_embeds=negative,
+            num_inference_steps=steps,
+            guidance_scale=settings.guidance_scale,
+            guidance_rescale=settings.guidance_rescale,
+            generator=torch.Generator().manual_seed(seed),
+            output_type=output_type,
+        ).images
 
     @contextmanager
     def applied(
