@@ -171,6 +171,21 @@ def test_it_goes_on_where_it_was(make_backbone, image_folder, tmp_path):
         written(image_folder, backbone, image_folder)
 
 
+def test_it_goes_on_in_another_number_type(make_backbone, image_folder, tmp_path):
+    """As it says where half precision sees no numbers."""
+    save_folder(make_backbone(), tmp_path / "base")
+    half, whole = (
+        Backbone.from_pretrained(tmp_path / "base", device="cpu", dtype=dtype)
+        for dtype in (torch.float16, torch.float32)
+    )
+    data = ImageData(image_folder, resolution=16, seed=0, **PLAIN)
+    begun = write_cache(data, half, CacheConfig(shard_size=2), tmp_path / "cache")
+    next(begun)
+    begun.close()
+    written(image_folder, whole, tmp_path / "cache")
+    assert len(CachedData(tmp_path / "cache", seed=0)) == 5
+
+
 def test_it_goes_on_after_an_upgrade_and_with_a_base_of_another_name(make_backbone, image_folder, tmp_path):
     backbone = make_backbone()
     backbone.vae.register_to_config(_name_or_path="/anna/base/vae")

@@ -38,8 +38,8 @@ _BEGUN = "begun.json"  # the same, while shards are missing
 _TENSORS = ("mean", "std", "features")
 _LOOKED = ("resolution", "crop_scale", "flip", "color_jitter")
 _NETWORKS = ("base", "vae", "image_encoder")
-_ASIDE = ("_name_or_path", "_diffusers_version", "transformers_version")
-"""Of a network's config: where it lay and what saved it, which is nothing of what it sees."""
+_ASIDE = ("_name_or_path", "_diffusers_version", "transformers_version", "dtype", "torch_dtype")
+"""Of a network's config: where it lay, what saved it and in which type it was read, and nothing of what it sees."""
 
 _AT_ONCE = 8  # views that the networks see together
 
