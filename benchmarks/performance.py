@@ -2,7 +2,8 @@
 
     python benchmarks/performance.py --output out/performance-tiny.json
     python benchmarks/performance.py --model sd15 --side 128 --output out/performance-sd15.json
-    python benchmarks/performance.py --model sd15 --side 512 --device cuda --output out/performance-gpu.json
+    python benchmarks/performance.py --model sd15 --side 512 --device cuda --mixed-precision bf16 \\
+        --output out/performance-gpu.json
 
 A ratio is the median of single pairs, with the quartiles beside it, so that what else the machine does falls on both.
 Each part runs in a process of its own and goes into the file at once. What is there is not measured again, unless
@@ -10,10 +11,11 @@ Each part runs in a process of its own and goes into the file at once. What is t
 "sd15" has Stable Diffusion 1.5's U-Net, autoencoder and text encoder with random weights, and a small image encoder:
 that one does not run in what is timed here. Peaks are of processes of their own, without what they held before loading.
 
-What it takes on one idle core is estimated from operations, never measured; the file records each part's seconds under
-"taken". On tiny: under a minute for each part, "calls" and "first-picture" two. On sd15 at 128 pixels, batch 1, where a
-step of tuning is 0.14 TFLOP, or 4 seconds: "tuning" 4 minutes and 18 GB ("--optimizer sgd": 13 GB), "tuning-memory" 2
-minutes and the same memory, "sampling", "calls", "training" and "memory" 2 to 3 minutes and 8 GB each, all others one.
+The file records each part's seconds under "taken": on tiny and two idle cores a minute at most for each part, "memory"
+and "first-picture" one and a half. On sd15 it is estimated from operations, for one idle core at 128 pixels, batch 1,
+where a step of tuning is 0.14 TFLOP, or 4 seconds: "tuning" 4 minutes and 18 GB ("--optimizer sgd": 13 GB),
+"tuning-memory" 2 minutes and the same memory, "sampling", "calls", "training" and "memory" 2 to 3 minutes and 8 GB
+each, all others one. Muon is timed on tiny alone: on sd15 a step of it is 14 TFLOP more, or minutes.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ from e4t.memory import needed
 from e4t.model import E4TModel
 from e4t.pipeline import E4TPipeline
 from e4t.pretrain import pretrain
+from e4t.training import arithmetic, autocast
 
 PICTURES = Path(__file__).parents[1] / "src" / "e4t" / "tiny" / "examples"
 PICTURE = PICTURES / "face-00000.png"
@@ -80,6 +83,7 @@ class PerformanceConfig:
     batch_size: int | None = None  # tiny: 4, sd15: 1
     sampling_steps: int | None = None  # tiny: 12, sd15: 4
     optimizer: Literal["adamw", "sgd"] = "adamw"  # of both sides; sgd has no state, where memory is short
+    mixed_precision: Literal["no", "bf16"] = "no"  # of all that trains, and of the product it is compared with
 
     def filled(self) -> PerformanceConfig:
         pairs, batch_size, steps = (7, 4, 12) if self.model == "tiny" else (3, 1, 4)
@@ -229,10 +233,11 @@ class DreamBooth:
             noise = torch.randn_like(latents)
             timesteps = torch.randint(backbone.num_timesteps, (len(noise),), device=noise.device)
             noisy = backbone.scheduler.add_noise(latents, noise, timesteps)
-            with torch.no_grad():
-                words = backbone.text_encoder(self.tokens.ids)[0]
-            prediction = unet(noisy, timesteps, words, return_dict=False)[0]
-            F.mse_loss(prediction, noise).backward()
+            with autocast(self.config.mixed_precision, backbone.device, backbone.dtype):
+                with torch.no_grad():
+                    words = backbone.text_encoder(self.tokens.ids)[0]
+                prediction = unet(noisy, timesteps, words, return_dict=False)[0]
+            F.mse_loss(prediction.float(), noise).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             synchronize(self.config.device)
@@ -249,23 +254,30 @@ def tuning_steps(
     pipe: E4TPipeline, config: PerformanceConfig, constants: personalize.Constants, steps: int, **changes: Any
 ) -> list[float]:
     """Seconds of each step of `e4t.personalize`, by the other side's optimiser or by Muon."""
-    settings = PersonalizeConfig().updated({"steps": steps, "batch_size": config.batch_size, **changes})
+    settings = tuning_settings(config, steps=steps, **changes)
     theirs = mock.patch.object(personalize, "new_optimizer", lambda _, groups, **__: optimizer_of(config, groups))
     with nullcontext() if settings.optimizer == "muon" else theirs:
         done = personalize.tune(pipe.model, constants, config=settings, provenance={})
         return [step.training.seconds for step in done if step.training]
 
 
+def tuning_settings(config: PerformanceConfig, **changes: Any) -> PersonalizeConfig:
+    own = {"batch_size": config.batch_size, "mixed_precision": config.mixed_precision}
+    return PersonalizeConfig().updated({**own, **changes})
+
+
 def tuning(config: PerformanceConfig) -> dict[str, Any]:
-    """A step of the whole U-Net, by AdamW and by Muon, and of small deltas against DreamBooth's."""
+    """A step of the whole U-Net, by AdamW and on tiny by Muon, and of small deltas against DreamBooth's."""
     pipe = pipeline(config)
     plain, constants = DreamBooth(pipe, config), prepared(pipe)
     jobs: dict[str, Callable[[], float]] = {
         "dreambooth": lambda: min(plain.run(3)[1:]),
         "small": lambda: min(tuning_steps(pipe, config, constants, 3, tune=SMALL)[1:]),
         "whole": lambda: min(tuning_steps(pipe, config, constants, 3, tune=WHOLE)[1:]),
-        "muon": lambda: min(tuning_steps(pipe, config, constants, 3, tune=WHOLE, optimizer="muon")[1:]),
     }
+    if config.model == "sd15":
+        return compared(jobs, config.pairs, warm=True)
+    jobs["muon"] = lambda: min(tuning_steps(pipe, config, constants, 3, tune=WHOLE, optimizer="muon")[1:])
     return compared(jobs, config.pairs, warm=True, also=(("muon", "whole"),))
 
 
@@ -378,7 +390,7 @@ def training(config: PerformanceConfig) -> dict[str, Any]:
         "pre-training": counted(lambda: _pretrained(pipe, settings, 2)) / 2e9,
     }
     jobs: dict[str, Callable[[], float]] = {
-        "matrix product": lambda: 1e9 / peak(torch.float32, device=config.device, seconds=0.5),
+        "matrix product": lambda: 1e9 / peak(numbers_of(config), device=config.device, seconds=0.5),
         "text-to-image": lambda: min(plain.run(3, looking=True)[1:]) / work["text-to-image"],
         "pre-training": lambda: min(_pretrained(pipe, settings, 3)[1:]) / work["pre-training"],
     }
@@ -394,9 +406,15 @@ def training(config: PerformanceConfig) -> dict[str, Any]:
     }
 
 
+def numbers_of(config: PerformanceConfig) -> torch.dtype:
+    """What the training multiplies; float32 where bfloat16 would only be emulated."""
+    return arithmetic(config.mixed_precision, torch.device(config.device), torch.float32)
+
+
 def _pretraining(config: PerformanceConfig, pipe: E4TPipeline) -> PretrainConfig:
     own = dict(pipe.trained.pretrain) if pipe.trained else {}
-    changes = {"warmup_steps": 0, "cooldown_steps": 0, "mixed_precision": "no", "checkpoint_every": 1000}
+    changes = {"warmup_steps": 0, "cooldown_steps": 0, "checkpoint_every": 1000}
+    changes |= {"mixed_precision": config.mixed_precision}
     settings = PretrainConfig.from_dict(own).updated({**changes, "cache": False, "batch_size": config.batch_size})
     return settings if own else settings.updated({"offsets": {"form": "lowrank"}})
 
@@ -535,7 +553,7 @@ def _memory_row(config: PerformanceConfig, changes: dict[str, Any] | None) -> tu
     peak = Peak(torch.device(config.device))
     tuning_steps(pipe, config, prepared(pipe), 2, tune=SMALL, **changes)
     measured = peak.bytes - before
-    tuned = PersonalizeConfig().updated({"steps": 2, "batch_size": config.batch_size, "tune": SMALL, **changes})
+    tuned = tuning_settings(config, steps=2, tune=SMALL, **changes)
     return needed(pipe.model, tuned).peak, measured
 
 
@@ -588,7 +606,7 @@ PARTS: dict[str, Callable[[PerformanceConfig], dict[str, Any]]] = {
     "start": start,
     "first-picture": first_picture,
 }
-SAME = ("model", "side", "device", "torch", "batch_size", "optimizer")
+SAME = ("model", "side", "device", "torch", "batch_size", "optimizer", "mixed_precision")
 """What has to be the same of all parts in a file."""
 
 
@@ -615,6 +633,7 @@ def main(config: PerformanceConfig) -> None:
         "torch": torch.__version__,
         "batch_size": config.batch_size,
         "optimizer": config.optimizer,
+        "mixed_precision": config.mixed_precision,
         "aims": AIMS,
     }
     if config.output.is_file():

@@ -25,9 +25,8 @@ DOLLARS = {"A100": 2.0}  # an hour
 
 PAPER: dict[str, Any] = {"batch_size": 16, "mixed_precision": "bf16"}
 ONE_CARD: dict[str, Any] = {
-    "batch_size": 4,
-    "accumulation": 4,
-    "gradient_checkpointing": True,
+    "batch_size": 8,
+    "accumulation": 2,
     "optimizer": "adamw8bit",
     "mixed_precision": "bf16",
 }

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from bases import save_folder
@@ -103,6 +104,54 @@ def test_shards_and_processes_share_the_work(make_backbone, tmp_path):
     assert [layer.shape for layer in CachedData(tmp_path / "one", seed=0).at([0], layer_stride=4).features] == [(1, 32)]
 
 
+def spoilt(monkeypatch, *, above: float, most: int | None = None):
+    """The autoencoder overflows at views whose first value is ``above`` that, ``most`` of those it sees together."""
+    whole = Backbone.posterior
+
+    def posterior(self, pixels):
+        mean, std = whole(self, pixels)
+        mean[(pixels[:, 0, 0, 0] > above).nonzero()[:most, 0]] = float("inf")
+        return mean, std
+
+    monkeypatch.setattr(Backbone, "posterior", posterior)
+
+
+def test_a_picture_in_which_no_numbers_are_seen_is_left_out_with_all_its_views(
+    make_backbone, image_folder, tmp_path, monkeypatch
+):
+    backbone = make_backbone()
+    for n in range(5):
+        Image.new("RGB", (20, 24), (255, 255, 255) if n in (1, 4) else (0, 0, 0)).save(image_folder / f"{n}.png")
+    written(image_folder, backbone, tmp_path / "whole", views=5)
+    spoilt(monkeypatch, above=0.5, most=1)
+    data = written(image_folder, backbone, tmp_path / "cache", views=5, shard_size=3)
+    assert list(data.broken) == [str(image_folder / f"{n}.png") for n in (1, 4)]
+    assert "1.png' is no number in float32; the base may be damaged" in data.broken[str(image_folder / "1.png")]
+    index = json.loads((tmp_path / "cache" / "index.json").read_text())
+    assert [(shard["rows"], shard["skipped"]) for shard in index["shards"]] == [(10, 1), (5, 1)]
+    left = load_file(tmp_path / "cache" / "00000.safetensors")
+    assert all(values.isfinite().all() for values in left.values())
+    whole = load_file(tmp_path / "whole" / "00000.safetensors")
+    torch.testing.assert_close(left["features"][:5], whole["features"][:5])
+    spoilt(monkeypatch, above=-2.0)
+    backbone.vae.half()
+    with pytest.raises(DataError, match="all 3 pictures of a shard is no number in float16; --dtype float32 may help"):
+        written(image_folder, backbone, tmp_path / "none", shard_size=3)
+    assert not list((tmp_path / "none").glob("*.safetensors"))
+
+
+def test_threads_that_decode_ahead_change_nothing(make_backbone, image_folder, tmp_path):
+    backbone = make_backbone()
+    (image_folder / "2.png").write_bytes(b"no picture")
+    for workers in (0, 2):
+        data = written(image_folder, backbone, tmp_path / str(workers), views=2, shard_size=3, workers=workers)
+        assert list(data.broken) == [str(image_folder / "2.png")]
+    for name in ("00000.safetensors", "00001.safetensors"):
+        one, two = (load_file(tmp_path / workers / name) for workers in ("0", "2"))
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    assert (tmp_path / "0" / "index.json").read_bytes() == (tmp_path / "2" / "index.json").read_bytes()
+
+
 def test_it_goes_on_where_it_was(make_backbone, image_folder, tmp_path):
     backbone = make_backbone()
     written(image_folder, backbone, tmp_path / "whole")
@@ -120,6 +169,21 @@ def test_it_goes_on_where_it_was(make_backbone, image_folder, tmp_path):
         written(image_folder, backbone, tmp_path / "half", views=3)
     with pytest.raises(DataError, match="is not empty and no cache"):
         written(image_folder, backbone, image_folder)
+
+
+def test_it_goes_on_in_another_number_type(make_backbone, image_folder, tmp_path):
+    """As it says where half precision sees no numbers."""
+    save_folder(make_backbone(), tmp_path / "base")
+    half, whole = (
+        Backbone.from_pretrained(tmp_path / "base", device="cpu", dtype=dtype)
+        for dtype in (torch.float16, torch.float32)
+    )
+    data = ImageData(image_folder, resolution=16, seed=0, **PLAIN)
+    begun = write_cache(data, half, CacheConfig(shard_size=2), tmp_path / "cache")
+    next(begun)
+    begun.close()
+    written(image_folder, whole, tmp_path / "cache")
+    assert len(CachedData(tmp_path / "cache", seed=0)) == 5
 
 
 def test_it_goes_on_after_an_upgrade_and_with_a_base_of_another_name(make_backbone, image_folder, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,38 @@ def test_settings_say_how_many_pictures_and_from_which_seed(concept_folder: Path
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["anna-s-5.png", "anna-s-6.png"]
     assert cli.main([*command, "--set", "seed=5", "--seed", "0"]) == 0
     assert (tmp_path / "anna-s-0.png").exists()
+
+
+def test_drawing_and_exporting_load_no_image_encoder(
+    concept_folder: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But a LoRA's likeness is looked at, and so is an image encoder that is named."""
+    shutil.copytree(model_folder, base := tmp_path / "base", ignore=shutil.ignore_patterns("image_encoder"))
+    drawing = ["generate", str(concept_folder), "S*", "--num-inference-steps", "1", "--output", str(tmp_path)]
+    assert cli.main(drawing) == 0
+    assert cli.main([*drawing, "--base", str(base)]) == 0
+    pictures = [Image.open(path) for path in capsys.readouterr().out.splitlines()]
+    assert np.array_equal(*map(np.asarray, pictures))
+    file = tmp_path / "anna.safetensors"
+    exporting = ["export", str(concept_folder), "--base", str(base), "--output", str(file), "--to"]
+    assert cli.main([*exporting, "textual-inversion"]) == 0
+    capsys.readouterr()
+    for command in ([*exporting, "lora-diffusers"], [*drawing, "--base", str(base), "--image-encoder", "owner/clip"]):
+        assert cli.main(command) == 2
+        assert "is no folder here, nor in the Hub's cache" in capsys.readouterr().err
+
+
+def test_too_little_memory_is_one_sentence_that_says_what_to_make_smaller(
+    concept_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("e4t.pipeline.E4TPipeline.__call__", full)
+    assert cli.main(["generate", str(concept_folder), "S*", "--output", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "the device ran out of memory" in error
+    assert "draw with --dtype float16 or fewer pictures at a time" in " ".join(error.split())
 
 
 @pytest.mark.parametrize("name", ["DDIMPipeline", "__version__", "UNet2DModel", "NoScheduler"])

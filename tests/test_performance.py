@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import build_backbone
 from e4t.checkpoint import TrainedDomain
@@ -60,7 +61,7 @@ def report(tmp_path, monkeypatch):
 
 def test_every_part_ends_with_its_ratios(report):
     ratios = {
-        "tuning": {"small / dreambooth", "whole / dreambooth", "muon / whole"},
+        "tuning": {"small / dreambooth", "whole / dreambooth"},
         "sampling": {"live / stock", "frozen / stock"},
         "calls": {"live / stock", "frozen / stock"},
         "training": {"pre-training / text-to-image", "pre-training / matrix product"},
@@ -77,3 +78,20 @@ def test_every_part_ends_with_its_ratios(report):
     assert report["tuning-memory"].keys() >= {"peak_bytes", "small / dreambooth"}
     assert report["memory"].keys() >= {*performance.RUNGS, "pre-training", "taken"}
     assert all(report[part]["taken"]["cpu"] > 0 for part in ratios)
+    assert "muon / whole" not in report["tuning"]  # minutes at the size of Stable Diffusion
+
+
+def test_muon_is_timed_on_tiny_and_precision_is_that_of_both_sides(tmp_path, monkeypatch):
+    """Emulated here, where it has to be, so that it is seen to arrive."""
+    monkeypatch.setattr("e4t.training.has_fast_bfloat16", lambda device: True)
+    config = performance.PerformanceConfig(tmp_path / "report.json", pairs=1, batch_size=2, mixed_precision="bf16")
+    pipe, seen = small(config), []
+    pipe.backbone.unet.conv_in.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    performance.DreamBooth(pipe, config).run(1)
+    assert seen == [torch.bfloat16]
+    monkeypatch.setattr(performance, "pipeline", lambda config: pipe)
+    assert "muon / whole" in performance.tuning(config)
+    assert seen.count(torch.bfloat16) > 10
+    assert performance.tuning_settings(config).mixed_precision == "bf16"
+    assert performance.numbers_of(config) == torch.bfloat16
+    assert performance._pretraining(config, pipe).mixed_precision == "bf16"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -352,6 +353,24 @@ def test_from_a_bare_base(pipe, picture, tmp_path):
     assert bare.personalize_config == PersonalizeConfig.without_domain()
     concept = bare.personalize(picture, steps=1, batch_size=1)
     assert len(bare("S*", concept=concept, num_inference_steps=2).images) == 1
+
+
+@pytest.mark.parametrize("keep", ["tuned", "replay"])
+def test_what_a_concept_stores_is_drawn_without_an_image_encoder(keep, pipe, picture, tmp_path):
+    base, face = save_folder(pipe.backbone, tmp_path / "base"), pipe.trained.save(tmp_path / "face")
+    concept = Concept.load(pipe.personalize(picture, keep=keep).save(tmp_path / "anna"))
+    whole = E4TPipeline.from_pretrained(face, base=base, device="cpu")("S*", concept=concept)
+    shutil.rmtree(base / "image_encoder")
+    blind = E4TPipeline.from_pretrained(face, base=base, look=False, device="cpu")
+    assert np.array_equal(arrays(whole), arrays(blind("S*", concept=concept)))
+    sentence = "the base was opened without its image encoder, to draw or to train from a cache; open all of it"
+    for memory in (None, 8):
+        with pytest.raises(ConfigError, match=sentence):
+            blind.personalize(picture, memory=memory)
+    with pytest.raises(ConfigError, match=sentence):
+        blind.likeness(picture, picture, picture)
+    bare = E4TPipeline.from_base(base, class_word="cat", look=False, device="cpu")
+    assert len(bare("a cat", num_inference_steps=1).images) == 1
 
 
 def test_the_safety_checker_of_a_base_stays_on(pipe, tmp_path):

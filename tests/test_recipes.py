@@ -60,7 +60,9 @@ def test_one_card_overnight(image_folder, tmp_path):
     text = text.replace(" --use-8bit-adam", " --device cpu")
     small.write_text(text.replace("--views 1", "--views 1 --device cpu"))
     variables = {"FACES": str(image_folder), "CACHE": str(tmp_path / "cache"), "RESOLUTION": "16"}
-    config = run(str(small), tmp_path, STEPS="2", **variables)
+    variables |= {"HELD_OUT_CACHE": variables["CACHE"], "WORKERS": "2"}
+    config = run(str(small), tmp_path, "--validate-every", "2", STEPS="2", **variables)
+    assert (tmp_path / "domain.validation" / "scores.jsonl").is_file()
     assert (tmp_path / "cache" / "index.json").is_file()
     assert config["training"]["effective_batch"] == 16
-    assert config["pretrain"]["gradient_checkpointing"] is True
+    assert (config["pretrain"]["batch_size"], config["pretrain"]["gradient_checkpointing"]) == (8, False)

@@ -40,7 +40,7 @@ _SHIPPED = Path(__file__).parent / "tiny" / "weights"
 
 @dataclass
 class Backbone:
-    """Parts of a Stable Diffusion model and a CLIP vision tower; all frozen.
+    """Parts of a Stable Diffusion model and a CLIP vision tower, or None, as drawing needs none; all frozen.
 
     ``name`` is where it was loaded from, ``reading`` how, and ``fingerprint`` says which weights it has. ``folder`` is
     where it lies on this machine, if it is a folder.
@@ -72,6 +72,7 @@ class Backbone:
         *,
         image_encoder: str | Path | None = None,
         eyes: Any = None,
+        look: bool = True,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         **reading: str | None,
@@ -80,12 +81,14 @@ class Backbone:
 
         ``image_encoder`` is a folder or hub id of a transformers CLIP or its vision tower; without one, the folder's
         own ``image_encoder/``, else OpenCLIP ViT-H/14. With ``eyes``, which are `CachedData.eyes`, autoencoder and
-        image encoder are shapes without weights. Without a device it goes on the best there is. Further options are
-        fields of `BaseConfig`. Raises CheckpointError for what is no whole Stable Diffusion 1.x or 2.x, or is not at
-        hand, and ConfigError for an option that does not apply to it.
+        image encoder are shapes without weights; without ``look`` no image encoder is loaded, which is enough to draw.
+        Without a device it goes on the best there is. Further options are fields of `BaseConfig`. Raises
+        CheckpointError for what is no whole Stable Diffusion 1.x or 2.x, or is not at hand, and ConfigError for an
+        option that does not apply to it.
         """
         name, place = resolve(source), torch.device(device) if device is not None else best_device()
         read_as = torch.float32 if dtype == torch.bfloat16 else dtype  # it rounds further than fingerprints do
+        chosen = str(image_encoder) if image_encoder else None
         shape = eyes["vae"] if eyes is not None else None
         parts = load_parts(name, BaseConfig().updated(reading), dtype=read_as, device=place, vae=shape)
         parts.vae.to(dtype)
@@ -93,8 +96,10 @@ class Backbone:
         if eyes is not None:
             vision = {**eyes, "image_encoder": shape_of_image_encoder(eyes["image_encoder"])}
             vision.pop("vae")
+        elif not look:
+            vision = {"image_encoder": None, "image_encoder_name": chosen}
         else:
-            vision = vars(load_image_encoder(str(image_encoder) if image_encoder else None, parts, dtype=read_as))
+            vision = vars(load_image_encoder(chosen, parts, dtype=read_as))
             known["known_image_encoder"] = _cast(dtype, vision["image_encoder"])
         return cls(**vars(parts), **vision, **known, name=_portable(name)).to(place)
 
@@ -117,7 +122,8 @@ class Backbone:
         """The same in float32 without values, on the meta device: to count with."""
         with torch.device("meta"):
             unet, vae = (type(part).from_config(part.config) for part in (self.unet, self.vae))
-            text_encoder, image_encoder = (type(part)(part.config) for part in (self.text_encoder, self.image_encoder))
+            text_encoder = type(self.text_encoder)(self.text_encoder.config)
+            image_encoder = type(self.image_encoder)(self.image_config)
         return replace(
             self,
             unet=unet,
@@ -128,7 +134,8 @@ class Backbone:
         )
 
     def modules(self) -> Iterator[nn.Module]:
-        yield from (self.unet, self.vae, self.text_encoder, self.image_encoder)
+        parts = (self.unet, self.vae, self.text_encoder, self.image_encoder)
+        yield from (part for part in parts if part is not None)
 
     def to(self, device: str | torch.device) -> Self:
         for module in self.modules():
@@ -158,7 +165,8 @@ class Backbone:
         """Autoencoder and image encoder wait in the main memory inside the ``with``; nothing moves on CPUs."""
         device = self.device
         with ExitStack() as back:  # brings back each that left, also where another cannot move
-            for part in (self.vae, self.image_encoder) if device.type != "cpu" else ():
+            looking = [part for part in (self.vae, self.image_encoder) if part is not None]
+            for part in looking if device.type != "cpu" else ():
                 back.callback(part.to, device)
                 part.to("cpu")
             if device.type == "cuda":
@@ -249,8 +257,10 @@ class Backbone:
         return self.known_fingerprint or fingerprint_of(self.unet, self.text_encoder)
 
     @cached_property
-    def image_encoder_fingerprint(self) -> str:
-        """The same of the image encoder."""
+    def image_encoder_fingerprint(self) -> str | None:
+        """The same of the image encoder; None where there is none."""
+        if self.image_encoder is None:
+            return None
         return self.known_image_encoder or fingerprint_of(self.image_encoder)
 
     # Latents
@@ -278,11 +288,12 @@ class Backbone:
     @property
     def sees(self) -> bool:
         """Whether autoencoder and image encoder are here, not only their shapes."""
-        return all(next(part.parameters()).device.type != "meta" for part in (self.vae, self.image_encoder))
+        here = self.image_encoder is not None
+        return here and all(next(part.parameters()).device.type != "meta" for part in (self.vae, self.image_encoder))
 
     def _require(self, part: Any, what: str) -> None:
-        if next(part.parameters()).device.type == "meta" != self.device.type:
-            raise ConfigError(f"the base was opened without its {what}, to train from a cache; open all of it for this")
+        if part is None or next(part.parameters()).device.type == "meta" != self.device.type:
+            raise _left_out(what)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -324,16 +335,23 @@ class Backbone:
     # Image features
 
     @property
+    def image_config(self) -> Any:
+        """The image encoder's. Raises ConfigError where there is none."""
+        if self.image_encoder is None:
+            raise _left_out("image encoder")
+        return self.image_encoder.config
+
+    @property
     def image_layers(self) -> int:
-        return int(self.image_encoder.config.num_hidden_layers)
+        return int(self.image_config.num_hidden_layers)
 
     @property
     def image_width(self) -> int:
-        return int(self.image_encoder.config.hidden_size)
+        return int(self.image_config.hidden_size)
 
     def image_pixels(self, pixels: Tensor) -> Tensor:
         """CLIP's input from pixels in [-1, 1]: resized (bicubic, antialiased) and normalised, [B, 3, S, S]."""
-        size = self.image_encoder.config.image_size
+        size = self.image_config.image_size
         values = pixels.float() / 2 + 0.5
         if values.shape[-2:] != (size, size):  # where the pixels are, on the CPU as a rule: alike for every device
             values = F.interpolate(values, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
@@ -350,6 +368,12 @@ class Backbone:
         inputs = self.image_pixels(pixels).to(self.image_encoder.dtype)
         hidden = self.image_encoder(pixel_values=inputs, output_hidden_states=True).hidden_states
         return [states[:, 0].float() for states in hidden[layer_stride::layer_stride]]  # hidden[0] precedes layer 1
+
+
+def _left_out(what: str) -> ConfigError:
+    return ConfigError(
+        f"the base was opened without its {what}, to draw or to train from a cache; open all of it for this"
+    )
 
 
 def _cast(dtype: torch.dtype, *modules: nn.Module) -> str:

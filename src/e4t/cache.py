@@ -7,8 +7,11 @@ posterior [N, C, h, w] and ``features`` [N, layers, width], the [CLS] of CLIP's 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from torch import Tensor
 from e4t.backbone import Backbone
 from e4t.checkpoint import BaseModel
 from e4t.config import at_least, fits
-from e4t.data import ImageData, Shuffle
+from e4t.data import Ahead, ImageData, Shuffle
 from e4t.errors import ConfigError, DataError, ImageError
 from e4t.pictures import Entry
 from e4t.processes import Processes
@@ -35,8 +38,8 @@ _BEGUN = "begun.json"  # the same, while shards are missing
 _TENSORS = ("mean", "std", "features")
 _LOOKED = ("resolution", "crop_scale", "flip", "color_jitter")
 _NETWORKS = ("base", "vae", "image_encoder")
-_ASIDE = ("_name_or_path", "_diffusers_version", "transformers_version")
-"""Of a network's config: where it lay and what saved it, which is nothing of what it sees."""
+_ASIDE = ("_name_or_path", "_diffusers_version", "transformers_version", "dtype", "torch_dtype")
+"""Of a network's config: where it lay, what saved it and in which type it was read, and nothing of what it sees."""
 
 _AT_ONCE = 8  # views that the networks see together
 
@@ -68,17 +71,19 @@ class CacheConfig:
     """How pictures are looked at before they are forgotten; the rest is as in `PretrainConfig`.
 
     ``views`` of every picture are kept, each cropped, mirrored and coloured in its own way; ``shard_size`` pictures go
-    into a file.
+    into a file, and of shards what each of them holds. ``workers`` threads decode pictures ahead, which changes no
+    number; without them, each is decoded when it is looked at.
     """
 
     views: int = 1
     layer_stride: int = 2
     shard_size: int = 1_000
     dtype: str = "float16"
+    workers: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("views", "layer_stride", "shard_size"):
-            at_least(name, getattr(self, name), 1)
+        for name, least in (("views", 1), ("layer_stride", 1), ("shard_size", 1), ("workers", 0)):
+            at_least(name, getattr(self, name), least)
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,8 @@ def write_cache(
     """Write a cache, a shard at a time; shards that are there already are kept, so that the same call goes on.
 
     Of several processes each writes its share of the shards. Raises DataError where a cache of other settings is in the
-    way, no picture could be read, or, after all others are written, shards could not be reached.
+    way, no picture could be read, what is seen in all pictures of a shard is no number, or, after all others are
+    written, shards could not be reached.
     """
     together = processes or Processes()
     output.mkdir(parents=True, exist_ok=True)
@@ -133,7 +139,7 @@ def _description(data: ImageData, backbone: Backbone, config: CacheConfig) -> di
         "format_version": FORMAT_VERSION,
         "base": BaseModel.of(backbone).to_dict(),
         "vae": _plain(backbone.vae.config),
-        "image_encoder": _plain(backbone.image_encoder.config.to_dict()),
+        "image_encoder": _plain(backbone.image_config.to_dict()),
         "pictures": {
             "source": source_name(data.source),
             "resolution": data.resolution,
@@ -203,50 +209,121 @@ def _parts(data: ImageData, size: int) -> Iterator[_Part]:
 
 
 def _write_shard(file: Path, first: int, part: _Part, data: ImageData, backbone: Backbone, config: CacheConfig) -> None:
-    """Every view of every picture; those that cannot be decoded are left out.
+    """Every view of every picture, but of those that are left out (`_Rows`).
 
     Nothing is written where the pictures cannot be reached: the next time they may be.
     """
-    seen: list[Seen] = []
-    waiting: list[tuple[Tensor, Tensor, str | None]] = []
-    skipped = 0
-    dtype = getattr(torch, config.dtype)
-
-    def look() -> None:
-        if waiting:
-            targets, references, captions = zip(*waiting, strict=True)
-            mean, std = backbone.posterior(torch.stack(targets))
-            features = backbone.image_features(torch.stack(references), layer_stride=config.layer_stride)
-            kept = [part.to("cpu", dtype) for part in (mean, std, *features)]
-            seen.append(Seen(kept[0], kept[1], kept[2:], captions))
-            waiting.clear()
-
-    for number, entry in enumerate(part.entries, first):
-        try:
-            image, caption = entry.image(), entry.caption()
-        except ImageError as error:
-            data.broken.setdefault(entry.name, str(error))
-            skipped += 1
-            continue
-        for view in range(config.views):
-            rng = np.random.default_rng([data.seed, 3, number, view])
-            waiting.append((*data.views_of(image, rng), caption))
-            if len(waiting) == _AT_ONCE:
-                look()
-    look()
+    rows = _Rows(backbone, config)
+    with closing(_shown(part, first, data, config)) as pictures:
+        for picture in pictures:
+            rows.add(picture)
+    tensors, captions = rows.finished()
+    for picture in rows.left_out.values():
+        data.broken.setdefault(picture.name, str(picture.fault))
     if data.stream is not None:
         data.broken |= data.stream.broken
         if part.shard in data.stream.unreachable:
             return
-    tensors: dict[str, Tensor] = {}
-    captions: Sequence[str | None] = []
-    if seen:
-        whole = Seen.joined(seen)
-        features = torch.stack(list(whole.features), dim=1)
-        tensors, captions = {"mean": whole.mean, "std": whole.std, "features": features}, whole.captions
-    metadata = {"rows": str(len(captions)), "skipped": str(skipped), "captions": json.dumps(captions)}
+    metadata = {"rows": str(len(captions)), "skipped": str(len(rows.left_out)), "captions": json.dumps(captions)}
     with new_files([file], DataError) as (beside,):
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata=metadata)
+        save_file(tensors, beside, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A picture and its views, a target and a reference each; or its ``fault``, for which it is left out."""
+
+    number: int
+    name: str
+    views: Sequence[tuple[Tensor, Tensor]] = ()
+    caption: str | None = None
+    fault: str | None = None
+
+
+def _shown(part: _Part, first: int, data: ImageData, config: CacheConfig) -> Generator[_Shown, None, None]:
+    """Pictures in their order, decoded ahead by threads, whose number therefore changes nothing."""
+    entries = enumerate(part.entries, first)
+    size = max(_AT_ONCE, config.workers)
+    show = partial(_decoded, data=data, views=config.views)
+
+    def load(_: int, run: Callable[..., Iterable[Any]]) -> list[_Shown]:
+        return list(run(show, list(islice(entries, size))))
+
+    with closing(Ahead(load, config.workers)) as ahead:
+        for index in count():
+            if not (some := ahead(index)):
+                return
+            yield from some
+
+
+def _decoded(numbered: tuple[int, Entry], *, data: ImageData, views: int) -> _Shown:
+    number, entry = numbered
+    try:
+        image, caption = entry.image(), entry.caption()
+    except ImageError as error:
+        return _Shown(number, entry.name, fault=str(error))
+    crops = (np.random.default_rng([data.seed, 3, number, view]) for view in range(views))
+    return _Shown(number, entry.name, [data.views_of(image, rng) for rng in crops], caption)
+
+
+class _Rows:
+    """What the networks see in a shard's pictures, a row for each view.
+
+    ``left_out``, by number, are pictures that cannot be decoded, and those in which something that is no number is seen
+    in any view: training would stop at it, and at every repetition again.
+    """
+
+    def __init__(self, backbone: Backbone, config: CacheConfig) -> None:
+        self.left_out: dict[int, _Shown] = {}
+        self._backbone, self._config = backbone, config
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._pictures: list[_Shown] = []  # of every row
+        self._finite: list[bool] = []  # of every row
+        self._seen: dict[str, list[Tensor]] = {name: [] for name in _TENSORS}  # of rows that were looked at together
+
+    def add(self, picture: _Shown) -> None:
+        if picture.fault is not None:
+            self.left_out[picture.number] = picture
+        for view in picture.views:
+            self._waiting.append(view)
+            self._pictures.append(replace(picture, views=()))
+            if len(self._waiting) == _AT_ONCE:
+                self._look()
+
+    def _look(self) -> None:
+        if not self._waiting:
+            return
+        targets, references = zip(*self._waiting, strict=True)
+        self._waiting.clear()
+        mean, std = self._backbone.posterior(torch.stack(targets))
+        layers = self._backbone.image_features(torch.stack(references), layer_stride=self._config.layer_stride)
+        finite = torch.ones(len(targets), dtype=torch.bool)
+        for name, part in zip(_TENSORS, (mean, std, torch.stack(layers, dim=1)), strict=True):
+            seen = part.to("cpu", getattr(torch, self._config.dtype)).contiguous()
+            finite &= seen.isfinite().flatten(1).all(dim=1)
+            self._seen[name].append(seen)
+        self._finite += finite.tolist()
+
+    def finished(self) -> tuple[dict[str, Tensor], list[str | None]]:
+        """Tensors and captions of all rows that are not left out. Raises DataError where nothing is a number."""
+        self._look()
+        if not self._pictures:
+            return {}, []
+        odd = {p.number: p for p, finite in zip(self._pictures, self._finite, strict=True) if not finite}
+        if len(odd) == len({picture.number for picture in self._pictures}):
+            raise DataError(self._no_number(f"all {len(odd)} pictures of a shard"))
+        self.left_out |= {n: replace(p, fault=self._no_number(f"'{p.name}'")) for n, p in odd.items()}
+        kept = torch.tensor([picture.number not in odd for picture in self._pictures])
+        rows = torch.split(kept, [len(part) for part in self._seen[_TENSORS[0]]])
+        tensors = {}
+        for name in _TENSORS:  # one after the other: a shard of many pictures is large
+            tensors[name] = torch.cat([part[good] for part, good in zip(self._seen.pop(name), rows, strict=True)])
+        return tensors, [picture.caption for picture in self._pictures if picture.number not in odd]
+
+    def _no_number(self, what: str) -> str:
+        dtype = str(self._backbone.vae.dtype).removeprefix("torch.")
+        advice = "the base may be damaged" if dtype == "float32" else "--dtype float32 may help"
+        return f"what the networks see in {what} is no number in {dtype}; {advice}"
 
 
 def _counts(file: Path) -> tuple[int, int]:

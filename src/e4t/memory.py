@@ -45,7 +45,7 @@ def needed(model: E4TModel, config: PersonalizeConfig, *, device: torch.device |
     """What tuning by ``config`` needs on the model's device, or would need on another."""
     backbone, device = model.backbone, device or model.backbone.device
     staying = [backbone.unet, backbone.text_encoder, model]
-    all_networks = sum(map(bytes_of, [*staying, backbone.vae, backbone.image_encoder]))
+    all_networks = sum(map(bytes_of, [model, *backbone.modules()]))
     looking = _looking(model.blank).bytes * backbone.dtype.itemsize // 4
     weights = sum(map(bytes_of, staying)) if config.unload and device.type != "cpu" else all_networks
     if not config.steps:

@@ -6,6 +6,7 @@ that word, and applying a concept to the weights and taking it off again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -76,7 +77,7 @@ class E4TModel(nn.Module):
         """Raises MismatchError if the domain was trained on other weights of the base or of the image encoder."""
         loaded, owner = BaseModel.of(backbone), f"the domain '{trained.domain.name}'"
         trained.base.check(loaded, owner=owner)
-        if trained.encoder.use_image:
+        if trained.encoder.use_image and backbone.image_encoder is not None:
             trained.base.check_image_encoder(loaded, owner=owner)
         model = cls(
             backbone,
@@ -335,15 +336,9 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size | None:
 
 
 def _build_encoder(backbone: Backbone, config: EncoderConfig, heads: Mapping[str, Tensor] | None) -> ConceptEncoder:
-    if config.use_image and config.layer_stride > backbone.image_layers:
-        raise ConfigError(
-            f"encoder.layer_stride is {config.layer_stride}, but the image encoder has {backbone.image_layers} layers, "
-            "so none would be seen; choose fewer, or set encoder.use_image to false"
-        )
-    layers = backbone.image_layers // config.layer_stride if config.use_image else 0
     with torch.device("meta") if heads is not None else nullcontext():  # what is known need not be drawn at random
         encoder = ConceptEncoder(
-            image_widths=[backbone.image_width] * layers,
+            image_widths=_image_widths(backbone, config, heads or {}),
             unet_widths=feature_widths(backbone.unet, config.unet_blocks),
             embedding_dim=backbone.embedding_dim,
             config=config,
@@ -351,6 +346,21 @@ def _build_encoder(backbone: Backbone, config: EncoderConfig, heads: Mapping[str
     if heads is not None:
         _fill(encoder, heads)
     return encoder
+
+
+def _image_widths(backbone: Backbone, config: EncoderConfig, heads: Mapping[str, Tensor]) -> list[int]:
+    """Of the image encoder's layers; without one, as known heads have them."""
+    if not config.use_image:
+        return []
+    if backbone.image_encoder is None and heads:
+        weights = [tensor for name, tensor in heads.items() if re.fullmatch(r"image_linears\.\d+\.weight", name)]
+        return [weight.shape[1] for weight in weights if weight.ndim == 2]  # what is odd, `_fill` finds
+    if config.layer_stride > backbone.image_layers:
+        raise ConfigError(
+            f"encoder.layer_stride is {config.layer_stride}, but the image encoder has {backbone.image_layers} layers, "
+            "so none would be seen; choose fewer, or set encoder.use_image to false"
+        )
+    return [backbone.image_width] * (backbone.image_layers // config.layer_stride)
 
 
 def _fill(encoder: ConceptEncoder, heads: Mapping[str, Tensor]) -> None:

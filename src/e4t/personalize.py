@@ -132,8 +132,8 @@ def replayed(model: E4TModel, concept: Concept) -> Concept:
 def _check_fit(model: E4TModel, constants: Constants) -> None:
     backbone = model.backbone
     side = backbone.unet.config.sample_size
-    layers = len(model.encoder.image_linears)
-    wanted = [(1, backbone.vae.config.latent_channels, side, side), *[(1, backbone.image_width)] * layers]
+    widths = [linear.in_features for linear in model.encoder.image_linears]
+    wanted = [(1, backbone.vae.config.latent_channels, side, side), *((1, width) for width in widths)]
     found = [tuple(tensor.shape) for tensor in (constants.latents, *constants.image_features)]
     if wanted != found or (constants.mask is not None and constants.mask.shape != (1, 1, side, side)):
         raise MismatchError(f"what the concept keeps for its repetition does not fit the base model '{backbone.name}'")

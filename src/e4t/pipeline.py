@@ -90,6 +90,7 @@ class E4TPipeline:
         *,
         base: str | Path | None = None,
         image_encoder: str | Path | None = None,
+        look: bool = True,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         **reading: str | None,
@@ -97,13 +98,15 @@ class E4TPipeline:
         """Load a domain by folder or shipped name ("tiny-face"), with its base model or a copy of it, ``base``.
 
         The base is read as it was for pre-training; options (fields of `BaseConfig`) come on top of that, and for a
-        ``base`` of its own stand alone. ``image_encoder`` is a copy of the domain's.
+        ``base`` of its own stand alone. ``image_encoder`` is a copy of the domain's; without ``look`` none is loaded,
+        which is enough to draw, but not to personalize.
         """
         trained = TrainedDomain.load(resolve(source))
         recorded = {} if base is not None else trained.base.reading.given()
         backbone = Backbone.from_pretrained(
             base if base is not None else resolve(trained.base.name, shipped_first=True),
             image_encoder=image_encoder or trained.base.image_encoder,
+            look=look,
             device=device,
             dtype=dtype,
             **(recorded | reading),
@@ -117,6 +120,7 @@ class E4TPipeline:
         *,
         class_word: str,
         image_encoder: str | Path | None = None,
+        look: bool = True,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         **reading: str | None,
@@ -125,7 +129,9 @@ class E4TPipeline:
 
         Options are those of `Backbone.from_pretrained`.
         """
-        backbone = Backbone.from_pretrained(base, image_encoder=image_encoder, device=device, dtype=dtype, **reading)
+        backbone = Backbone.from_pretrained(
+            base, image_encoder=image_encoder, look=look, device=device, dtype=dtype, **reading
+        )
         return cls(
             backbone, domain=Domain.named(class_word), safety=load_safety(backbone.folder, backbone.reading.variant)
         )
@@ -292,24 +298,30 @@ class E4TPipeline:
         Tuning goes on afterwards: the weights are those in place, and the word is frozen.
         """
         offset = concept.tensors["frozen_offset"].to(self.backbone.device)
-        settings = self.generate_config
         unet, tokens = self.backbone.unet, self.model.tokens([prompt])
         self._checker_follows()
         training = unet.training
         unet.eval()
         try:
             with autocast_beside(self.backbone.device, self.model.base_dtype):
-                image: Image.Image = self.stock(
-                    prompt_embeds=self._embeds(tokens, self.model.word(offset)),
-                    negative_prompt_embeds=self._negative_embeds(None, 1),
-                    num_inference_steps=num_inference_steps,
-                    guidance_scale=settings.guidance_scale,
-                    guidance_rescale=settings.guidance_rescale,
-                    generator=torch.Generator().manual_seed(seed),
-                ).images[0]
+                embeds, negative = self._embeds(tokens, self.model.word(offset)), self._negative_embeds(None, 1)
+                image: Image.Image = self.sampled(embeds, negative, steps=num_inference_steps, seed=seed)[0]
         finally:
             unet.train(training)
         return image
+
+    def sampled(self, embeds: Tensor, negative: Tensor, *, steps: int, seed: int = 0, output_type: str = "pil") -> Any:
+        """What the stock pipeline draws of embeddings with the weights in place, by the domain's guidance."""
+        settings = self.generate_config
+        return self.stock(
+            prompt_embeds=embeds,
+            negative_prompt_embeds=negative,
+            num_inference_steps=steps,
+            guidance_scale=settings.guidance_scale,
+            guidance_rescale=settings.guidance_rescale,
+            generator=torch.Generator().manual_seed(seed),
+            output_type=output_type,
+        ).images
 
     @contextmanager
     def applied(

@@ -260,13 +260,15 @@ class Cache:
     layer_stride: Annotated[int, arg(metavar="N")] = 2
     """Keep every N-th layer of the image encoder."""
     shard_size: Annotated[int, arg(metavar="N")] = 1_000
-    """Pictures in a file."""
+    """Pictures in a file; of shards, what each of them holds."""
+    workers: Annotated[int, arg(aliases=["--dataloader-num-workers"], metavar="N")] = 0
+    """Threads that decode pictures ahead; worth it on a GPU."""
     save_dtype: Literal["float16", "float32"] = "float16"
     """Number type of the cached values."""
     seed: Annotated[int, arg(metavar="N")] = 0
     """Seed of the crops."""
     dtype: Dtype = "float32"
-    """Number type of the networks' weights."""
+    """Number type of the networks' weights; pictures in which one sees no numbers are left out."""
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
     base_model: Reading = field(default_factory=BaseOptions)
@@ -275,8 +277,7 @@ class Cache:
     def run(self) -> Result:
         from e4t.cache import CacheConfig, CachedData, write_cache
 
-        kept = CacheConfig(self.views, self.layer_stride, self.shard_size, self.save_dtype)
-
+        kept = CacheConfig(self.views, self.layer_stride, self.shard_size, self.save_dtype, self.workers)
         looks = {name: getattr(self, name) for name in ("resolution", "crop_scale", "flip", "color_jitter", "seed")}
         config = PretrainConfig().updated(looks)  # refuses what no training would take
 

@@ -39,8 +39,8 @@ class ConceptOptions(BaseOptions):
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
 
-    def open(self, folder: Path, dtype: str | None = None) -> tuple[Concept, E4TPipeline]:
-        """The concept in ``folder``, and its domain on its base model.
+    def open(self, folder: Path, dtype: str | None = None, *, look: bool = False) -> tuple[Concept, E4TPipeline]:
+        """The concept in ``folder``, and its domain on its base model; with the image encoder to ``look``, or if named.
 
         Without a ``dtype``, float32; but float16 for a concept that was tuned in it and has to be tuned again.
         """
@@ -52,22 +52,22 @@ class ConceptOptions(BaseOptions):
         used = dtype or again
         if concept.to_be_replayed and made not in (None, used):
             say(f"the concept was tuned in {made} and is tuned again in {used}, so it can differ a little")
-        return concept, self.pipeline(concept, folder, used)
+        return concept, self.pipeline(concept, folder, used, look=look or self.image_encoder is not None)
 
-    def pipeline(self, concept: Concept, folder: Path, dtype: str) -> E4TPipeline:
+    def pipeline(self, concept: Concept, folder: Path, dtype: str, *, look: bool = True) -> E4TPipeline:
         """The domain of the concept in ``folder`` on its base model.
 
         Without a ``base``, the copy that the concept was made with, if it is still where it was, else the domain's.
         """
         with status("loading the model"):
-            return self._pipeline(concept, folder, dtype)
+            return self._pipeline(concept, folder, {"dtype": dtype_of(dtype), "look": look})
 
-    def _pipeline(self, concept: Concept, folder: Path, dtype: str) -> E4TPipeline:
+    def _pipeline(self, concept: Concept, folder: Path, options: Mapping[str, Any]) -> E4TPipeline:
         from e4t.backbone import resolve
         from e4t.pipeline import E4TPipeline
 
         base = self.base
-        placed: dict[str, Any] = {"device": device_of(self.device), "dtype": dtype_of(dtype), **self.given()}
+        placed: dict[str, Any] = {"device": device_of(self.device), **options, **self.given()}
         if base is None and (concept.domain_id is None or _is_here(concept.base.name)):
             base = resolve(concept.base.name, shipped_first=True)
             placed = concept.base.reading.given() | placed

@@ -48,7 +48,7 @@ class Export:
 
         at_least("rank", self.rank, 1)
         quiet()
-        concept, pipe = self.model.open(self.concept, "float32")
+        concept, pipe = self.model.open(self.concept, "float32", look=self.to.startswith("lora-"))  # likeness is told
         options: dict[str, Any] = {"to": self.to, "token": self.token, "dtype": self.dtype, "rank": self.rank}
         try:
             with status(f"exporting to {self.to}"):

@@ -58,7 +58,8 @@ class Probe:
         with pipe.applied(concept, prompt) as applied:
             handle = pipe.backbone.unet.register_forward_pre_hook(keep, with_kwargs=True)
             try:
-                _draw(pipe, applied.prompt_embeds, applied.negative_prompt_embeds, "latent")
+                embeds, negative = applied.prompt_embeds, applied.negative_prompt_embeds
+                pipe.sampled(embeds, negative, steps=PROBE_STEPS, output_type="latent")
             finally:
                 handle.remove()
         return cls(prompt, torch.cat(samples), torch.cat(timesteps), torch.cat(applied.words))
@@ -84,20 +85,8 @@ class Probe:
         negative = model.prompt_embeds(model.tokens([""], expected=False))
         with changed(pipe.backbone, changes):
             embeds = model.prompt_embeds(model.tokens([self.prompt]), word)
-            return _draw(pipe, embeds, negative, "pil").images[0]  # type: ignore[no-any-return]
-
-
-def _draw(pipe: E4TPipeline, embeds: Tensor, negative: Tensor, output_type: str) -> Any:
-    settings = pipe.generate_config
-    return pipe.stock(
-        prompt_embeds=embeds,
-        negative_prompt_embeds=negative,
-        num_inference_steps=PROBE_STEPS,
-        guidance_scale=settings.guidance_scale,
-        guidance_rescale=settings.guidance_rescale,
-        generator=torch.Generator().manual_seed(0),
-        output_type=output_type,
-    )
+            picture: Image.Image = pipe.sampled(embeds, negative, steps=PROBE_STEPS)[0]
+            return picture
 
 
 @contextmanager
