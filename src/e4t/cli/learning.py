@@ -199,7 +199,7 @@ class Personalize:
         config = PersonalizeConfig.paper() if self.preset == "paper" else pipe.personalize_config
         if self.dtype is None and self._dtype() == "float16":
             config = config.updated({"mixed_precision": "fp16"})
-        config = overridden(config.keeping(self.keep), self.settings, self._given())
+        config = overridden(config, self.settings, self._given())
         return config if config.memory is None else _fitted(pipe, config)
 
     def _dtype(self) -> str:
@@ -215,9 +215,7 @@ class Personalize:
             get_console().print("low: a closer crop, --mask, --steps 15 or e4t generate --strength 1.3 may help")
 
     def _given(self) -> dict[str, Any]:
-        given = options_of(self, PersonalizeConfig) | {"optimizer": optimizer_of(self.use_8bit_adam)}
-        del given["keep"]  # says more than the setting of that name: `PersonalizeConfig.keeping`
-        return given
+        return options_of(self, PersonalizeConfig) | {"optimizer": optimizer_of(self.use_8bit_adam)}
 
 
 @dataclass(frozen=True)
