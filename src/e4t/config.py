@@ -270,7 +270,9 @@ class PersonalizeConfig(Section):
         at_least("memory", self.memory if not isinstance(self.memory, str) else None, 0)
         _check("keep", self.keep, ("tuned", *KEPT))
         if self.keep not in ("tuned", "replay"):
-            raise ConfigError(f"keep {self.keep!r} means several settings: write PersonalizeConfig().keeping({self.keep!r})")
+            raise ConfigError(
+                f"keep {self.keep!r} means several settings: write PersonalizeConfig().keeping({self.keep!r})"
+            )
 
     def updated(self, values: Mapping[str, Any]) -> Self:
         """As usual, and ``steps`` may be "auto": at most 15, and fewer where the image is learned before.

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from e4t.checkpoint import Concept
+    from e4t.domain import Domain
     from e4t.manifest import Outcome
     from e4t.pipeline import E4TPipeline
 
@@ -46,11 +47,11 @@ if TYPE_CHECKING:
 _LOW_LIKENESS = 0.5
 
 
-def _opened(image: Path, mask: str | None) -> tuple[Image.Image, Image.Image | None]:
+def _opened(image: Path, mask: str | None, domain: Domain) -> tuple[Image.Image, Image.Image | None]:
     """A picture and its mask, as ``--mask`` says."""
     from e4t.photos import opened
 
-    found = opened(image, mask)
+    found = opened(image, mask, domain)
     for note in found.notes:
         get_console().print(f"warning: {note}", style="yellow")
     return found.picture, found.mask
@@ -71,7 +72,8 @@ class Personalize:
     model: more steps, from the bare word."""
     mask: Mask = None
     """Where the subject is. FILE: a black-and-white picture of the same shape, white inside; auto: for photos, crop to
-    the largest face and cut the subject out (extra "photos"); none: everything counts, which is the default."""
+    the largest face (of other things than people, to the centre) and cut the subject out (extra "photos"); none:
+    everything counts, which is the default."""
     caption: Annotated[str | None, arg(aliases=["--instance-prompt"], metavar="TEXT", help_behavior_hint="")] = None
     """What the picture shows, with S* for what is to be learned, as in "a cat in the rain in the style of S*": the rest
     is left to the words. Of a folder, for pictures without a .txt file of their own; none: these are not read. Default:
@@ -122,12 +124,17 @@ class Personalize:
 
     def _one(self) -> Result:
         from e4t.checkpoint import require_place
+        from e4t.images import load_image
         from e4t.manifest import noted, portrait
+        from e4t.photos import fitting_mask
 
         require_place(self.output, "concept")
-        image, mask = _opened(self.image, self.mask)  # what cannot be read is refused before anything slow
+        picture = load_image(self.image)  # what cannot be read is refused before anything slow
+        if self.mask not in (None, "auto", "none"):
+            fitting_mask(self.mask, picture)
         quiet()
         pipe = self._pipeline(self.domain)
+        image, mask = _opened(self.image, self.mask, pipe.domain)
         config = self._config(pipe)
         if pipe.trained is None:
             get_console().print(f"no pre-trained domain: {config.steps} steps from the class word '{self.domain}'")
@@ -138,7 +145,7 @@ class Personalize:
         if self.preview and not pipe.draws_concepts:
             get_console().print("no preview: concepts cannot be drawn in bfloat16")
         elif self.preview:
-            with denoising(pipe, "preview"):
+            with denoising(pipe, "preview", drawings=2):
                 drawn, likeness = portrait(pipe, concept, image)
             concept = concept.with_preview(drawn)
             self._say(likeness, pipe.domain.class_word)
@@ -238,7 +245,7 @@ class Replay:
 
         concept = Concept.load(self.concept)
         framing = "auto" if concept.provenance.get("framing") == "auto" else None
-        image, mask = _opened(self.image, self.mask or framing)
+        image, mask = _opened(self.image, self.mask or framing, concept.domain)
         quiet()
         made = made_in(concept)
         used = self.dtype or made or "float32"
