@@ -86,6 +86,19 @@ def test_doctor_says_what_is_broken(
     assert "no-deps e4t\n" not in told  # which is on no package index
 
 
+def test_doctor_knows_every_extra_and_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--json"]) == 0
+    (result,) = events(capsys)
+    rows = {(one["group"], name) for one in result["findings"] for name in one["name"].split(", ")}
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    extras = re.findall(r"^(\w+) = \[", text.partition("[project.optional-dependencies]")[2].partition("\n[")[0], re.M)
+    of_makers = {"docs", "test", "browser"}
+    assert {name for group, name in rows if group == "extras"} == set(extras) - of_makers
+    commands = {command.__origin__.__name__.lower() for command in cli.Commands.__args__}
+    of_themselves = {"info", "doctor", "completion"}
+    assert commands - of_themselves <= {name for group, name in rows if group == "commands"}
+
+
 def test_bash_completes_commands_and_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     if shutil.which("bash") is None:
