@@ -1,4 +1,4 @@
-"""Where documents and examples are tried: an empty folder with pictures, a quick copy of the shipped domain, and bases."""
+"""Where documents and examples are tried: a folder with pictures, a quick copy of the shipped domain, and bases."""
 
 from __future__ import annotations
 
