@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from commands import events, noise
 from e4t import cli, photos
+from e4t.domain import Domain
 
 
 def test_export_writes_a_file_and_says_what_it_keeps(
@@ -80,7 +81,12 @@ def test_replay_crops_as_the_concept_was_cropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of a photo, by --mask auto, one at a time or many."""
-    monkeypatch.setattr(photos, "framed", lambda image, _: photos.Framed(image.crop((2, 2, 18, 18)), None, ()))
+
+    def framed(image: Image.Image, domain: Domain) -> photos.Framed:
+        assert domain.shows_people
+        return photos.Framed(image.crop((2, 2, 18, 18)), None, ())
+
+    monkeypatch.setattr(photos, "framed", framed)
     (tmp_path / "in").mkdir()
     picture = noise(tmp_path / "in" / "anna.png")
     quick = ["--mask", "auto", "--steps", "1", "--batch-size", "1", "--no-preview", "--output"]
