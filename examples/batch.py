@@ -2,31 +2,25 @@
 
     python examples/batch.py PHOTOS --prompts "S* in the snow" "a comic panel of S*" --output out/batch
 
-What is there already is not made again, so an interrupted run goes on. A picture that cannot be read is named and left
-out. Without a folder it takes the shipped faces.
+What is there already and was made of the same picture is not made again, so an interrupted run goes on. Masks and
+captions lie beside the pictures (anna-mask.png and anna.txt for anna.jpg). A picture that cannot be read is named and
+left out. Without a folder it takes the shipped faces.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
-from e4t import Concept, E4TError, E4TPipeline
+from e4t import E4TPipeline, personalize_many, read_entries
 from e4t.demo import example_pictures
+from e4t.manifest import Entry
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
-
-def concepts(pipe: E4TPipeline, pictures: list[Path], output: Path) -> Iterator[tuple[str, Concept]]:
-    for picture in pictures:
-        folder = output / picture.stem
-        try:
-            if not folder.is_dir():
-                pipe.personalize(picture).save(folder)
-            yield picture.stem, Concept.load(folder)
-        except E4TError as error:
-            print(f"left out: {error}")
+def entries(photos: Path | None, output: Path, domain: str) -> list[Entry]:
+    if photos is not None:
+        return read_entries(photos, output, domain=domain)
+    return [Entry(picture, output / picture.stem, domain) for picture in example_pictures("face")]
 
 
 def main() -> None:
@@ -36,15 +30,20 @@ def main() -> None:
     parser.add_argument("--prompts", nargs="+", default=["a photo of S* in the snow", "a watercolour of S*"])
     parser.add_argument("--output", type=Path, default=Path("out/batch"))
     arguments = parser.parse_args()
-    found = sorted(arguments.photos.iterdir()) if arguments.photos else example_pictures("face")
-    pictures = [path for path in found if path.suffix.lower() in SUFFIXES]
 
+    wanted = entries(arguments.photos, arguments.output, arguments.domain)
     pipe = E4TPipeline.from_pretrained(arguments.domain)
-    for name, concept in concepts(pipe, pictures, arguments.output):
-        paths = [arguments.output / f"{name}-{number}.png" for number in range(len(arguments.prompts))]
-        if all(path.exists() for path in paths):
+    for step in personalize_many(wanted, open_pipeline=lambda _: pipe, preview=False):
+        if step.outcome is None:
             continue
-        for path, image in zip(paths, pipe(arguments.prompts, concept=concept).images, strict=True):
+        if step.outcome.concept is None:
+            print(f"left out: {step.entry.image}: {step.outcome.error}")
+            continue
+        name = step.entry.output.name
+        paths = [arguments.output / f"{name}-{number}.png" for number in range(len(arguments.prompts))]
+        if step.outcome.status == "kept" and all(path.exists() for path in paths):
+            continue
+        for path, image in zip(paths, pipe(arguments.prompts, concept=step.outcome.concept).images, strict=True):
             image.save(path)
             print(path)
 

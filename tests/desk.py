@@ -1,10 +1,12 @@
-"""Where documents and examples are tried: an empty folder with a picture and a quick copy of the shipped domain."""
+"""Where documents and examples are tried: a folder with pictures, a quick copy of the shipped domain, and bases."""
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import replace
 from pathlib import Path
+
+from PIL import Image
 
 from e4t.backbone import resolve
 from e4t.checkpoint import TrainedDomain
@@ -24,3 +26,24 @@ def lay_out(folder: Path) -> Path:
     quick.save(folder / "tiny-face")
     shutil.copy(example_pictures("face")[0], folder / "anna.png")
     return folder
+
+
+BASES = ("BASE", "stable-diffusion-v1-5/stable-diffusion-v1-5")
+"""What documents call a base model that is not here."""
+PLACES = {"pretraining.md": "photos/faces", "cat.md": "photos/cats"}
+"""Where documents keep their pictures, if not in photos."""
+
+
+def lay_out_more(folder: Path, document: str, base: Path) -> None:
+    """What a document speaks of besides: pictures, a manifest, a mask, and ``base`` by every name in `BASES`."""
+    for name in BASES:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(base)
+    photos = folder / PLACES.get(document, "photos")
+    photos.mkdir(parents=True)
+    for name, picture in zip(("anna.png", "ben.png"), example_pictures("face"), strict=False):
+        shutil.copy(picture, photos / name)
+    (folder / "people.csv").write_text("image\nphotos/anna.png\nphotos/ben.png\n")
+    with Image.open(example_pictures("cat")[0]) as cat:
+        cat.convert("RGB").save(folder / "tom.jpg")
+        Image.new("L", cat.size, "white").save(folder / "tom-mask.png")

@@ -10,6 +10,7 @@ import pytest
 
 from commands import events, noise
 from e4t import cli
+from e4t.config import PersonalizeConfig
 from e4t.manifest import read_entries
 
 
@@ -84,6 +85,13 @@ def test_a_caption_in_a_table_is_text(tmp_path: Path) -> None:
     entries = read_entries(table, tmp_path, domain="face")
     assert [entry.overrides.get("caption") for entry in entries] == ["2024", "{} at sea", None]
     assert [entry.overrides["seed"] for entry in entries] == [1, 2, 3]
+
+
+def test_what_is_kept_can_be_said_in_a_manifest(tmp_path: Path) -> None:
+    table = tmp_path / "people.csv"
+    table.write_text("image,keep\na.png,low-rank\n")
+    (entry,) = read_entries(table, tmp_path, domain="face")
+    assert PersonalizeConfig().updated(entry.overrides) == PersonalizeConfig().keeping("low-rank")
 
 
 def test_a_failure_among_many_is_one_sentence_for_people(

@@ -10,8 +10,10 @@ import pytest
 from e4t import cli
 from e4t.cli import learning, settings
 from e4t.cli.domains import Pretrain
+from e4t.cli.elsewhere import ELSEWHERE
 from e4t.cli.options import each
 from e4t.config import GenerateConfig, PersonalizeConfig, PretrainConfig
+from e4t.domain import Domain
 from e4t.errors import ConfigError
 
 
@@ -44,6 +46,56 @@ def test_options_of_diffusers_scripts_are_understood() -> None:
     told = cli._parsed(["personalize", "tiny-art", "a.png", "-o", "anna", "--instance_prompt", "a cat by S*"])
     assert isinstance(told, learning.Personalize)
     assert told._given()["caption"] == "a cat by S*"
+
+
+OF_DIFFUSERS = """
+--pretrained_model_name_or_path m --revision r --variant fp16 --output_dir d --seed 1 --resolution 512
+--train_batch_size 2 --gradient_accumulation_steps 2 --gradient_checkpointing --learning_rate 1e-4 --scale_lr
+--lr_scheduler constant_with_warmup --lr_warmup_steps 5 --max_train_steps 9 --checkpointing_steps 3
+--checkpoints_total_limit 2 --resume_from_checkpoint latest --mixed_precision fp16 --allow_tf32 --use_8bit_adam
+--enable_xformers_memory_efficient_attention --report_to tensorboard --validation_prompt a --num_validation_images 2
+--validation_steps 7 --push_to_hub --hub_model_id n --placeholder_token <anna> --initializer_token face
+--instance_prompt c
+"""
+
+
+@pytest.mark.parametrize("spelt", re.findall(r"--\w+(?: [^-\s]\S*)?", OF_DIFFUSERS))
+def test_every_option_of_diffusers_scripts_is_understood_or_answered(
+    spelt: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = {"--output_dir": "-o", "--pretrained_model_name_or_path": "--base"}
+    required = {"-o": "x", "--base": "x"}
+    required.pop(wanted.get(spelt.split()[0], ""), None)
+    rest = [word for pair in required.items() for word in pair]
+    for command in (["pretrain", "photos", "--domain", "face"], ["personalize", "tiny-face", "a.png"]):
+        try:
+            assert cli._parsed([*command, *rest, *spelt.split()])
+        except SystemExit:
+            said = capsys.readouterr().err
+            answered = said.startswith(f"error: {spelt.split()[0]} is no option here; ") and said.count("\n") == 1
+        else:
+            return
+    assert answered
+
+
+def test_options_that_are_answered_are_none_of_ours() -> None:
+    own = set(re.findall(r"--([\w-]+)", (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")))
+    assert len(own) > 50
+    assert not own & set(ELSEWHERE)
+
+
+def test_a_domain_s_words_can_be_chosen() -> None:
+    line = "pretrain photos --domain art --base tiny --output x --placeholder_token <him> --lr_scheduler"
+    words = ["constant_with_warmup", "--prompt-template", "art by <him>", "--prompt-template", "a {} thing"]
+    told = cli._parsed([*line.split(), *words])
+    assert isinstance(told, Pretrain)
+    domain = told._domain()
+    assert (domain.class_word, domain.placeholder) == ("art", "<him>")
+    assert domain.prompts == ("art by <him>", "a <him> thing")
+    assert told._given()["schedule"] == "constant"
+    plain = cli._parsed("pretrain photos --domain art --base tiny --output x".split())
+    assert isinstance(plain, Pretrain)
+    assert plain._domain() == Domain.named("art")
 
 
 @pytest.mark.parametrize(

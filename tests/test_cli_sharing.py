@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from commands import events, noise
 from e4t import cli, photos
+from e4t.domain import Domain
 
 
 def test_export_writes_a_file_and_says_what_it_keeps(
@@ -44,6 +45,22 @@ def test_export_writes_a_file_and_says_what_it_keeps(
     assert ".safetensors" in capsys.readouterr().err
 
 
+def test_export_of_a_lora_says_how_far_it_is(
+    domain_folder: Path, noise_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    anna = tmp_path / "anna"
+    command = ["personalize", str(domain_folder), str(noise_folder / "0.png"), "--keep", "low-rank", "--no-preview"]
+    assert cli.main([*command, "--output", str(anna)]) == 0
+    capsys.readouterr()
+    command = ["export", str(anna), "--to", "lora-kohya", "--rank", "2", "--output", str(tmp_path / "anna.safetensors")]
+    assert cli.main([*command, "--json"]) == 0
+    *steps, _ = events(capsys)
+    rounds = {step["text"]: (step["done"], step["total"]) for step in steps}
+    decomposed, total = rounds.pop("matrices decomposed")
+    assert decomposed == total > 1
+    assert rounds == {"ranks measured": (0, 1)}
+
+
 def test_replay_makes_the_same_concept_or_says_what_differs(
     concept_folder: Path, noise_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,7 +81,12 @@ def test_replay_crops_as_the_concept_was_cropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of a photo, by --mask auto, one at a time or many."""
-    monkeypatch.setattr(photos, "framed", lambda image: photos.Framed(image.crop((2, 2, 18, 18)), None, ()))
+
+    def framed(image: Image.Image, domain: Domain) -> photos.Framed:
+        assert domain.shows_people
+        return photos.Framed(image.crop((2, 2, 18, 18)), None, ())
+
+    monkeypatch.setattr(photos, "framed", framed)
     (tmp_path / "in").mkdir()
     picture = noise(tmp_path / "in" / "anna.png")
     quick = ["--mask", "auto", "--steps", "1", "--batch-size", "1", "--no-preview", "--output"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
@@ -85,6 +86,19 @@ def test_doctor_says_what_is_broken(
     assert "no-deps e4t\n" not in told  # which is on no package index
 
 
+def test_doctor_knows_every_extra_and_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--json"]) == 0
+    (result,) = events(capsys)
+    rows = {(one["group"], name) for one in result["findings"] for name in one["name"].split(", ")}
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    extras = re.findall(r"^(\w+) = \[", text.partition("[project.optional-dependencies]")[2].partition("\n[")[0], re.M)
+    of_makers = {"docs", "test", "browser"}
+    assert {name for group, name in rows if group == "extras"} == set(extras) - of_makers
+    commands = {command.__origin__.__name__.lower() for command in cli.Commands.__args__}
+    of_themselves = {"info", "doctor", "completion"}
+    assert commands - of_themselves <= {name for group, name in rows if group == "commands"}
+
+
 def test_bash_completes_commands_and_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     if shutil.which("bash") is None:
@@ -123,9 +137,67 @@ def test_colour_is_for_terminals_and_as_the_environment_says(
     monkeypatch.setattr("sys.stderr", said)
     assert cli.main(["info", "nowhere"]) == 2
     assert ("\x1b[31m" in said.getvalue()) is (coloured or (terminal_here and not setting))
+    clock = Clock(monkeypatch)
     with terminal.progress_bar("work") as progress:
-        progress.at(1, 2)
+        progress.at(1, 3)
+        clock.now += 9
+        progress.at(2, 3)
+        progress._bar.refresh()
     assert ("work" in said.getvalue()) is terminal_here  # a coloured log is no terminal: nothing moves in it
+    assert ("9 s left" in said.getvalue()) is terminal_here
+
+
+class Clock:
+    """A clock that stands still unless it is moved."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1_000.0
+        monkeypatch.setattr(terminal.time, "monotonic", lambda: self.now)
+
+
+def test_time_left_is_said_to_logs_and_machines_however_seldom_something_ends(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    with terminal.machine_readable(True), terminal.progress_bar("draw") as progress:
+        for done in (11, 12, 13):
+            clock.now += 600
+            progress.at(done, 20, "loss 0.1" if done < 13 else "")
+    out, err = capsys.readouterr()
+    assert err == "11/20  loss 0.1\n12/20  loss 0.1, 80 min left\n13/20  draw, 70 min left\n"
+    assert [json.loads(line)["seconds_left"] for line in out.splitlines()] == [None, 4800, 4200]
+
+
+def test_what_is_soon_done_needs_no_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    with terminal.progress_bar("draw") as progress:
+        for done in range(1, 10):
+            clock.now += 1
+            progress.at(done, 9)
+    assert capsys.readouterr().err == ""
+
+
+def test_time_left_is_of_the_work_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of what was found done already, nor of another round of work."""
+    clock = Clock(monkeypatch)
+    with terminal.progress_bar("many") as progress:
+        for done in range(1, 101):
+            clock.now += 0.01
+            left = progress._left(clock.now, done, 120)
+        for done in range(101, 105):
+            clock.now += 60
+            left = progress._left(clock.now, done, 120)
+        assert left == pytest.approx(16 * 60)
+        assert progress._left(clock.now, 0, 5) is None
+        clock.now += 7
+        assert progress._left(clock.now, 1, 5) == pytest.approx(4 * 7)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(3.2, "3 s"), (119, "119 s"), (120, "2 min"), (9_000, "2.5 h"), (200_000, "2.3 days")]
+)
+def test_times_are_said_in_the_unit_that_suits_them(seconds: float, said: str) -> None:
+    assert terminal._lasting(seconds) == said
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from e4t.config import EncoderConfig, GenerateConfig, PersonalizeConfig, PretrainConfig
+from e4t.config import KEPT, EncoderConfig, GenerateConfig, PersonalizeConfig, PretrainConfig
 from e4t.errors import ConfigError
 
 
@@ -91,6 +91,21 @@ def test_numbers_that_no_training_can_have_are_refused(kind, name, value):
 def test_no_part_learns_backwards(make):
     with pytest.raises(ConfigError, match=r"_learning_rate is -1\.0; it must be 0 or more"):
         make()
+
+
+@pytest.mark.parametrize("what", KEPT)
+def test_what_is_kept_can_be_said_among_other_settings(what):
+    config = PersonalizeConfig(tune=("encoder", "unet"))
+    assert config.updated({"keep": what}) == config.keeping(what)
+    assert config.updated({"tune": ["bias"], "keep": what}).tune == ("bias",)
+    assert PersonalizeConfig(keep="replay").updated({"keep": what}).keep == ("replay" if what == "replay" else "tuned")
+
+
+def test_what_is_kept_is_one_of_five():
+    with pytest.raises(ConfigError, match="keep is 'all'; it must be one of 'tuned', 'full', 'vectors'"):
+        PersonalizeConfig().updated({"keep": "all"})
+    with pytest.raises(ConfigError, match=r"write PersonalizeConfig\(\).keeping\('low-rank'\)"):
+        PersonalizeConfig(keep="low-rank")
 
 
 def test_something_has_to_be_tuned():

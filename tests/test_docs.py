@@ -21,7 +21,7 @@ import pytest
 import tyro
 
 import e4t
-from desk import lay_out
+from desk import lay_out, lay_out_more
 from e4t import cli
 
 ROOT = Path(__file__).parents[1]
@@ -32,17 +32,24 @@ MEASURED = ("results.md",)  # every block there is a command that took hours
 PROGRAMS = ("bash", "python")  # languages that are run
 SHOWN = ("text", "bibtex")  # and those that are only looked at
 MAX_PICTURE = 60_000
+SMALLER = {
+    "pretrain": "--steps 1 --batch-size 1 --resolution 16",
+    "personalize": "--steps 1 --batch-size 1 --no-preview",
+    "generate": "--num-inference-steps 1",
+}
+"""Options behind those of a block that is marked <!-- run smaller: … -->: they are on a random base of 16 pixels."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of a document; ``reason`` says why it is not run."""
+    """A fenced block of a document; ``reason`` says why it is not run, ``smaller`` that it is with less work."""
 
     document: Path
     line: int
     language: str
     code: str
     reason: str | None
+    smaller: bool
 
     @property
     def place(self) -> str:
@@ -72,8 +79,9 @@ def blocks(document: Path) -> list[Block]:
             continue
         before = next((text for text in reversed(lines[:opened]) if text.strip()), "")
         reason = re.fullmatch(r"<!-- not run: (.+) -->", before)
+        smaller = re.fullmatch(r"<!-- run smaller: .+ -->", before) is not None
         code = "\n".join(lines[opened + 1 : number]) + "\n"
-        found.append(Block(document, opened + 1, lines[opened][3:].strip(), code, reason and reason.group(1)))
+        found.append(Block(document, opened + 1, lines[opened][3:].strip(), code, reason and reason.group(1), smaller))
         opened = None
     assert opened is None, f"{document.name}:{opened} opens a block that nothing closes"
     return found
@@ -86,7 +94,7 @@ RUN = [block for block in ALL if block.language in PROGRAMS and block.reason is 
 def test_blocks_are_found() -> None:
     """So that none of the tests below passes for lack of anything to look at."""
     assert {block.document.name for block in RUN} >= {"README.md", "quickstart.md", "concepts.md", "faq.md"}
-    assert len(RUN) >= 12
+    assert len(RUN) >= 29
 
 
 @pytest.mark.parametrize("block", ALL, ids=lambda block: block.place)
@@ -100,21 +108,34 @@ def test_every_block_says_what_it_is(block: Block) -> None:
 
 
 @pytest.mark.parametrize("document", [d for d in DOCUMENTS if any(b.document == d for b in RUN)], ids=lambda d: d.name)
-def test_code_of_the_documents_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_of_the_documents_runs(
+    document: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From top to bottom, in one folder and one Python; what cannot run here has a mark above it."""
     monkeypatch.chdir(lay_out(tmp_path))
+    lay_out_more(tmp_path, document.name, model_folder)
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in (block for block in RUN if block.document == document):
         if block.language == "python":
             exec(compile(block.code, block.place, "exec"), names)
         for words in block.commands:
-            run(words, block.place)
+            run(words, block)
 
 
-def run(words: list[str], place: str) -> None:
+def arguments_of(words: list[str]) -> list[str] | None:
+    """What e4t is given, by itself or by a program that starts several of it; None where it is another program."""
+    if words[0] in ("torchrun", "accelerate") and "e4t.cli" in words:
+        return words[words.index("e4t.cli") + 1 :]
+    return words[1:] if words[0] == "e4t" else None
+
+
+def run(words: list[str], block: Block) -> None:
+    """What starts several processes starts one here: tests/test_processes.py has several."""
     program, *arguments = words
-    if program == "e4t":
-        assert cli.main(arguments) == 0, f"{place}: {shlex.join(words)}"
+    place, given = block.place, arguments_of(words)
+    if given is not None:
+        more = SMALLER.get(given[0], "").split() if block.smaller else []
+        assert cli.main([*given, *more]) == 0, f"{place}: {shlex.join([*words, *more])}"
     elif program == "rm" and arguments[0] == "-r":
         shutil.rmtree(Path.cwd() / arguments[1])
     else:
@@ -122,10 +143,10 @@ def run(words: list[str], place: str) -> None:
 
 
 COMMANDS = [
-    pytest.param(words[1:], id=f"{block.place} {words[1] if words[1:] else ''}")
+    pytest.param(arguments, id=f"{block.place} {arguments[0] if arguments else ''}")
     for block in [block for document in DOCUMENTS for block in blocks(document)]
     for words in block.commands
-    if words[0] == "e4t"
+    if (arguments := arguments_of(words)) is not None
 ]
 
 

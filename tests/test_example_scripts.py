@@ -100,14 +100,21 @@ def test_batch_goes_on_and_leaves_out_what_is_no_picture(  # type: ignore[no-unt
     for number, picture in enumerate(example_pictures("face")[:2]):
         load_image(picture).save(photos / f"{number}.png")
     (photos / "broken.png").write_bytes(b"no picture")
+    (photos / "0.txt").write_text("a smiling S*")
+    Image.new("L", (128, 128), 255).save(photos / "1-mask.png")
     (photos / "notes.txt").write_text("not looked at")
-    made = run("batch.py", "photos", "--prompts", "a photo of S*")
+    with pytest.warns(UserWarning, match="these are left out"):
+        made = run("batch.py", "photos", "--prompts", "a photo of S*")
+    (photos / "notes.txt").unlink()
     assert [path.name for path in made] == ["0-0.png", "1-0.png"]
     assert not (tmp_path / "out" / "batch" / "broken").exists()
     made[1].unlink()
     before = (tmp_path / "out" / "batch" / "1" / "config.json").stat().st_mtime_ns
     assert run("batch.py", "photos", "--prompts", "a photo of S*") == made[1:]
     assert (tmp_path / "out" / "batch" / "1" / "config.json").stat().st_mtime_ns == before
+    assert Concept.load(tmp_path / "out" / "batch" / "1").provenance["mask"] is not None
+    load_image(example_pictures("face")[2]).save(photos / "0.png")  # another picture is another concept
+    assert run("batch.py", "photos", "--prompts", "a photo of S*") == made[:1]
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import json
+import re
 import struct
 from dataclasses import replace
 from importlib.metadata import version
@@ -483,6 +484,14 @@ def test_diff_carries_convolutions_and_lora_refuses_them(bare, low_rank, base, t
             export(bare, more, tmp_path / "lora.safetensors", to=to, rank=4)
     with pytest.raises(ConfigError, match="conv_in"):
         lora_table(bare, more)
+
+
+def test_what_the_refusal_of_a_lora_advises_can_be_done(pipe, whole_unet, quick_personalize, picture, tmp_path):
+    with pytest.raises(ConfigError, match="--keep") as refused:
+        export(pipe, whole_unet, tmp_path / "lora.safetensors", to="lora-kohya", rank=4)
+    advice = re.search(r"keep='(.+?)'", str(refused.value))
+    advised = pipe.personalize(picture, config=quick_personalize, keep=advice[1])
+    assert export(pipe, advised, tmp_path / "lora.safetensors", to="lora-kohya", rank=4).path.is_file()
 
 
 @pytest.mark.parametrize("last_norm", ["lora_unet_conv_norm_out", "diffusion_model_out_0"])

@@ -20,6 +20,7 @@ from e4t.cli.tracking import Tracking
 from e4t.config import PretrainConfig
 from e4t.domain import Domain
 from e4t.errors import ConfigError, DataError, TrainingError
+from e4t.images import load_image
 from e4t.pretrain import Pretraining
 from e4t.validation import Validation, ValidationConfig
 from packed import write_shards
@@ -72,6 +73,19 @@ def test_a_broken_picture_is_left_out_and_ends_nothing(make_backbone, image_fold
     assert len(scores) == 2
     with Image.open(tmp_path / "one.seen" / "step-000000004.png") as sheet:
         assert sheet.size == (3 * 16, 2 * 16)
+
+
+def test_a_domain_is_asked_for_what_it_draws(make_backbone, image_folder, tmp_path):
+    training, *_ = run(make_backbone(), image_folder, tmp_path / "one")
+    asked = []
+    for domain, prompts in ((Domain.named("face"), None), (Domain.named("art"), None), (Domain.named("art"), ("S*",))):
+        training.model.domain = domain
+        asked.append(Validation(training, image_folder, tmp_path / "seen", ValidationConfig(prompts=prompts))._prompts)
+    assert asked == [
+        ["a photo of S*", "a pencil sketch of S*"],
+        ["art by S*", "a cat in the snow in the style of S*"],
+        ["S*"],
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
@@ -162,12 +176,13 @@ def test_scores_reach_tensorboard_and_weights_and_biases(image_folder, tmp_path,
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    few = partial(ValidationConfig, batches=2, pictures=1, prompts=("a photo of {}",), steps=2)
+    few = partial(ValidationConfig, batches=2, steps=2)
     monkeypatch.setattr("e4t.validation.ValidationConfig", few)
     base = save_folder(build_backbone(), tmp_path / "base")
     command = ["pretrain", str(image_folder), "--domain", "face", "--base", str(base), "--device", "cpu"]
     command += ["--steps", "2", "--batch-size", "2", "--output", str(tmp_path / "face"), "--report-to", "all"]
-    assert cli.main([*command, "--validation", str(image_folder), "--validate-every", "1"]) == 0
+    looks = ["--validation_prompt", "a photo of S*", "--num_validation_images", "1", "--validate-every", "1"]
+    assert cli.main([*command, "--validation", str(image_folder), *looks]) == 0
     files = list((tmp_path / "face.tracking").rglob("events.out.tfevents*"))
     tags = {
         value.tag
@@ -177,4 +192,5 @@ def test_scores_reach_tensorboard_and_weights_and_biases(image_folder, tmp_path,
     }
     assert {"loss", "learning_rate", "validation_loss", "likeness"} <= tags
     assert list((tmp_path / "face.tracking").rglob("*.wandb"))
-    assert len(list((tmp_path / "face.validation").glob("step-*.png"))) == 2
+    sheets = list((tmp_path / "face.validation").glob("step-*.png"))
+    assert [load_image(sheet).size for sheet in sheets] == [(2 * 16, 16)] * 2

@@ -239,7 +239,7 @@ class PersonalizeConfig(Section):
     unload: bool = False  # autoencoder and image encoder leave the device while tuning
     optimizer: str = "adamw"  # "adamw8bit": its moments in 8 bits, by bitsandbytes; "muon": orthogonal steps
     seed: int = 0
-    keep: str = "tuned"  # "tuned": what was tuned is what is stored; "replay": what tuning starts from, to repeat it
+    keep: str = "tuned"  # is what is stored; "replay": what tuning starts from; given as in --keep, sets "tune" too
     save_dtype: str = "float16"  # of a concept folder
     frozen_timesteps: int = 8  # the frozen embedding is the mean prediction over so many timesteps
 
@@ -268,13 +268,21 @@ class PersonalizeConfig(Section):
         if isinstance(self.memory, str):
             _check("memory", self.memory, ("auto",))
         at_least("memory", self.memory if not isinstance(self.memory, str) else None, 0)
-        _check("keep", self.keep, ("tuned", "replay"))
+        _check("keep", self.keep, ("tuned", *KEPT))
+        if self.keep not in ("tuned", "replay"):
+            raise ConfigError(
+                f"keep {self.keep!r} means several settings: write PersonalizeConfig().keeping({self.keep!r})"
+            )
 
     def updated(self, values: Mapping[str, Any]) -> Self:
         """As usual, and ``steps`` may be "auto": at most 15, and fewer where the image is learned before.
 
         A number of steps is meant: it takes "auto" back. A caption is a line of text; a blank one, or "none", is none.
+        ``keep`` may be any of KEPT, as in `keeping`; a ``tune`` or ``delta_rank`` beside it counts.
         """
+        if (kept := values.get("keep")) in KEPT:
+            changes = self._changes(kept)
+            values = {**changes, **values, "keep": changes["keep"]}
         if isinstance(caption := values.get("caption"), str):
             line = " ".join(caption.split())
             values = {**values, "caption": line if line.lower() not in ("", "none") else None}
@@ -295,11 +303,13 @@ class PersonalizeConfig(Section):
         own: float | None = getattr(self, f"{part}_learning_rate")
         return self.learning_rate if own is None else own
 
-    def keeping(self, what: str | None) -> PersonalizeConfig:
-        """Tuned so that ``what`` is stored: one of KEPT; None changes nothing."""
+    def keeping(self, what: str) -> PersonalizeConfig:
+        """Tuned so that ``what`` is stored: one of KEPT."""
+        return replace(self, **self._changes(what))
+
+    def _changes(self, what: str) -> dict[str, Any]:
         word = ("residual", "bias")
-        changes: dict[str | None, dict[str, Any]] = {
-            None: {},
+        changes: dict[str, dict[str, Any]] = {
             "full": {"tune": (*word, "deltas", "unet"), "delta_rank": 0},
             "vectors": {"tune": (*word, "unet_vectors")},
             "low-rank": {"tune": (*word, "deltas"), "delta_rank": self.delta_rank or 4},
@@ -308,7 +318,7 @@ class PersonalizeConfig(Section):
         }
         if what not in changes:
             raise ConfigError(f"keep is {what!r}; it must be one of {', '.join(KEPT)}")
-        return replace(self, **changes[what])
+        return {"keep": "tuned", **changes[what]}
 
     @classmethod
     def paper(cls) -> PersonalizeConfig:

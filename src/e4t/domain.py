@@ -27,6 +27,8 @@ _ART_TEMPLATES = (
     "a work of art by {}",
 )
 
+_PEOPLE = ("face", "portrait", "person", "people", "human", "man", "woman", "child", "baby", "boy", "girl")
+
 
 @dataclass(frozen=True)
 class Domain:
@@ -55,9 +57,18 @@ class Domain:
         return tuple(template.replace("{}", self.placeholder) for template in self.templates)
 
     @property
+    def is_style(self) -> bool:
+        """Whether its concepts are ways of drawing, which have no place of their own in a picture."""
+        return self.class_word == "art" or self.templates == _ART_TEMPLATES
+
+    @property
+    def shows_people(self) -> bool:
+        return self.class_word in _PEOPLE
+
+    @property
     def example(self) -> str:
         """A prompt to try: of a style, a picture of something else; of all other concepts, a picture of them."""
-        shown = "a cat in the snow in the style" if self.templates == _ART_TEMPLATES else "a pencil sketch"
+        shown = "a cat in the snow in the style" if self.is_style else "a pencil sketch"
         return f"{shown} of {self.placeholder}"
 
     def captioned(self, caption: str) -> str:

@@ -274,7 +274,7 @@ def _made(
 ) -> Iterator[tuple[float, Outcome | None]]:
     """The share of an entry that is done, and with the last its outcome."""
     config = fitted(pipe.model, config.updated(entry.overrides))  # what was fitted is what a concept records
-    photo = opened(entry.image, entry.mask)
+    photo = opened(entry.image, entry.mask, pipe.domain)
     image, mask = photo.picture, photo.mask
     preview = preview and pipe.draws_concepts
     present = _present(entry.output)

@@ -12,12 +12,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
+from e4t.domain import Domain
 from e4t.errors import ConfigError, ImageError, install_extra
 from e4t.images import load_image, load_mask
 
 _DETECTOR_SIDE = 1000  # pixels of the longer side that faces are looked for in
 _MASK_SIDE = 320  # pixels of the side that the mask is cut out at
-_MARGIN = 2.0  # side of the crop, in sides of the face: hair and shoulders belong to a portrait
+_MARGIN = 2.4  # side of the crop, in sides of the face: hair and shoulders belong to a portrait
+_ABOVE = (
+    0.15  # by how much of the face's side the crop lies above its middle: a face begins at the brow, under the hair
+)
 _LEAST_CONTRAST = 4.0  # standard deviation of 8-bit values: below it, colours tell nothing apart
 _SHARES = (0.04, 0.96)  # of the picture: a smaller or larger subject is none
 
@@ -44,14 +48,14 @@ class Framed:
     notes: tuple[str, ...]
 
 
-def opened(path: str | Path, mask: str | Path | None) -> Framed:
+def opened(path: str | Path, mask: str | Path | None, domain: Domain) -> Framed:
     """A file made ready as ``mask`` says: "auto" as in `framed`, None or "none" as it is, else with that file as mask.
 
     Raises ImageError for what is no picture.
     """
     picture = load_image(path)
     if mask == "auto":
-        return framed(picture)
+        return framed(picture, domain)
     return Framed(picture, fitting_mask(mask, picture) if mask not in (None, "none") else None, ())
 
 
@@ -66,12 +70,15 @@ def fitting_mask(source: str | Path | Image.Image, picture: Image.Image) -> Imag
     return mask if mask.size == picture.size else mask.resize(picture.size)
 
 
-def framed(image: Image.Image) -> Framed:
-    """Crop to the largest face, and mask the subject. Without a face, the whole picture's centre square, and a note.
+def framed(image: Image.Image, domain: Domain) -> Framed:
+    """Crop to what a ``domain`` shows, and mask it: of people, to the largest face; of other things, to the centre.
 
-    Raises ConfigError where the extra "photos" is not installed.
+    Without a face it is the centre, too, and a note. Raises ConfigError for a domain of styles, and where the extra
+    "photos" is not installed.
     """
-    where, notes = face_square(image)
+    if domain.is_style:
+        raise ConfigError("the mask 'auto' cuts out a subject, and a style is everywhere in its picture; leave it out")
+    where, notes = face_square(image) if domain.shows_people else (_centre(image.size), ())
     picture = image.crop(where.box)
     mask = subject_mask(picture)
     if mask is None:
@@ -83,9 +90,8 @@ def face_square(image: Image.Image) -> tuple[Square, tuple[str, ...]]:
     """The square around the largest face, else the centre one; and what to tell the user about it."""
     found = faces(image)
     if not found:
-        side = min(image.size)
         note = "no face was found; the whole picture (its centre square) is used: crop it by hand if that is too much"
-        return Square((image.width - side) // 2, (image.height - side) // 2, side), (note,)
+        return _centre(image.size), (note,)
     notes = (f"{len(found)} faces were found; the largest is used",) if len(found) > 1 else ()
     return _around(found[0], image.size), notes
 
@@ -106,11 +112,16 @@ def faces(image: Image.Image) -> list[Square]:
     return sorted(squares, key=lambda face: -face.side)
 
 
+def _centre(size: tuple[int, int]) -> Square:
+    side = min(size)
+    return Square((size[0] - side) // 2, (size[1] - side) // 2, side)
+
+
 def _around(face: Square, size: tuple[int, int]) -> Square:
     """The face with its margin, moved so that it lies inside the picture."""
     side = min(round(face.side * _MARGIN), *size)
     left = face.left + face.side // 2 - side // 2
-    top = face.top + face.side // 2 - side // 2
+    top = face.top + face.side // 2 - side // 2 - round(face.side * _ABOVE)
     return Square(min(max(left, 0), size[0] - side), min(max(top, 0), size[1] - side), side)
 
 
@@ -141,7 +152,10 @@ def subject_mask(image: Image.Image) -> Image.Image | None:
 
 
 def _guess(size: tuple[int, int]) -> np.ndarray:
-    """What GrabCut starts from: an ellipse in the middle is likely the subject, the upper edge and sides are not."""
+    """What GrabCut starts from: an ellipse in the middle is likely the subject, and the sides are not.
+
+    Nothing is sure of the upper edge: hair may reach it.
+    """
     import cv2
 
     width, height = size
@@ -149,7 +163,7 @@ def _guess(size: tuple[int, int]) -> np.ndarray:
     away = ((x - width / 2) / (0.42 * width)) ** 2 + ((y - 0.55 * height) / (0.5 * height)) ** 2
     labels = np.where(away < 1, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     edge = max(2, width // 40)
-    labels[:edge] = labels[:, :edge] = labels[:, -edge:] = cv2.GC_BGD
+    labels[:, :edge] = labels[:, -edge:] = cv2.GC_BGD
     labels[away < 0.1] = cv2.GC_FGD
     return labels
 

@@ -38,13 +38,13 @@ class ValidationConfig:
     every: int = 1_000  # steps
     batches: int = 8  # of held-out pictures, whose loss is averaged; timesteps spread evenly in each
     pictures: int = 4  # of them that are drawn, 0 for none
-    prompts: tuple[str, ...] = ("a photo of {}", "a pencil sketch of {}", "{} at the beach")
+    prompts: tuple[str, ...] | None = None  # that name the concept; None: the domain's first template, and its example
     steps: int = 20  # of sampling
     guidance_scale: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("every", "batches", "steps"):
-            at_least(name, getattr(self, name), 1)
+        for name, least in (("every", 1), ("batches", 1), ("steps", 1), ("pictures", 0)):
+            at_least(name, getattr(self, name), least)
 
 
 @dataclass
@@ -62,7 +62,9 @@ class Validation:
     config: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
-        training = self.training
+        training, domain = self.training, self.training.model.domain
+        prompts = self.config.prompts or (domain.prompts[0], domain.example)
+        self._prompts = [domain.captioned(prompt) for prompt in prompts]
         plain = training.config.updated({**_PLAIN, "stratified_timesteps": True, "caption_share": 0.0, "workers": 0})
         self._data = _held_out(self.source, training, plain)
         self._batch_at = batches(training.model, self._data, plain)
@@ -108,7 +110,7 @@ class Validation:
         """Write a sheet of pictures; the mean likeness of those of the first prompt."""
         rows, likenesses = [], []
         for number, pixels in enumerate(self._shown):
-            drawn = [self._draw(pixels, prompt, number) for prompt in self.config.prompts]
+            drawn = [self._draw(pixels, prompt, number) for prompt in self._prompts]
             likenesses.append(self._likeness(pixels, drawn[0]))
             rows.append(torch.cat([pixels.to(drawn[0].device), *drawn], dim=3))
         beside = self.folder / f".step-{step:09d}.png"
@@ -120,7 +122,7 @@ class Validation:
         one, other = (self.training.backbone.image_features(p)[-1] for p in (pixels, drawn))
         return float(functional.cosine_similarity(one, other).mean())
 
-    def _draw(self, pixels: Tensor, template: str, number: int) -> Tensor:
+    def _draw(self, pixels: Tensor, prompt: str, number: int) -> Tensor:
         """What the encoder's word draws [1, 3, R, R], predicted anew at every step of the base's own sampler."""
         from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
@@ -131,7 +133,7 @@ class Validation:
         mean, _ = backbone.posterior(pixels)
         generator = generator_at(self.training.config.seed, number)
         sample = draw_noise(mean.shape, generator, backbone.device) * scheduler.init_noise_sigma
-        tokens = model.tokens([template.replace("{}", model.domain.placeholder)])
+        tokens = model.tokens([prompt])
         empty = model.prompt_embeds(model.tokens([""], expected=False))
         half = model.encoder.image_half(model.image_features(pixels))
         drawing = {"generator": generator} if "generator" in signature(scheduler.step).parameters else {}

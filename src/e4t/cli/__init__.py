@@ -22,6 +22,7 @@ from e4t import __version__
 from e4t.cli.doctor import Doctor
 from e4t.cli.domains import Cache, Pretrain
 from e4t.cli.drawing import Demo, Generate
+from e4t.cli.elsewhere import advice
 from e4t.cli.learning import Personalize, Replay
 from e4t.cli.measuring import Benchmark, Evaluate
 from e4t.cli.options import Command
@@ -69,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parsed(given: Sequence[str]) -> Command:
     """Raises SystemExit for help (0) and wrong usage (2), which with ``--json`` is an event too."""
+    if told := advice(given):
+        raise SystemExit(refuse(told, kind="usage"))
     if os.environ.get("NO_COLOR"):
         getattr(tyro, "_experimental_options", {})["ansi_codes"] = False
     if "--json" not in given or "--help" in given or "-h" in given:

@@ -28,8 +28,18 @@ _EXTRAS = {
     "photos": ("cv2", "dlib"),
     "web": ("cv2", "dlib", "gradio"),
     "data": ("datasets", "webdataset"),
+    "8bit": ("bitsandbytes",),
     "lab": ("bitsandbytes", "tensorboard", "wandb"),
 }
+_NEEDING = {
+    "web": "web",
+    "personalize --mask auto": "photos",
+    "--use-8bit-adam": "8bit",
+    "evaluate": "tiny",
+    "benchmark": "benchmark",
+    "benchmark --faces": "faces",
+}
+"""Commands and options that need an extra."""
 _SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _LEAST_DISK = 100 * 2**20
 _TRAINED = ("unet", "text_encoder")  # what --preset paper tunes whole
@@ -241,8 +251,8 @@ def _commands(models: dict[str, Finding]) -> Iterator[Finding]:
     advice = None if whole else "give a domain folder of your own"
     yield Finding("commands", "demo", "ok" if whole else "note", text, advice)
     yield Finding("commands", "personalize, generate, export, replay", "ok" if whole else "note", text, advice)
-    yield Finding("commands", "pretrain", "ok", "with a base of your own: docs/bases.md")
-    for name, extra in (("evaluate", "tiny"), ("benchmark", "benchmark"), ("benchmark --faces", "faces")):
+    yield Finding("commands", "pretrain, cache", "ok", "with a base of your own: docs/bases.md")
+    for name, extra in _NEEDING.items():
         missing = [module for module in _EXTRAS[extra] if find_spec(module) is None]
         install = install_extra(extra) if missing else None
         text = f"lacks {', '.join(missing)}" if missing else "has what it needs"

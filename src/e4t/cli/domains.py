@@ -19,6 +19,7 @@ from e4t.cli.options import (
     Integer,
     Json,
     KeepStates,
+    Many,
     Number,
     Output,
     Precision,
@@ -28,6 +29,7 @@ from e4t.cli.options import (
     Steps,
     Switch,
     Text,
+    each,
     optimizer_of,
 )
 from e4t.cli.settings import options_of, overridden, read_sections
@@ -62,6 +64,12 @@ class Pretrain:
     """The domain folder to write."""
     class_word: ClassWord = None
     """One common word for what the pictures show. Default: the domain's own, else its name."""
+    placeholder: Annotated[str | None, arg(aliases=["--placeholder-token"], metavar="WORD", help_behavior_hint="")] = (
+        None
+    )
+    """What prompts say for the concept. Default: S*."""
+    prompt_template: Annotated[Many[str], arg(metavar="TEXT ...", help_behavior_hint="")] = ()
+    """Neutral prompts to train with, with {} for the concept, e.g. "a photo of {}". Default: the domain's own."""
     preset: Literal["default", "paper"] = "default"
     """paper: every value known from the paper."""
     config: File = None
@@ -92,10 +100,10 @@ class Pretrain:
     resume: Annotated[str, arg(aliases=["--resume-from-checkpoint"], metavar="latest|DIR")] = "latest"
     """Where to go on from: the last saved state beside the output, if there is one, or a folder of states."""
     schedule: Annotated[
-        Literal["constant", "linear", "cosine"] | None,
+        Literal["constant", "linear", "cosine", "constant_with_warmup"] | None,
         arg(aliases=["--lr-scheduler"], metavar="{constant,linear,cosine}", help_behavior_hint=""),
     ] = None
-    """How the learning rate goes on after the warm-up."""
+    """How the learning rate goes on after the warm-up. constant_with_warmup, as diffusers has it, is constant."""
     warmup_steps: Annotated[int | None, arg(aliases=["--lr-warmup-steps"], metavar="N", help_behavior_hint="")] = None
     """Steps over which the learning rate rises."""
     max_grad_norm: Number = None
@@ -111,7 +119,11 @@ class Pretrain:
     validation: Text = None
     """Pictures to look at while training, not among those of DATA: as DATA, and a cache if that is one."""
     validate_every: Annotated[int, arg(aliases=["--validation-steps"], metavar="N")] = 1_000
-    """Steps between two looks at them: their loss, and what the encoder alone draws of the first four."""
+    """Steps between two looks at them: their loss, and what the encoder alone draws of the first ones."""
+    validation_prompt: Annotated[Many[str], arg(metavar="TEXT ...", help_behavior_hint="")] = ()
+    """What to draw of them, with S* for the concept. Default: the domain's first template, and its example."""
+    num_validation_images: Integer = None
+    """How many of them to draw, 0 for none. Default: 4."""
     report_to: Annotated[Services | None, arg(metavar="{tensorboard,wandb,all}", help_behavior_hint="")] = None
     """Also send losses and scores there (the extra lab); files go to OUTPUT.tracking."""
     dry_run: bool = False
@@ -129,14 +141,11 @@ class Pretrain:
         config = overridden(config.updated(file.get("pretrain", {})), self.settings, self._given())
 
         from e4t.checkpoint import require_place
-        from e4t.domain import Domain
         from e4t.pretrain import Pretraining
         from e4t.processes import Processes, launched_device
 
         require_place(self.output)
-        domain = Domain.named(self.domain)
-        if self.class_word:
-            domain = replace(domain, class_word=self.class_word)
+        domain = self._domain()
         quiet()
         device = launched_device(device_of(self.device))
         if self.dry_run:
@@ -162,15 +171,29 @@ class Pretrain:
         report_broken(training.data.broken)
         return Result([self.output], {"domain": self.output, "broken": len(training.data.broken)})
 
+    def _domain(self) -> Domain:
+        from e4t.domain import Domain
+
+        domain = Domain.named(self.domain)
+        domain = replace(
+            domain,
+            class_word=self.class_word or domain.class_word,
+            placeholder=domain.placeholder if self.placeholder is None else self.placeholder,
+        )
+        templates = tuple(text.replace(domain.placeholder, "{}") for text in each(self.prompt_template))
+        return replace(domain, templates=templates or domain.templates)
+
     def _watched(self, training: Pretraining) -> None:
         """Train, and say, draw and send how it goes on the way."""
         from e4t.validation import Validation, ValidationConfig
 
         validation = None
         if self.validation is not None:
-            often = ValidationConfig(every=self.validate_every)
+            looks = {"pictures": self.num_validation_images, "prompts": each(self.validation_prompt) or None}
+            given: dict[str, Any] = {name: value for name, value in looks.items() if value is not None}
             folder = self.output.with_name(f"{self.output.name}.validation")
-            validation = Validation(training, self.validation, folder, often)
+            config = ValidationConfig(every=self.validate_every, **given)
+            validation = Validation(training, self.validation, folder, config)
         place = self.output.with_name(f"{self.output.name}.tracking")
         running = Tracking.running(self.report_to, place, training.config.to_dict())
         with running as tracking, progress_bar("pretrain") as progress:
@@ -211,7 +234,8 @@ class Pretrain:
             return Backbone.from_pretrained(self.base, eyes=eyes, **options)
 
     def _given(self) -> dict[str, Any]:
-        return options_of(self, PretrainConfig) | {"optimizer": optimizer_of(self.use_8bit_adam)}
+        given = options_of(self, PretrainConfig) | {"optimizer": optimizer_of(self.use_8bit_adam)}
+        return given | ({"schedule": "constant"} if self.schedule == "constant_with_warmup" else {})
 
 
 def _said(training: Pretraining) -> str:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from e4t.checkpoint import Concept
+    from e4t.domain import Domain
     from e4t.manifest import Outcome
     from e4t.pipeline import E4TPipeline
 
@@ -46,11 +47,11 @@ if TYPE_CHECKING:
 _LOW_LIKENESS = 0.5
 
 
-def _opened(image: Path, mask: str | None) -> tuple[Image.Image, Image.Image | None]:
+def _opened(image: Path, mask: str | None, domain: Domain) -> tuple[Image.Image, Image.Image | None]:
     """A picture and its mask, as ``--mask`` says."""
     from e4t.photos import opened
 
-    found = opened(image, mask)
+    found = opened(image, mask, domain)
     for note in found.notes:
         get_console().print(f"warning: {note}", style="yellow")
     return found.picture, found.mask
@@ -71,7 +72,8 @@ class Personalize:
     model: more steps, from the bare word."""
     mask: Mask = None
     """Where the subject is. FILE: a black-and-white picture of the same shape, white inside; auto: for photos, crop to
-    the largest face and cut the subject out (extra "photos"); none: everything counts, which is the default."""
+    the largest face (of other things than people, to the centre) and cut the subject out (extra "photos"); none:
+    everything counts, which is the default."""
     caption: Annotated[str | None, arg(aliases=["--instance-prompt"], metavar="TEXT", help_behavior_hint="")] = None
     """What the picture shows, with S* for what is to be learned, as in "a cat in the rain in the style of S*": the rest
     is left to the words. Of a folder, for pictures without a .txt file of their own; none: these are not read. Default:
@@ -122,12 +124,17 @@ class Personalize:
 
     def _one(self) -> Result:
         from e4t.checkpoint import require_place
+        from e4t.images import load_image
         from e4t.manifest import noted
+        from e4t.photos import fitting_mask
 
         require_place(self.output, "concept")
-        image, mask = _opened(self.image, self.mask)  # what cannot be read is refused before anything slow
+        picture = load_image(self.image)  # what cannot be read is refused before anything slow
+        if self.mask not in (None, "auto", "none"):
+            fitting_mask(self.mask, picture)
         quiet()
         pipe = self._pipeline(self.domain)
+        image, mask = _opened(self.image, self.mask, pipe.domain)
         config = self._config(pipe)
         if pipe.trained is None:
             get_console().print(f"no pre-trained domain: {config.steps} steps from the class word '{self.domain}'")
@@ -138,7 +145,7 @@ class Personalize:
         if self.preview and not pipe.draws_concepts:
             get_console().print("no preview: concepts cannot be drawn in bfloat16")
         elif self.preview:
-            with denoising(pipe, "preview"):
+            with denoising(pipe, "preview", drawings=2):
                 drawn, likeness = pipe.portrait(concept, image)
             concept = concept.with_preview(drawn)
             self._say(likeness, pipe.domain.class_word)
@@ -199,7 +206,7 @@ class Personalize:
         config = PersonalizeConfig.paper() if self.preset == "paper" else pipe.personalize_config
         if self.dtype is None and self._dtype() == "float16":
             config = config.updated({"mixed_precision": "fp16"})
-        config = overridden(config.keeping(self.keep), self.settings, self._given())
+        config = overridden(config, self.settings, self._given())
         return config if config.memory is None else _fitted(pipe, config)
 
     def _dtype(self) -> str:
@@ -215,9 +222,7 @@ class Personalize:
             get_console().print("low: a closer crop, --mask, --steps 15 or e4t generate --strength 1.3 may help")
 
     def _given(self) -> dict[str, Any]:
-        given = options_of(self, PersonalizeConfig) | {"optimizer": optimizer_of(self.use_8bit_adam)}
-        del given["keep"]  # says more than the setting of that name: `PersonalizeConfig.keeping`
-        return given
+        return options_of(self, PersonalizeConfig) | {"optimizer": optimizer_of(self.use_8bit_adam)}
 
 
 @dataclass(frozen=True)
@@ -240,7 +245,7 @@ class Replay:
 
         concept = Concept.load(self.concept)
         framing = "auto" if concept.provenance.get("framing") == "auto" else None
-        image, mask = _opened(self.image, self.mask or framing)
+        image, mask = _opened(self.image, self.mask or framing, concept.domain)
         quiet()
         made = made_in(concept)
         used = self.dtype or made or "float32"

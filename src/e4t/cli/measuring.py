@@ -116,8 +116,7 @@ class Benchmark:
                 for name in domains
             ]
             for step in compare(make, self.output, processes=self.processes):
-                left = f", {step.left / 60:.0f} min left" if step.left else ""
-                progress.at(step.done, step.total, f"{step.text}{left}", seconds_left=step.left)
+                progress.at(step.done, step.total, step.text, seconds_left=step.left)
         paths = [self.output / name for name in FILES]
         return Result(paths, {"paths": paths})
 

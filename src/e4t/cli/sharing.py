@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from e4t.cli.folders import ConceptOptions, OfConcept, describe, description, kind_of, shipped
 from e4t.cli.options import Integer, Json, Result, Text
-from e4t.cli.terminal import get_console, printable, quiet, status
+from e4t.cli.terminal import get_console, printable, progress_bar, quiet
 from e4t.config import at_least
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ class Export:
         concept, pipe = self.model.open(self.concept, "float32", look=self.to.startswith("lora-"))  # likeness is told
         options: dict[str, Any] = {"to": self.to, "token": self.token, "dtype": self.dtype, "rank": self.rank}
         try:
-            with status(f"exporting to {self.to}"):
-                report = export(pipe, concept, self.output, **options)
+            with progress_bar(f"export to {self.to}") as progress:
+                report = export(pipe, concept, self.output, progress=progress.at, **options)
         except UnfaithfulError as error:
             self._show(error.table)
             raise

@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
@@ -126,25 +127,55 @@ def status(text: str) -> Iterator[None]:
         yield
 
 
+_EVERY = 10.0  # seconds between two lines where nobody watches
+
+
 class Progress:
     """A bar with the time left on a terminal; elsewhere a line every ten seconds, and events where those are asked for.
 
-    Every ``at`` is an event, with further ``values`` for machines.
+    Every ``at`` is an event, with further ``values`` for machines. The time left is told by how fast the later half of
+    the time went: of a work that goes on from where it was, the first part is often done already.
     """
 
     def __init__(self, name: str, bar: Any, task: Any) -> None:
         self._name, self._bar, self._task, self._next = name, bar, task, 0.0
+        self._began = time.monotonic()
+        self._seen: deque[tuple[float, float]] = deque()
 
-    def at(self, done: float, total: int, note: str = "", **values: Any) -> None:
-        self._bar.update(self._task, completed=done, total=total, note=note)
-        emit("progress", task=self._name, done=done, total=total, **({"text": note} if note else {}), **values)
+    def at(self, done: float, total: int, note: str = "", *, seconds_left: float | None = None, **values: Any) -> None:
+        """``done`` of ``total``; where it is less than before, another round of work has begun."""
         now = time.monotonic()
-        if note and not is_interactive() and (now >= self._next or done >= total):
-            self._next = now + 10
-            self.say(f"{done:g}/{total}  {note}")
+        left = self._left(now, done, total) if seconds_left is None else seconds_left
+        told = f"{_lasting(left)} left" if left else ""
+        self._bar.update(self._task, completed=done, total=total, note=note, left=told)
+        text = {"text": note} if note else {}
+        emit("progress", task=self._name, done=done, total=total, **text, seconds_left=left, **values)
+        waited = now >= max(self._next, self._began + (0 if note else _EVERY))
+        if not is_interactive() and (waited or (note and done >= total)):
+            self._next = now + _EVERY
+            self.say(f"{round(done, 1):g}/{total}  {note or self._name}{', ' if told else ''}{told}")
+
+    def _left(self, now: float, done: float, total: int) -> float | None:
+        """Seconds; None as long as nobody can tell."""
+        if self._seen and done < self._seen[-1][1]:
+            self._seen.clear()
+            self._began = now
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and self._seen[1][0] <= (self._began + now) / 2:
+            self._seen.popleft()
+        before, first = self._seen[0]
+        return (now - before) / (done - first) * (total - done) if done > first else None
 
     def say(self, text: str) -> None:
         self._bar.console.print(text)
+
+
+def _lasting(seconds: float) -> str:
+    """A time in the unit that suits it, such as 12 min."""
+    units = {"days": 86_400, "h": 3_600, "min": 60}
+    name = next((name for name, length in units.items() if seconds >= 2 * length), "s")
+    number = seconds / units.get(name, 1)
+    return f"{number:.1f} {name}" if name in ("days", "h") else f"{number:.0f} {name}"
 
 
 @contextmanager
@@ -155,18 +186,18 @@ def progress_bar(name: str, *, shown: bool = True) -> Iterator[Progress]:
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
-        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[left]}"),  # rich's own forgets after 30 seconds how fast it went
         progress.TextColumn("{task.fields[note]}"),
     )
     console = get_console()
     console.quiet = not shown  # of several processes, one speaks
     with progress.Progress(*columns, console=console, transient=True, disable=not is_interactive()) as bar:
-        yield Progress(name, bar, bar.add_task(name, total=None, note=""))
+        yield Progress(name, bar, bar.add_task(name, total=None, note="", left=""))
 
 
 @contextmanager
-def denoising(pipe: E4TPipeline, name: str) -> Iterator[None]:
-    """A bar over the calls of the U-Net while drawing: the scheduler knows how many there will be."""
+def denoising(pipe: E4TPipeline, name: str, *, drawings: int = 1) -> Iterator[None]:
+    """A bar over the calls of the U-Net while drawing: the scheduler knows how many there will be in each drawing."""
     import torch
 
     with progress_bar(name) as progress:
@@ -174,7 +205,7 @@ def denoising(pipe: E4TPipeline, name: str) -> Iterator[None]:
 
         def called(*_: Any) -> None:
             if not torch.is_grad_enabled():  # else it is tuned again, as a concept kept for that is
-                total = len(pipe.stock.scheduler.timesteps)
+                total = drawings * len(pipe.stock.scheduler.timesteps)
                 progress.at(min(next(calls), total), total)
 
         handle = pipe.backbone.unet.register_forward_hook(called)

@@ -18,7 +18,7 @@ from e4t.checkpoint import Concept
 from e4t.errors import ConfigError
 from e4t.export.differences import export_diff, export_lora
 from e4t.export.embedding import export_embedding
-from e4t.export.lora import LORA_ERROR, LORA_KEEPS, RANKS, Lora, LoraRow
+from e4t.export.lora import LORA_ERROR, LORA_KEEPS, RANKS, Lora, LoraRow, Told, untold
 from e4t.export.merged import Merged
 from e4t.export.places import FORMATS, Places
 from e4t.export.probe import PROBE_STEPS, Probe, Similarity
@@ -49,13 +49,14 @@ def export(
     token: str | None = None,
     dtype: str | None = None,
     rank: int | None = None,
+    progress: Told = untold,
 ) -> Report:
     """Write ``concept`` in the format ``to``, one of `FORMATS`, and measure what was kept.
 
     ``output`` is a folder for "pipeline" and otherwise a file ending in .safetensors; "textual-inversion" and
     "lora-diffusers" also take a folder, and use diffusers' own file names in it. ``token`` is what prompts say, by
     default the placeholder. ``dtype`` is "float16" or "float32". ``rank`` is of a LoRA: without it the smallest of
-    `RANKS` that is `LoraRow.faithful`.
+    `RANKS` that is `LoraRow.faithful`. ``progress`` is told how much of a LoRA's two rounds of work is done.
 
     Raises ConfigError where the format cannot carry the concept or an option is wrong, MismatchError for a concept of
     another domain, CheckpointError where ``output`` cannot be written or is not a former export.
@@ -70,7 +71,7 @@ def export(
         return export_embedding(source)
     if to == "single-file":
         return export_single_file(source)
-    return export_diff(source) if to == "diff" else export_lora(source, rank)
+    return export_diff(source) if to == "diff" else export_lora(source, rank, progress)
 
 
 def lora_table(

@@ -15,7 +15,7 @@ from torch import Tensor
 from e4t.errors import UnfaithfulError
 from e4t.export.embedding import write_with_embedding
 from e4t.export.labels import kohya_metadata
-from e4t.export.lora import LORA_ERROR, LORA_KEEPS, RANKS, Factors, Lora, LoraRow
+from e4t.export.lora import LORA_ERROR, LORA_KEEPS, RANKS, Factors, Lora, LoraRow, Told
 from e4t.export.merged import NORMS, Weights, cast
 from e4t.export.source import Report, Source, report
 
@@ -60,8 +60,8 @@ _LEAVES = {"weight": "diff", "bias": "diff_b"}
 _NORM_LEAVES = {"weight": "w_norm", "bias": "b_norm"}
 
 
-def export_lora(source: Source, rank: int | None) -> Report:
-    lora = Lora(source.pipe, source.merged, source.probe, source.dtype)
+def export_lora(source: Source, rank: int | None, progress: Told) -> Report:
+    lora = Lora(source.pipe, source.merged, source.probe, source.dtype, progress)
     table = lora.table(RANKS if rank is None else (rank,))
     row = table[-1] if rank is not None else _smallest_true(table, source.to)
     factors = lora.factors(row.rank)

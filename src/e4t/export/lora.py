@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +45,14 @@ class LoraRow:
         return self.error <= LORA_ERROR and self.identity >= LORA_KEEPS
 
 
+Told = Callable[[int, int, str], object]
+"""Is told how many of how many are done, and of what."""
+
+
+def untold(done: int, total: int, what: str) -> None:
+    """Where nobody wants to know."""
+
+
 Factors = dict[tuple[str, str], tuple[Tensor, Tensor]]
 """Down [r, in] and up [out, r] by part and parameter name; up @ down approximates the change."""
 
@@ -62,13 +70,13 @@ class _Reference:
 class Lora:
     """Truncated singular value decompositions of a concept's changes."""
 
-    def __init__(self, pipe: E4TPipeline, merged: Merged, probe: Probe, dtype: str) -> None:
-        self.pipe, self.merged, self.probe, self.dtype = pipe, merged, probe, dtype
-        self._full = {
-            (part, name): _decomposed(change)
-            for part, tensors in merged.changes.items()
-            for name, change in tensors.items()
-        }
+    def __init__(self, pipe: E4TPipeline, merged: Merged, probe: Probe, dtype: str, progress: Told = untold) -> None:
+        self.pipe, self.merged, self.probe, self.dtype, self._progress = pipe, merged, probe, dtype, progress
+        changes = [(part, name) for part, tensors in merged.changes.items() for name in tensors]
+        self._full: Factors = {}
+        for number, (part, name) in enumerate(changes, 1):
+            self._full[part, name] = _decomposed(merged.changes[part][name])
+            progress(number, len(changes), "matrices decomposed")
 
     def factors(self, rank: int) -> Factors:
         """As they are stored: of this rank or of a quarter of the matrix's smaller side, in the file's type."""
@@ -88,7 +96,11 @@ class Lora:
             stranger=probe.picture(self.pipe, None, {}),
         )
         wanted = sorted({min(rank, largest) for rank in ranks})
-        return tuple(self._row(rank, reference) for rank in wanted)
+        rows = []
+        for number, rank in enumerate(wanted):
+            self._progress(number, len(wanted), "ranks measured")
+            rows.append(self._row(rank, reference))
+        return tuple(rows)
 
     def _row(self, rank: int, reference: _Reference) -> LoraRow:
         factors = self.factors(rank)

@@ -69,7 +69,11 @@ class Merged:
             if not self._carried(pipe, to, part, name)
         ]
         if foreign:
-            others = "" if to == "diff" else ", or 'diff', or personalize with keep='low-rank'"
+            others = (
+                ""
+                if to == "diff"
+                else ", or 'diff', or personalize anew with --keep low-rank (in Python, keep='low-rank')"
+            )
             raise ConfigError(
                 f"'{to}' carries {CARRIED[to]} only, and this concept also tunes {len(foreign)} other parameters, "
                 f"such as {foreign[0]}; use 'pipeline' or 'single-file'{others}"
