@@ -19,9 +19,7 @@ from e4t.images import load_image, load_mask
 _DETECTOR_SIDE = 1000  # pixels of the longer side that faces are looked for in
 _MASK_SIDE = 320  # pixels of the side that the mask is cut out at
 _MARGIN = 2.4  # side of the crop, in sides of the face: hair and shoulders belong to a portrait
-_ABOVE = (
-    0.15  # by how much of the face's side the crop lies above its middle: a face begins at the brow, under the hair
-)
+_ABOVE = 0.15  # of the face's side: so far above its middle lies the crop's, as a face begins under the hair
 _LEAST_CONTRAST = 4.0  # standard deviation of 8-bit values: below it, colours tell nothing apart
 _SHARES = (0.04, 0.96)  # of the picture: a smaller or larger subject is none
 
