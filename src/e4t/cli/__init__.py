@@ -101,7 +101,8 @@ def _run(command: Command) -> int:
         if out_of_memory(error):
             advice = (
                 "the device ran out of memory: personalize with --memory auto, draw fewer pictures at a time, or train "
-                "with a smaller --batch-size and more --accumulation; a training goes on from its last saved state"
+                "with --gradient-checkpointing, or a smaller --batch-size and more --accumulation; a training goes on "
+                "from its last saved state"
             )
             return refuse(advice, kind="OutOfMemoryError")
         say(traceback.format_exc())
