@@ -123,12 +123,12 @@ def test_views_that_no_picture_has_are_refused_at_once(
         ("evaluate nowhere --count 0", "2 or more"),
         ("evaluate nowhere --steps 0 -1", "0 or more"),
         ("generate nowhere S* --num-images 0", "1 or more"),
-        ("pretrain nowhere --domain face --base nowhere --output x", "nowhere"),
+        ("pretrain PHOTOS --domain face --base nowhere --output x", "nowhere"),
         ("pretrain nowhere --domain face --base x --output x --steps 0", "1 or more"),
-        ("pretrain nowhere --domain face --base x.ckpt --output x", "is a pickle, which can run programs"),
-        ("pretrain nowhere --domain face --base x.safetensors --output x", "there is no file"),
-        ("pretrain nowhere --domain face --base owner/model --output x", "the Hub cannot be reached"),
-        ("pretrain nowhere --domain face --base owner/model --layout y --output x", "leave --layout out"),
+        ("pretrain PHOTOS --domain face --base x.ckpt --output x", "is a pickle, which can run programs"),
+        ("pretrain PHOTOS --domain face --base x.safetensors --output x", "there is no file"),
+        ("pretrain PHOTOS --domain face --base owner/model --output x", "the Hub cannot be reached"),
+        ("pretrain PHOTOS --domain face --base owner/model --layout y --output x", "leave --layout out"),
         ("personalize dog PICTURE --base PICTURE --output x", "is not a model"),
         ("pretrain nowhere --domain face --base x --output x --set steps", "has no value"),
         ("pretrain nowhere --domain face --base x --output x --set stepz=3", "unknown setting"),
@@ -140,7 +140,8 @@ def test_what_the_user_can_put_right_is_one_sentence(
     command: str, says: str, noise_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert cli.main(command.replace("PICTURE", str(noise_folder / "0.png")).split()) == 2
+    given = command.replace("PICTURE", str(noise_folder / "0.png")).replace("PHOTOS", str(noise_folder))
+    assert cli.main(given.split()) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert says in err

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from e4t.batches import batches
 from e4t.config import PersonalizeConfig, PretrainConfig
 from e4t.counting import count_step, counting, numbers
 from e4t.domain import Domain
+from e4t.errors import ConfigError
 from e4t.forecast import forecast
 from e4t.objective import E4TObjective
 from e4t.pretrain import new_model, pictures_of
@@ -109,6 +112,38 @@ def test_a_dry_run_loads_and_writes_nothing(base, image_folder, tmp_path, capsys
     for part in ("million trained", "peak memory: ", "GB predicted for each process", "all 7 steps: about"):
         assert part in said
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_a_dry_run_tells_what_another_machine_s_device_would_need(base, image_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("e4t.forecast.is_here", lambda device: device.type == "cpu")
+    monkeypatch.setattr("e4t.cli.domains.device_of", partial(raised, ConfigError("it is not here")))
+    command = ["pretrain", str(image_folder), "--domain", "face", "--base", str(base), "--output", str(tmp_path / "x")]
+    assert cli.main([*command, "--device", "cuda:0", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "GB predicted for each process" in said
+    assert "TFLOP; the time is not known, because that device is not here" in said
+    assert cli.main([*command, "--device", "nonsense", "--dry-run"]) == 2
+    assert cli.main([*command, "--device", "cuda:0"]) == 2
+    assert capsys.readouterr().err.count("it is not here") == 2
+
+
+def raised(error, *_):
+    raise error
+
+
+def test_of_several_processes_one_tells_what_each_takes(base, image_folder, tmp_path, capsys, monkeypatch):
+    command = ["pretrain", str(image_folder), "--domain", "face", "--base", str(base), "--output", str(tmp_path / "x")]
+    command += ["--device", "cpu", "--dry-run", "--json"]
+    passing = {}
+    for count in (1, 2):
+        monkeypatch.setenv("WORLD_SIZE", str(count))
+        assert cli.main(command) == 0
+        told = json.loads(capsys.readouterr().out)
+        passing[count] = told["passing"]
+    assert passing[2] - passing[1] == 4 * told["trained"]
+    monkeypatch.setenv("RANK", "1")
+    assert cli.main([option for option in command if option != "--json"]) == 0
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.slow

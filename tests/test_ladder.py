@@ -201,6 +201,18 @@ def test_steps_are_the_same_whatever_the_memory(counted, picture):
     assert [second for _, second, _ in losses] == pytest.approx([losses[0][1]] * 4, rel=1e-3)
 
 
+def test_half_precision_begins_with_the_loss_of_float32(make_backbone, make_model, picture):
+    """Within a fiftieth: what the ladder has on GPUs, weights in float16 under fp16's autocast."""
+    losses = []
+    for half in (False, True):
+        backbone = make_backbone()
+        for part in backbone.modules() if half else ():
+            part.half()
+        config = CONFIG.updated({"steps": 1, "micro_batch_size": 4, "mixed_precision": "fp16" if half else "no"})
+        losses += [s.training.loss for s in personalize(make_model(backbone), picture, config=config) if s.training]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)
+
+
 @pytest.fixture(scope="module")
 def stable_diffusion():
     """1.5 in half precision: shapes without weights."""

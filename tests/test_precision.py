@@ -8,7 +8,13 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from e4t.precision import best_device, has_fast_bfloat16, training_dtype
+from e4t.precision import best_device, has_fast_bfloat16, is_here, training_dtype
+
+
+def test_what_this_machine_has_is_here():
+    assert is_here("cpu")
+    assert not is_here("nonsense")
+    assert not is_here("cuda:99")
 
 
 @pytest.mark.parametrize(("cuda", "mps", "best"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])

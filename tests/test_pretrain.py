@@ -168,13 +168,17 @@ def test_offsets_alone_are_learned_on_the_class_word(tiny_backbone, image_folder
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's own tracing asks for it
-def test_a_compiled_unet_learns_the_same(make_backbone, image_folder, quick_pretrain, tmp_path, monkeypatch):
-    """Offsets, autocast and swapped weights go through torch's tracing; its code generation is left out."""
+@pytest.mark.parametrize(("backend", "checkpointing"), [("eager", False), ("aot_eager", True)])
+def test_a_compiled_unet_learns_the_same(
+    make_backbone, image_folder, quick_pretrain, tmp_path, monkeypatch, backend, checkpointing
+):
+    """Offsets, autocast and swapped weights go through torch's tracing, with "aot_eager" gradients as well; its code
+    generation is left out."""
     plain = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function: plain(function, backend="eager"))
+    monkeypatch.setattr(torch, "compile", lambda function: plain(function, backend=backend))
     losses = []
     for compiled in (False, True):
-        config = dataclasses.replace(quick_pretrain, compile=compiled, steps=2)
+        config = quick_pretrain.updated({"compile": compiled, "steps": 2, "gradient_checkpointing": checkpointing})
         backbone = make_backbone()
         losses.append(run(backbone, image_folder, config, tmp_path / str(compiled)))
         assert "forward" not in vars(backbone.unet)

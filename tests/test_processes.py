@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ SETTINGS = {
     "stratified_timesteps": True,
     "max_grad_norm": 1.0,
 }
+STARTED = {"process_index": 0, "num_processes": 2}
 TOLERANCE = 1e-4  # of the largest weight: the order of sums differs
 
 
@@ -77,12 +79,23 @@ def test_two_processes_that_are_killed_go_on_as_if_they_were_not(base, image_fol
     assert all(torch.equal(two[name], killed[name]) for name in two)
 
 
+@pytest.mark.parametrize("count", ["1", "2"])
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_ways_of_splitting_networks_are_refused(monkeypatch, variable):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_ways_of_splitting_networks_are_refused(monkeypatch, variable, count):
+    monkeypatch.setenv("WORLD_SIZE", count)
     monkeypatch.setenv(variable, "true")
     with pytest.raises(ConfigError, match="only a small encoder and offsets are trained"):
         Processes.launched("cpu")
+
+
+def test_what_a_launcher_says_of_precision_and_compiling_is_not_used(monkeypatch):
+    accelerate, given = pytest.importorskip("accelerate"), {}
+    monkeypatch.setattr(
+        accelerate, "Accelerator", lambda **options: given.update(options) or SimpleNamespace(**STARTED)
+    )
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert Processes.launched("cpu").count == 2
+    assert given == {"cpu": True, "mixed_precision": "no", "dynamo_backend": "no"}
 
 
 def test_every_process_takes_the_device_of_its_number(monkeypatch):

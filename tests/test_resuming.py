@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -173,6 +174,7 @@ def _changed(start, change):
         (4, lambda a: {**a, "processes": "x"}, None, "'processes' is not of type int"),
         (4, lambda a: {**a, "broken": [1]}, None, "'broken' is not of type dict"),
         (4, lambda a: {**a, "broken": {"a": 1}}, None, "broken pictures is no text"),
+        (4, lambda a: {**a, "changes": ["a"]}, None, "changes of settings are no list"),
         (4, lambda a: {**a, "first_losses": ["a"]}, None, "first losses are no numbers"),
         (4, lambda a: {**a, "shards": {"a.tar": [[0, "x"]]}}, None, "sizes of its shards"),
         (4, lambda a: {**a, "shards": {"a.tar": [5]}}, None, "sizes of its shards"),
@@ -244,6 +246,83 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(make_backb
     assert not (tmp_path / "face").with_suffix(".new").exists()
 
 
+def test_after_it_a_training_goes_on_with_what_may_help(make_backbone, image_folder, tmp_path):
+    run = training(make_backbone(), image_folder, tmp_path / "face")
+    steps = run.steps()
+    next(steps)
+    next(steps)
+    run.model.class_embedding.fill_(float("nan"))
+    kept = str(tmp_path / "face.training")
+    with pytest.raises(TrainingError, match=rf"max_grad_norm may help; .* change a setting and add --resume '{kept}'"):
+        next(steps)
+    helping = {"learning_rate": 1e-3, "max_grad_norm": 0.5, "seed": 7}
+    with pytest.raises(CheckpointError, match=rf"\(learning_rate, max_grad_norm, seed\); .*name it: --resume '{kept}'"):
+        training(make_backbone(), image_folder, tmp_path / "face", **helping)
+    again = training(make_backbone(), image_folder, tmp_path / "new", resume=kept, **helping)
+    was = {"after_step": 2, "was": {"learning_rate": 1e-2, "max_grad_norm": 1.0, "seed": 0}}
+    assert (again.start, again.changes) == (2, [was])
+    steps = again.steps()
+    assert next(steps).learning_rate == 1e-3
+    steps.close()
+    last = training(make_backbone(), image_folder, tmp_path / "new", resume=kept, **helping)
+    assert (last.start, len(list(last.steps()))) == (3, 1)
+    assert TrainedDomain.load(tmp_path / "new").training["changes"] == [was]
+
+
+def test_what_is_no_number_is_not_kept_and_it_is_said_what_is(make_backbone, image_folder, tmp_path):
+    run = training(make_backbone(), image_folder, tmp_path / "face", checkpoint_every=2, schedule="constant")
+    steps = run.steps()
+    for _ in range(3):
+        next(steps)
+    run.model.offsets.domain_parameters()[0].data.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"the loss of step 4 is nan.*the state after step 2 is kept in"):
+        next(steps)
+
+
+def test_a_step_is_shared_out_in_smaller_batches_where_memory_is_short(make_backbone, image_folder, tmp_path):
+    steps = training(make_backbone(), image_folder, tmp_path / "face").steps()
+    next(steps)
+    steps.close()
+    less = {"batch_size": 1, "accumulation": 2}
+    with pytest.raises(CheckpointError, match=r"other settings \(effective batch\)"):
+        training(make_backbone(), image_folder, tmp_path / "face", batch_size=1)
+    smaller = training(make_backbone(), image_folder, tmp_path / "face", **less)
+    assert (smaller.start, smaller.changes) == (1, [{"after_step": 1, "was": {"batch_size": 2, "accumulation": 1}}])
+    seen = []
+    views_at = smaller.data.views_at
+    smaller.data.views_at = lambda rows, run: seen.extend(rows) or views_at(rows, run)
+    next(smaller.steps())
+    assert seen[:2] == [2, 3]  # the pictures that would have come
+
+
+def test_a_training_goes_on_with_gradient_checkpointing(make_backbone, image_folder, tmp_path):
+    straight = [step.loss for step in training(make_backbone(), image_folder, tmp_path / "straight").steps()]
+    steps = training(make_backbone(), image_folder, tmp_path / "face").steps()
+    next(steps)
+    steps.close()
+    saving = training(make_backbone(), image_folder, tmp_path / "face", gradient_checkpointing=True)
+    assert (saving.start, saving.changes) == (1, [])
+    assert [step.loss for step in saving.steps()] == pytest.approx(straight[1:], rel=1e-4)
+
+
+def test_the_scale_of_fp16_goes_on_where_it_was(make_backbone, image_folder, tmp_path, monkeypatch):
+    large = partial(torch.amp.GradScaler, "cpu", init_scale=2.0**30)
+    monkeypatch.setattr("e4t.pretrain.gradient_scaler", lambda *_: large())
+    straight = [
+        step.loss
+        for step in training(make_backbone(), image_folder, tmp_path / "straight", mixed_precision="fp16").steps()
+    ]
+    stopped = training(make_backbone(), image_folder, tmp_path / "face", mixed_precision="fp16")
+    steps = stopped.steps()
+    next(steps)
+    steps.close()
+    again = training(make_backbone(), image_folder, tmp_path / "face", mixed_precision="fp16")
+    assert again.scaler.get_scale() == stopped.scaler.get_scale() < 2.0**30
+    assert [step.loss for step in again.steps()] == straight[1:]
+    one, two = tensors(tmp_path / "straight"), tensors(tmp_path / "face")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 def test_before_the_first_step_there_is_nothing_to_keep(make_backbone, image_folder, tmp_path):
     run = training(make_backbone(), image_folder, tmp_path / "face")
     run.model.class_embedding.fill_(float("nan"))
@@ -257,9 +336,9 @@ def test_what_is_said_of_another_folder_of_states_names_it(make_backbone, image_
     next(steps)
     steps.close()
     begun = str(tmp_path / "face.training")
-    other = rf"'{begun}' was begun with other settings \(learning_rate\); resume from another state"
+    other = rf"'{begun}' was begun with other settings \(regularisation\); resume from another state"
     with pytest.raises(CheckpointError, match=other):
-        training(make_backbone(), image_folder, tmp_path / "new", learning_rate=0.5, resume=begun)
+        training(make_backbone(), image_folder, tmp_path / "new", regularisation=0.5, resume=begun)
     run = training(make_backbone(), image_folder, tmp_path / "new", resume=begun)
     run.model.class_embedding.fill_(float("nan"))
     with pytest.raises(TrainingError, match=f"the state after step 1 is kept in '{begun}'"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from e4t.config import PersonalizeConfig
-from e4t.errors import ConfigError
+from e4t.errors import ConfigError, TrainingError
 from e4t.objective import E4TObjective
 from e4t.training import draw_timesteps, generator_at, train
 from test_objective import make_batch
@@ -52,6 +52,41 @@ def test_bf16_is_float32_where_it_would_be_emulated(tiny_model, monkeypatch):
         monkeypatch.setattr("e4t.training.has_fast_bfloat16", lambda device, fast=fast: fast)
         run(tiny_model, steps=1, mixed_precision="bf16")
     assert (seen[0], seen[-1]) == (True, False)
+
+
+def test_a_step_that_overflows_in_fp16_is_done_again(tiny_model):
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
+    before = [parameter.detach().clone() for parameter in tiny_model.parameters()]
+    asked, steps = [], []
+    objective = E4TObjective(tiny_model, PersonalizeConfig(regularisation=0.01))
+    batch = make_batch(tiny_model)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3)
+    with tiny_model.offsets.injected():
+        for step in train(
+            objective,
+            lambda index: asked.append(index) or batch,
+            optimizer,
+            steps=2,
+            mixed_precision="fp16",
+            scaler=scaler,
+        ):
+            steps.append(step.number)
+            assert {int(state["step"]) for state in optimizer.state.values()} == {step.number}
+            assert any(not torch.equal(*pair) for pair in zip(before, tiny_model.parameters(), strict=True))
+    assert (steps, sorted(set(asked))) == ([1, 2], [0, 1])
+    assert asked.count(0) > 1
+    assert scaler.get_scale() < 2.0**30
+
+
+def test_gradients_that_are_no_numbers_in_fp16_stop_at_last_and_leave_the_scale(tiny_model):
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    before = [parameter.detach().clone() for parameter in tiny_model.parameters()]
+    for parameter in tiny_model.parameters():
+        parameter.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(TrainingError, match="the gradients of step 1 are no numbers"):
+        run(tiny_model, steps=1, mixed_precision="fp16", scaler=scaler)
+    assert scaler.get_scale() == 1.0
+    assert all(torch.equal(*pair) for pair in zip(before, tiny_model.parameters(), strict=True))
 
 
 def test_warmup_and_clipping(tiny_model):

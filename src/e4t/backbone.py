@@ -199,9 +199,12 @@ class Backbone:
     def gradient_checkpointing(self, again: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Iterator[None]:
         """The U-Net's activations are computed a second time instead of kept, inside the ``with``.
 
-        The second time is ``again()``, where modes of torch do not reach by themselves.
+        The second time is ``again()``, where modes of torch do not reach by themselves. Only without it can the U-Net
+        be compiled: torch then takes no contexts but its own.
         """
-        twice = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
+        twice = partial(checkpoint, use_reentrant=False)
+        if again is not nullcontext:
+            twice = partial(twice, context_fn=lambda: (nullcontext(), again()))
         self.unet.enable_gradient_checkpointing(twice)
         self.unet.train()  # diffusers checkpoints in training mode only; Stable Diffusion's U-Net has no dropout
         try:

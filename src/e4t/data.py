@@ -58,6 +58,12 @@ class Shuffle:
         return int(order[place])
 
 
+def require_pictures(source: str | Path) -> None:
+    """Raises DataError for what `ImageData` would refuse, and for an empty folder; no picture is read."""
+    if not shard_urls(source):
+        open_pictures(source)
+
+
 class ImageData:
     """Training pictures: any source of `open_pictures`, or shards (`shard_urls`), whose ``entries`` are not known.
 

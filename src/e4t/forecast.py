@@ -17,6 +17,7 @@ from e4t.counting import RUNTIME, Count, bytes_of, count_looking, count_step, he
 from e4t.domain import Domain
 from e4t.model import new_model
 from e4t.optimizers import STATE_BYTES
+from e4t.precision import is_here
 from e4t.training import arithmetic
 
 _SHARE_OF_PEAK = {"cpu": 0.45, "cuda": 0.35}
@@ -36,7 +37,7 @@ class Forecast:
     passing: int  # bytes that come and go in a step, gradients included, at its fullest moment
     runtime: int  # bytes of the program itself
     operations: int  # of one optimiser step
-    seconds: float  # of one optimiser step
+    seconds: float | None  # of one optimiser step; None for a device that is not here
     steps: int
 
     @property
@@ -49,13 +50,16 @@ class Forecast:
         giga = 2**30
         parts = {"frozen": self.weights, "trained": self.states, "activations and gradients": self.passing}
         inside = ", ".join(f"{size / giga:.2f} {name}" for name, size in parts.items())
-        hours = self.seconds * self.steps / 3600
-        return [
+        work = f"a step: {self.operations / 1e12:.2f} TFLOP"
+        lines = [
             f"parameters: {self.trained / 1e6:.2f} million trained, {self.frozen / 1e6:.2f} million frozen",
             f"peak memory: {self.peak / giga:.2f} GB predicted for each process ({inside})",
-            f"a step: {self.operations / 1e12:.2f} TFLOP, about {self.seconds:.2g} s here (estimated)",
-            f"all {self.steps} steps: about {hours:.2g} hours (estimated)",
         ]
+        if self.seconds is None:
+            return [*lines, f"{work}; the time is not known, because that device is not here"]
+        hours = self.seconds * self.steps / 3600
+        lines.append(f"{work}, about {self.seconds:.2g} s here (estimated)")
+        return [*lines, f"all {self.steps} steps: about {hours:.2g} hours (estimated)"]
 
 
 def forecast(
@@ -66,11 +70,13 @@ def forecast(
     device: torch.device,
     cached: bool = False,
     rate: float | None = None,
+    processes: int = 1,
 ) -> Forecast:
     """Of a base whose parts may all be on the meta device (`Backbone.shapes`); ``device`` is where it would be trained.
 
     ``cached``: autoencoder and image encoder are not there. ``rate`` is `multiplication_rate`, which is measured here
-    and now unless it is known: the device need not be at hand then.
+    and now unless it is known; of a device that is not at hand there is no time without it. Several ``processes`` hold
+    their gradients twice: as their own, and in the buckets in which they are averaged.
     """
     resolution = config.resolution or backbone.resolution
     frozen = [backbone.unet, backbone.text_encoder, *(() if cached else (backbone.vae, backbone.image_encoder))]
@@ -90,9 +96,12 @@ def forecast(
         )
     operations = config.accumulation * (looking.operations + step.operations)
     dtype = arithmetic(config.mixed_precision, device, backbone.dtype)
-    rate = rate or multiplication_rate(device, dtype)
+    if rate is None and is_here(device):
+        rate = multiplication_rate(device, dtype)
     counted = step.bytes_again if config.accumulation > 1 else step.bytes
     passing = held(counted, backbone, device=device, config=config, trained=trained)
+    passing += 4 * trained if processes > 1 else 0
+    share = _SHARE_OF_PEAK.get(device.type, _SHARE_OF_PEAK["cuda"])
     return Forecast(
         frozen=sum(map(numbers, frozen)),
         trained=trained,
@@ -101,7 +110,7 @@ def forecast(
         passing=max(passing, looking.bytes * backbone.dtype.itemsize // 4),
         runtime=RUNTIME.get(device.type, RUNTIME["cuda"]),
         operations=operations,
-        seconds=operations / (rate * _SHARE_OF_PEAK.get(device.type, _SHARE_OF_PEAK["cuda"])),
+        seconds=operations / (rate * share) if rate is not None else None,
         steps=config.steps,
     )
 

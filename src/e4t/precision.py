@@ -17,6 +17,15 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def is_here(device: torch.device | str) -> bool:
+    """Whether this machine has the device, and torch can use it."""
+    try:
+        torch.empty(0, device=device)
+    except Exception:  # another one for every kind of device and build of torch
+        return False
+    return True
+
+
 def has_fast_bfloat16(device: torch.device | str) -> bool:
     """Whether ``device`` multiplies in bfloat16 at least as fast as in float32.
 

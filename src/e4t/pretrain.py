@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from e4t.checkpoint import (
     require_place,
 )
 from e4t.config import PretrainConfig
-from e4t.data import ImageData
+from e4t.data import ImageData, require_pictures
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError, TrainingError
 from e4t.model import E4TModel, new_model
@@ -35,8 +35,30 @@ from e4t.shards import source_name
 from e4t.states import LATEST, States, require_fitting
 from e4t.training import Step, gradient_scaler, train
 
-_MAY_CHANGE = ("steps", "checkpoint_every", "keep_states", "workers", "save_dtype", "compile")
+_MAY_CHANGE = (
+    "steps",
+    "checkpoint_every",
+    "keep_states",
+    "workers",
+    "save_dtype",
+    "compile",
+    "gradient_checkpointing",
+)
 """Settings that can change without making a resumed training another one."""
+
+_STEERING = (
+    "learning_rate",
+    "offsets_learning_rate",
+    "weight_decay",
+    "max_grad_norm",
+    "warmup_steps",
+    "mixed_precision",
+    "seed",
+)
+"""Settings of the steps to come, which fit any state: they can change where one is named to go on from, on purpose."""
+
+_SHARES = ("batch_size", "accumulation", "processes")
+"""What the effective batch is the product of."""
 
 _FIRST_LOSSES = 5
 
@@ -69,7 +91,8 @@ class Pretraining:
     ``data`` is a cache, shards, or any other source of pictures (docs/pretraining.md). ``personalize`` and ``generate``
     are settings to record for this domain. States are kept beside ``output``, in ``<output>.training``: with the same
     arguments it goes on from the last one with the very numbers an uninterrupted run would have had. ``resume`` names
-    another folder of states, or of one, to begin from. Raises CheckpointError if it was begun with other settings.
+    another folder of states, or of one, to begin from. Raises CheckpointError if it was begun with other settings;
+    docs/pretraining.md says which may change. ``changes`` are those that did, as they were before.
     """
 
     def __init__(
@@ -114,6 +137,7 @@ class Pretraining:
         }
         resume = self.states.source(resume)
         self.kept_in = self.states.folder if resume == LATEST else Path(resume)  # where the last state lies
+        self.changes: list[dict[str, Any]] = []
         self.start, self.losses = self._resumed(resume)
         if self.start > config.steps:
             raise ConfigError(f"the last saved state is of step {self.start}, and only {config.steps} are asked for")
@@ -145,13 +169,20 @@ class Pretraining:
                 yield step
         except TrainingError as error:
             if done > saved:
-                self._save(done)
-            kept = f"the state after step {done} is kept in '{self.kept_in}'" if done else "no step was taken"
-            raise TrainingError(f"{error}; {kept}") from error
+                with suppress(TrainingError):  # its weights are no numbers either
+                    self._save(done)
+                    saved = done
+            raise TrainingError(f"{error}; {self._kept(saved) if done else 'no step was taken'}") from error
         broken = dict(self.processes.gathered(list(self.data.broken.items())))
         if self.processes.is_first:
             self._trained(len(broken)).save(self.output, dtype=config.save_dtype)
         self.processes.wait()
+
+    def _kept(self, step: int) -> str:
+        if not step:
+            return "no state was saved"
+        place = f"'{self.kept_in}'"
+        return f"the state after step {step} is kept in {place}: change a setting and add --resume {place} to go on"
 
     def _train(self) -> Iterator[Step]:
         config, backbone = self.config, self.backbone
@@ -199,6 +230,7 @@ class Pretraining:
                 "effective_batch": self.effective_batch,
                 "learning_rate": config.learning_rate,
                 "first_losses": self.losses,
+                "changes": self.changes,
             },
             personalize=self.recorded["personalize"],
             generate=self.recorded["generate"],
@@ -213,6 +245,7 @@ class Pretraining:
             raise TrainingError(f"the weights after step {step} are no numbers any more, so training stopped")
         stream = self.data.stream if isinstance(self.data, ImageData) else None
         known = {**self.arguments, "first_losses": self.losses, "shards": dict(stream.sizes) if stream else {}}
+        known["changes"] = self.changes
         known["broken"] = dict(self.processes.gathered(list(self.data.broken.items())))
         self.kept_in = self.states.folder
         if not self.processes.is_first:
@@ -235,10 +268,15 @@ class Pretraining:
         other = [name for name in _SAME if begun.get(name) != self.arguments[name]]
         before, now = _comparable(begun), _comparable(self.arguments)
         changed = sorted(name for name in before | now if before.get(name) != now.get(name))
-        if other or changed:
+        fixed = [name for name in changed if name not in _STEERING]
+        if other or fixed or (changed and which == LATEST):
             what = " and ".join(_SAME[name] for name in other) or f"settings ({', '.join(changed)})"
             instead = "delete it or choose another output" if which == LATEST else "resume from another state"
+            if not other and not fixed:
+                instead = f"to change them from here on, name it: --resume '{self.kept_in}'"
             raise CheckpointError(f"'{self.kept_in}' was begun with other {what}; {instead}")
+        was = _before(begun, self.arguments)
+        self.changes = [*begun.get("changes", []), *([{"after_step": state.step, "was": was}] if was else [])]
         for name, tensor in (state.group("encoder") | state.group("offsets")).items():
             self.parameters[name].data.copy_(tensor)
         load_optimizer_tensors(self.optimizer, state.group("optimizer"))
@@ -250,6 +288,14 @@ class Pretraining:
         if isinstance(self.data, ImageData) and self.data.stream is not None:
             self.data.stream.sizes.update(begun["shards"])
         return state.step, list(begun["first_losses"])
+
+
+def require_data(source: str | Path) -> None:
+    """Raises DataError where there is nothing to train on, while nothing large is loaded: a cache or any pictures."""
+    if CachedData.is_one(source):
+        CachedData(source, seed=0)
+    else:
+        require_pictures(source)
 
 
 def pictures_of(data: str | Path, backbone: Backbone, config: PretrainConfig) -> ImageData:
@@ -320,11 +366,20 @@ def _trained_tensors(model: E4TModel) -> dict[str, Tensor]:
 
 
 def _comparable(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a training the one it is; how a batch is shared out among processes does not."""
+    """What makes a training the one it is; how a step's pictures are shared out does not."""
     config = PretrainConfig.from_dict(arguments["config"])
     free = set(_MAY_CHANGE)
     if config.schedule != "constant" or config.cooldown_steps:  # the rate of every step depends on how many there are
         free.remove("steps")
-    fixed = {name: value for name, value in config.to_dict().items() if name not in free}
-    fixed["batch_size"] = config.batch_size * arguments["processes"]
+    fixed = {name: value for name, value in config.to_dict().items() if name not in free.union(_SHARES)}
+    fixed["effective batch"] = config.batch_size * config.accumulation * arguments["processes"]
     return {"data": arguments["data"], "domain": Domain.from_dict(arguments["domain"]), **fixed}
+
+
+def _before(begun: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training had, of all that makes its steps to come others: also batches that are drawn in other sizes."""
+    before, after = (
+        {**PretrainConfig.from_dict(one["config"]).to_dict(), "processes": one["processes"]} for one in (begun, now)
+    )
+    redrawn = before["batch_size"] * before["processes"] != after["batch_size"] * after["processes"]
+    return {name: before[name] for name in (*_STEERING, *(_SHARES if redrawn else ())) if before[name] != after[name]}

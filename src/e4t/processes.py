@@ -37,18 +37,19 @@ class Processes:
     @classmethod
     def launched(cls, device: str | torch.device) -> Processes:
         """As the environment says, which a launcher sets up. Raises ConfigError for ways of sharing that do not fit."""
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return cls()
         for variable, name in _SHARDED.items():
             if os.environ.get(variable, "").lower() in ("1", "true", "yes"):
                 raise ConfigError(
                     f"{name} splits large trained networks, but here only a small encoder and offsets are trained: "
                     "choose MULTI_GPU (plain data parallelism) in 'accelerate config', or launch with torchrun"
                 )
+        if launched_as()[1] == 1:
+            return cls()
         from accelerate import Accelerator
 
-        # Autocast, accumulation and batches are those of the settings, whatever the launcher's config says.
-        accelerator = Accelerator(cpu=torch.device(device).type == "cpu", mixed_precision="no")
+        # Autocast, compiling, accumulation and batches are those of the settings, whatever the launcher's config says.
+        cpu = torch.device(device).type == "cpu"
+        accelerator = Accelerator(cpu=cpu, mixed_precision="no", dynamo_backend="no")
         return cls(accelerator.process_index, accelerator.num_processes, accelerator)
 
     @property
@@ -96,6 +97,11 @@ class Processes:
         """Until all are here."""
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
+
+
+def launched_as() -> tuple[int, int]:
+    """This process's number, and how many a launcher has started."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def launched_device(name: str) -> str:

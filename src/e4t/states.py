@@ -142,6 +142,8 @@ def _begun(state: TrainingState) -> dict[str, Any]:
         whole = isinstance(pairs, list) and pairs and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
         if not whole or not all(fits(number, int) and number >= 0 for pair in pairs for number in pair):
             raise ValueError("the sizes of its shards are no numbers")
+    if not all(isinstance(change, dict) for change in given.get("changes", [])):
+        raise ValueError("its changes of settings are no list of such")
     Domain.from_dict(given["domain"])
     return PretrainConfig.from_dict(given["config"]).to_dict()
 

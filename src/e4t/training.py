@@ -17,6 +17,9 @@ from e4t.precision import has_fast_bfloat16
 from e4t.processes import Processes
 
 _MAY_HELP = "a lower learning rate, warmup_steps or max_grad_norm may help"
+_LEAST_SCALE = 2.0**-10
+"""Of fp16's gradients: where they overflow even so, they are no numbers whatever the scale."""
+
 _AUTOCAST_OF = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 """What autocast has to be, by the type of the frozen weights; with float32 it may be any."""
 
@@ -55,8 +58,8 @@ def train(
 
     The learning rates rise over the first ``warmup_steps`` and fall to nothing over the last ``cooldown_steps``, or all
     the way by ``schedule``. "bf16" means float32 where a processor would only emulate bfloat16. With several
-    ``processes``, ``batch_at`` gives this one's share. Raises TrainingError, before it changes a weight, where the loss
-    is no number any more.
+    ``processes``, ``batch_at`` gives this one's share. A step whose gradients overflow in fp16 is done again with a
+    smaller scale. Raises TrainingError, before it changes a weight, where the loss is no number any more.
     """
     device, weights = objective.model.backbone.device, objective.model.base_dtype
     cast = autocast(mixed_precision, device, weights)
@@ -64,8 +67,10 @@ def train(
     together = processes or Processes()
     loss_of = together.shared(objective)
     rates = [group["lr"] for group in optimizer.param_groups]
-    for step in range(start, steps):
-        began, losses = time.perf_counter(), []
+
+    def gradients(step: int) -> list[float]:
+        """Those of all batches of a step are there afterwards; the means of its losses."""
+        losses = []
         for micro in range(accumulation):
             with together.apart(loss_of, when=micro + 1 < accumulation):
                 # The batch too: autoencoder and CLIP are run on it at every step.
@@ -73,24 +78,42 @@ def train(
                     loss = loss_of(batch_at(step * accumulation + micro))
                 scaler.scale(loss.total / accumulation).backward()
             losses.append(torch.stack([loss.total.detach(), loss.diffusion, loss.regularizer, loss.embedding_ratio]))
-        total, diffusion, regularizer, ratio = together.mean(torch.stack(losses).mean(dim=0)).tolist()
-        if not math.isfinite(total):
-            optimizer.zero_grad(set_to_none=True)
-            raise TrainingError(f"the loss of step {step + 1} is {total}, so training stopped; {_MAY_HELP}")
+        means: list[float] = together.mean(torch.stack(losses).mean(dim=0)).tolist()
+        if not math.isfinite(means[0]):
+            raise TrainingError(f"the loss of step {step + 1} is {means[0]}, so training stopped; {_MAY_HELP}")
         scaler.unscale_(optimizer)
         parameters = [p for g in optimizer.param_groups for p in g["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf)  # infinity shortens nothing
-        if not scaler.is_enabled() and not math.isfinite(norm):  # a scaler leaves such a step out
-            optimizer.zero_grad(set_to_none=True)
+        overflow = scaler.is_enabled() and scaler.get_scale() > _LEAST_SCALE
+        if not math.isfinite(norm) and not overflow:
             raise TrainingError(f"the gradients of step {step + 1} are no numbers, so training stopped; {_MAY_HELP}")
+        return means
+
+    for step in range(start, steps):
+        began, scale = time.perf_counter(), scaler.state_dict()
         share = rate_at(step, steps, schedule, warmup_steps=warmup_steps, cooldown_steps=cooldown_steps)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * share
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        try:
+            means = gradients(step)
+            while not _stepped(optimizer, scaler):
+                means = gradients(step)
+        except TrainingError:
+            optimizer.zero_grad(set_to_none=True)
+            scaler.load_state_dict(scale)  # the smallest there is would lose the gradients of whoever goes on
+            raise
+        total, diffusion, regularizer, ratio = means
         seconds = time.perf_counter() - began
         yield Step(step + 1, steps, total, diffusion, regularizer, ratio, seconds, rates[0] * share)
+
+
+def _stepped(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> bool:
+    """Whether a step was taken: where gradients overflow, a scaler leaves it out and halves its scale instead."""
+    before = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return scaler.get_scale() >= before
 
 
 def rate_at(step: int, steps: int, schedule: str, *, warmup_steps: int = 0, cooldown_steps: int = 0) -> float:

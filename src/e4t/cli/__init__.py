@@ -104,7 +104,8 @@ def _run(command: Command) -> int:
         if out_of_memory(error):
             advice = (
                 "the device ran out of memory: personalize with --memory auto, draw with --dtype float16 or fewer "
-                "pictures at a time, or train with a smaller --batch-size and more --accumulation; a training goes on "
+                "pictures at a time, or train with --gradient-checkpointing, or a smaller --batch-size and more "
+                "--accumulation; a training goes on from its last saved state"
                 "from its last saved state"
             )
             return refuse(advice, kind="OutOfMemoryError")

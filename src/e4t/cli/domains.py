@@ -36,12 +36,14 @@ from e4t.cli.settings import options_of, overridden, read_sections
 from e4t.cli.terminal import device_of, dtype_of, get_console, progress_bar, quiet, status
 from e4t.cli.tracking import Services, Tracking
 from e4t.config import PretrainConfig
+from e4t.errors import ConfigError
 
 if TYPE_CHECKING:
     from e4t.backbone import Backbone
     from e4t.domain import Domain
     from e4t.pretrain import Pretraining
 
+_GPUS = ("cuda", "mps", "xpu")
 _TRACKED = ("loss", "diffusion", "regularizer", "embedding_ratio", "learning_rate", "seconds")
 
 Data = Annotated[Positional[str], arg(metavar="DATA")]
@@ -98,7 +100,8 @@ class Pretrain:
     keep_states: KeepStates = None
     """How many of the last saved states stay on the disk."""
     resume: Annotated[str, arg(aliases=["--resume-from-checkpoint"], metavar="latest|DIR")] = "latest"
-    """Where to go on from: the last saved state beside the output, if there is one, or a folder of states."""
+    """Where to go on from: the last saved state beside the output, if there is one, or a folder of states. Where one is
+    named, learning rates, max_grad_norm and the like may change."""
     schedule: Annotated[
         Literal["constant", "linear", "cosine", "constant_with_warmup"] | None,
         arg(aliases=["--lr-scheduler"], metavar="{constant,linear,cosine}", help_behavior_hint=""),
@@ -142,12 +145,13 @@ class Pretrain:
 
         from e4t.checkpoint import require_place
         from e4t.pretrain import Pretraining
-        from e4t.processes import Processes, launched_device
+        from e4t.processes import Processes
 
         require_place(self.output)
         domain = self._domain()
         quiet()
-        device = launched_device(device_of(self.device))
+        device = self._device()
+        self._require_data()
         if self.dry_run:
             return self._forecast(domain, config, device)
         processes = Processes.launched(device)
@@ -207,20 +211,46 @@ class Pretrain:
                     progress.say(f"step {step.number}: " + ", ".join(f"{n} {v:.4f}" for n, v in scores.items()))
                     tracking.log(scores, step.number)
 
+    def _device(self) -> str:
+        """This process's; a dry run is also told what another machine's would need."""
+        from e4t.processes import launched_device
+
+        try:
+            return launched_device(device_of(self.device))
+        except ConfigError:
+            kind = self.device.partition(":")[0]
+            if not self.dry_run or kind not in _GPUS:
+                raise
+            return kind
+
+    def _require_data(self) -> None:
+        """Before the base is fetched and loaded; a dry run, which fetches nothing, passes by datasets of the Hub."""
+        from e4t.pictures import HUB
+        from e4t.pretrain import require_data
+
+        for source in (self.data, self.validation):
+            if source is not None and not (self.dry_run and source.startswith(HUB)):
+                require_data(source)
+
     def _forecast(self, domain: Domain, config: PretrainConfig, device: str) -> Result:
         import torch
 
         from e4t.backbone import Backbone
         from e4t.cache import CachedData
         from e4t.forecast import forecast
+        from e4t.processes import launched_as
 
+        rank, count = launched_as()
+        if rank:
+            return Result([])
         options = {"dtype": dtype_of(self.dtype)} | self.base_model.given()
         cached = CachedData.is_one(self.data)
         if cached:
             config = config.updated({"resolution": CachedData(self.data, seed=0).pictures["resolution"]})
         with status("going through a step"):
             shapes = Backbone.shapes(self.base, **options)
-            predicted = forecast(shapes, domain, config, device=torch.device(device), cached=cached)
+            place = torch.device(device)
+            predicted = forecast(shapes, domain, config, device=place, cached=cached, processes=count)
             return Result(predicted.sentences(), {**asdict(predicted), "peak": predicted.peak})
 
     def _backbone(self, device: str) -> Backbone:
@@ -239,13 +269,23 @@ class Pretrain:
 
 
 def _said(training: Pretraining) -> str:
-    """What an optimiser step is: printed, and stored in the domain."""
+    """What an optimiser step is, and what of it has changed: printed, and stored in the domain."""
     config = training.config
     parts = f"{config.batch_size} pictures × {config.accumulation} × {training.processes.count} processes"
     shape = f"{config.schedule}, {config.warmup_steps} steps of warm-up"
     begun = f", from step {training.start}" if training.start else ""
-    rate = f"learning rate {config.learning_rate:g} ({shape})"
-    return f"effective batch {training.effective_batch} ({parts}), {rate}{begun}"
+    offsets = f", {config.offsets_learning_rate:g} of the offsets" if config.offsets_learning_rate is not None else ""
+    rate = f"learning rate {config.learning_rate:g}{offsets} ({shape})"
+    return f"effective batch {training.effective_batch} ({parts}), {rate}{begun}{_said_to_change(training)}"
+
+
+def _said_to_change(training: Pretraining) -> str:
+    """What is other than it was before the state that is gone on from."""
+    if not training.changes or training.changes[-1]["after_step"] != training.start:
+        return ""
+    was = training.changes[-1]["was"]
+    redrawn = "; noise and timesteps are other ones from here on" if {"batch_size", "processes"} & set(was) else ""
+    return f"; {', '.join(f'{name} was {value}' for name, value in was.items())}{redrawn}"
 
 
 def report_broken(broken: dict[str, str]) -> None:
@@ -306,11 +346,13 @@ class Cache:
         config = PretrainConfig().updated(looks)  # refuses what no training would take
 
         from e4t.backbone import Backbone
+        from e4t.data import require_pictures
         from e4t.pretrain import pictures_of
         from e4t.processes import Processes, launched_device
 
         quiet()
         device = launched_device(device_of(self.device))
+        require_pictures(self.data)  # before the base is fetched and loaded
         processes = Processes.launched(device)
         with status("loading the base model"):
             options: dict[str, Any] = {"device": device, "dtype": dtype_of(self.dtype)} | self.base_model.given()
