@@ -249,3 +249,18 @@ def test_the_site_builds(tmp_path: Path) -> None:
     reference = (tmp_path / "site" / "python" / "index.html").read_text(encoding="utf-8")
     assert "E4TPipeline" in reference
     assert "keep_steps" in reference
+
+
+def test_the_table_of_the_readme_is_of_the_results() -> None:
+    table = README.read_text().split("## Results")[1].split("##")[0]
+    rows = [[cell.strip("* ") for cell in line.strip("|").split("|")] for line in table.splitlines() if "%" in line]
+    methods = ("class word", "0 steps", "5 steps", "drawings")
+    measured = [
+        json.loads((DOCS / "results" / f"tiny-{kind}.json").read_text())["methods"][method]
+        for kind in ("face", "cat", "art")
+        for method in methods
+    ]
+    for (_, *shares), scores in zip(rows, measured, strict=True):
+        names = ("rank_1_of_20_twins", "prompt_accuracy", "joint_success")
+        for share, name in zip(shares, names, strict=True):
+            assert float(share.rstrip(" %")) / 100 == pytest.approx(scores[name]["value"], abs=0.00501)
