@@ -4,9 +4,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from e4t.checkpoint import load_optimizer_tensors, optimizer_tensors
 from e4t.errors import ConfigError
-from e4t.optimizers import MovingAverage, Muon, new_optimizer, orthogonal
+from e4t.optimizers import (
+    MovingAverage,
+    Muon,
+    load_optimizer_tensors,
+    new_optimizer,
+    optimizer_tensors,
+    orthogonal,
+)
 from e4t.training import rate_at
 
 

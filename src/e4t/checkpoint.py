@@ -305,25 +305,6 @@ def prefixed(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{name}/{key}": tensor.detach().cpu() for key, tensor in tensors.items()}
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's state as named tensors: ``<parameter index>.<what>``."""
-    found: dict[str, Tensor] = {}
-    for index, entry in optimizer.state_dict()["state"].items():
-        for key, value in entry.items():
-            inner = value if isinstance(value, dict) else {key: value}  # bitsandbytes nests its own, and shares some
-            found |= {f"{index}.{name}": torch.as_tensor(one).clone() for name, one in inner.items()}
-    return found
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor | int]] = {}
-    for name, tensor in tensors.items():
-        index, key = name.split(".", 1)
-        whole = tensor.dim() == 0 and not tensor.is_floating_point()
-        state.setdefault(int(index), {})[key] = int(tensor) if whole else tensor  # torch's step counter is a float
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
 @contextmanager
 def _explained(folder: str | Path) -> Iterator[None]:
     """Turns what a hand-edited or broken config raises into one sentence."""

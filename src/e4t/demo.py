@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from e4t.errors import CheckpointError, ImageError
 from e4t.images import load_image, load_mask, square
 from e4t.pictures import caption_beside
+from e4t.writing import new_files
 
 if TYPE_CHECKING:
     from e4t.checkpoint import Concept
@@ -293,14 +294,9 @@ def readable_bytes(count: int) -> str:
 
 
 def _write(output: Path, reports: Sequence[Report], stages: Sequence[Stage]) -> None:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        grid(reports).save(output / "grid.png")
-        (output / "index.html").write_text(page(reports, stages), encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(
-            f"'{output}' cannot be written ({error.strerror or error}); choose another place."
-        ) from error
+    with new_files([output / "grid.png", output / "index.html"]) as (picture, text):
+        grid(reports).save(picture, "PNG")
+        text.write_text(page(reports, stages), encoding="utf-8")
 
 
 # The grid

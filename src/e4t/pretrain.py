@@ -18,8 +18,6 @@ from e4t.checkpoint import (
     TrainedDomain,
     TrainingState,
     group,
-    load_optimizer_tensors,
-    optimizer_tensors,
     prefixed,
     require_place,
 )
@@ -29,7 +27,7 @@ from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError, TrainingError
 from e4t.model import E4TModel, new_model
 from e4t.objective import E4TObjective
-from e4t.optimizers import MovingAverage, new_optimizer
+from e4t.optimizers import MovingAverage, load_optimizer_tensors, new_optimizer, optimizer_tensors
 from e4t.processes import Processes
 from e4t.shards import source_name
 from e4t.states import LATEST, States, require_fitting

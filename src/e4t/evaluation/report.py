@@ -29,6 +29,7 @@ from e4t.evaluation.metrics import Statistic
 from e4t.evaluation.similarity import same_face
 from e4t.evaluation.truth import joined
 from e4t.images import square
+from e4t.writing import new_files
 
 Tuning = tuple[str, int]
 """A method and its number of steps."""
@@ -185,12 +186,13 @@ FILES = ("report.html", "results.csv", "results.json", "results.md")
 def write(folder: Path, contests: Sequence[tuple[dict[str, Any], str]]) -> list[Path]:
     """`FILES` in ``folder``, from the `figures` and the `grids` of every contest; returns their paths."""
     reports = [report for report, _ in contests]
-    page, comma_separated, everything, short = paths = [folder / name for name in FILES]
-    page.write_text(_PAGE.format(sections="\n".join(_section(*one) for one in contests)), encoding="utf-8")
-    with comma_separated.open("w", newline="") as file:
-        _write_csv(file, reports)
-    everything.write_text(json.dumps(reports, indent=1, allow_nan=False) + "\n")
-    short.write_text("\n".join(map(markdown, reports)), encoding="utf-8")
+    paths = [folder / name for name in FILES]
+    with new_files(paths) as (page, comma_separated, everything, short):
+        page.write_text(_PAGE.format(sections="\n".join(_section(*one) for one in contests)), encoding="utf-8")
+        with comma_separated.open("w", newline="") as file:
+            _write_csv(file, reports)
+        everything.write_text(json.dumps(reports, indent=1, allow_nan=False) + "\n")
+        short.write_text("\n".join(map(markdown, reports)), encoding="utf-8")
     return paths
 
 
