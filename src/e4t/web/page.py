@@ -208,6 +208,7 @@ def _tuning(studio: Studio) -> dict[str, Any]:
             label="What to keep",
             info="What is best for the domain was measured. The others take less room; LoRA files need low-rank or "
             "embedding.",
+            elem_classes="chips",
             elem_id="keep",
         )
         start = gr.Button("Personalize", variant="primary", elem_id="personalize")
