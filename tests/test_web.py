@@ -40,7 +40,7 @@ from e4t.web import prompts
 from e4t.web.framing import COUNTS, DOES_NOT, Crop, grown, painted, shown, strokes
 from e4t.web.scratch import Scratch, remove_stale
 from e4t.web.shelf import Shelf
-from e4t.web.studio import EXPORTS, KEPT, Request, Studio, Work, explanation
+from e4t.web.studio import EXPORTS, TO_KEEP, Request, Studio, Work, explanation
 
 QUICK = {"num_inference_steps": 2, "num_images": 1}
 MOST_STEPS = 5  # instead of 15
@@ -369,7 +369,7 @@ def kept(studio: Studio) -> Iterator[dict[str, Work]]:
     pipe = ShippedPipeline(build_backbone(), domain=Domain.named("face"))
     whole = Studio(["face"], studio.shelf, lambda name: pipe)
     made: dict[str, Work] = {}
-    for keep in KEPT:
+    for keep in TO_KEEP:
         *_, last = whole.personalize("face", noise(0), keep=keep)
         assert last.work is not None
         made[keep] = last.work

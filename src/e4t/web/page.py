@@ -19,9 +19,9 @@ from e4t.web.framing import COUNTS, DOES_NOT, Crop, grown, painted, shown, strok
 from e4t.web.studio import (
     AS_MEASURED,
     EXPORTS,
-    KEPT,
     MOST_PICTURES,
     MOST_STEPS,
+    TO_KEEP,
     Moment,
     Request,
     Studio,
@@ -203,7 +203,7 @@ def _tuning(studio: Studio) -> dict[str, Any]:
             elem_id="caption",
         )
         keep = gr.Radio(
-            list(KEPT),
+            list(TO_KEEP),
             value=AS_MEASURED,
             label="What to keep",
             info="What is best for the domain was measured. The others take less room; LoRA files need low-rank or "

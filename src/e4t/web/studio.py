@@ -34,7 +34,7 @@ MOST_PICTURES = 8
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # the disk, or the user's share of it
 _UNSAVED = "unsaved"  # the concept of a picture drawn before it has a name
 AS_MEASURED = "as measured"
-KEPT = (AS_MEASURED, "low-rank", "vectors", "embedding")
+TO_KEEP = (AS_MEASURED, "low-rank", "vectors", "embedding")
 """What to keep of a concept: what the domain was measured with, or as `PersonalizeConfig.keeping` says."""
 EXPORTS = ("textual-inversion", "diff", "lora-diffusers", "lora-kohya", "single-file")
 """Formats that are one file; `e4t export` also writes a folder."""
@@ -147,7 +147,7 @@ class Studio:
     ) -> Iterator[Moment]:
         """Tune `MOST_STEPS` steps and keep all of them; yields every one.
 
-        ``keep`` is one of `KEPT`, ``caption`` is `PersonalizeConfig`'s.
+        ``keep`` is one of `TO_KEEP`, ``caption`` is `PersonalizeConfig`'s.
 
         The work is done by a thread of its own: where nobody listens any more, as when a tab is closed half way, it
         ends after the step it is at, leaves the models as they were, and nothing of it is kept.
@@ -272,9 +272,9 @@ class Studio:
 
 
 def _config(pipe: E4TPipeline, keep: str) -> PersonalizeConfig:
-    """Raises ConfigError for a ``keep`` that is none of `KEPT`."""
-    if keep not in KEPT:
-        raise ConfigError(f"the page keeps nothing called {keep[:40]!r} of a concept; it can {', '.join(KEPT)}")
+    """Raises ConfigError for a ``keep`` that is none of `TO_KEEP`."""
+    if keep not in TO_KEEP:
+        raise ConfigError(f"the page keeps nothing called {keep[:40]!r} of a concept; it can {', '.join(TO_KEEP)}")
     config = pipe.personalize_config.keeping(None if keep == AS_MEASURED else keep)
     half = pipe.backbone.dtype == torch.float16
     return config.updated({"mixed_precision": "fp16"}) if half else config
