@@ -1,8 +1,12 @@
-"""The page in a real browser, on a random model: from a picture to a saved concept, at desktop and phone width."""
+"""The page in a real browser: from a picture to a saved concept, at desktop and phone width.
+
+On a random model, and once on the shipped domain. Screenshots are left in $E4T_SCREENSHOTS, where that is set.
+"""
 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import which
@@ -14,6 +18,7 @@ from PIL import Image
 
 from conftest import build_backbone
 from e4t.config import PersonalizeConfig
+from e4t.demo import example_pictures
 from e4t.domain import Domain
 from e4t.errors import ConfigError
 from e4t.pipeline import E4TPipeline
@@ -85,6 +90,12 @@ def personalized(page: Any, path: Path) -> None:
     page.wait_for_selector("#progress:has-text('done')")
 
 
+def photographed(page: Any, name: str) -> None:
+    """A picture of the page, for people to look at."""
+    if folder := os.environ.get("E4T_SCREENSHOTS"):
+        page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=True)
+
+
 def drawn(page: Any) -> str:
     """Address of the first picture, after a press of the button."""
     before = page.locator("#gallery img").first.get_attribute("src") if page.locator("#gallery img").count() else None
@@ -127,15 +138,16 @@ def test_the_whole_path(browser: Any, address: str, shelf: Shelf, tmp_path: Path
     page.click("#save")
     page.wait_for_function("name => document.querySelector('#chosen input').value === name", arg=f"anna-{device}")
     assert f"anna-{device}" in shelf.names()
+    page.click("#exporting button")
+    page.click("#export")
+    page.wait_for_selector(f"#files a:has-text('anna-{device}'), #files :text('anna-{device}')")
+    photographed(page, f"path-{device}")
     page.click("#reopen")
     page.wait_for_selector(f"#progress:has-text('Reopened: anna-{device}, after 14 steps')")
     again = tmp_path / "again.png"
     again.write_bytes(page.request.get(drawn(page)).body())
     assert Image.open(again).tobytes() == Image.open(file).tobytes()
 
-    page.click("#exporting button")
-    page.click("#export")
-    page.wait_for_selector("#files a:has-text('zip'), #files :text('zip')")
     page.click("#delete")
     page.wait_for_selector("text=tick the box below")
     page.check("#sure input")
@@ -167,6 +179,140 @@ def test_two_tabs_do_not_mix(browser: Any, address: str, tmp_path: Path) -> None
     assert pictures[0].startswith(b"\x89PNG")
     first.close()
     second.close()
+
+
+# By keyboard
+
+WAY = "upload domain framing caption keep personalize step style prompt count compare draw name save chosen reopen"
+
+
+def focused(page: Any) -> str:
+    """The named part that the focus is in."""
+    parts = ",".join(f"#{name}" for name in (*WAY.split(), "delete", "sure", "exporting"))
+    return str(page.evaluate("parts => document.activeElement.closest(parts)?.id ?? ''", parts))
+
+
+def at_the_top(page: Any) -> None:
+    """The tabulator begins behind what was pressed or clicked last."""
+    page.evaluate("window.scrollTo(0, 0)")
+    page.mouse.click(5, 5)
+
+
+def tabbed_to(page: Any, name: str) -> None:
+    for _ in range(80):
+        if focused(page) == name:
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"the tabulator does not reach {name}")
+
+
+def test_by_keyboard_alone(browser: Any, address: str, tmp_path: Path) -> None:
+    page = opened(browser, address, SIZES["desktop"])
+    uploaded(page, picture(tmp_path, 6))
+    at_the_top(page)
+    tabbed_to(page, "keep")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")  # low-rank
+    assert page.locator("#keep input:checked").get_attribute("value") == "low-rank"
+    tabbed_to(page, "personalize")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#progress:has-text('done')")
+    page.wait_for_selector("#step input[type=range]:enabled")
+
+    at_the_top(page)
+    visited: list[str] = []
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        if (name := focused(page)) and name not in visited:
+            visited.append(name)
+    assert visited == [*WAY.split(), "delete", "sure", "exporting"]
+
+    tabbed_to(page, "draw")
+    page.keyboard.press("Space")
+    page.wait_for_selector("#gallery img")
+    tabbed_to(page, "name")
+    page.keyboard.type("keys")
+    tabbed_to(page, "save")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#saved button img")
+    page.wait_for_function("document.querySelector('#chosen input').value === 'keys'")
+    page.locator("#saved button:has(img)").first.focus()
+    page.keyboard.press("Enter")
+    tabbed_to(page, "exporting")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#to input")
+    page.close()
+
+
+# The shipped domain
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Studio, str]]:
+    pytest.importorskip("gradio")
+    from e4t.web.page import launch
+
+    shelf = Shelf(tmp_path_factory.mktemp("shipped") / "concepts", lambda folder, domain: None)
+    studio = Studio(["tiny-face"], shelf, E4TPipeline.from_pretrained)
+    blocks = launch(studio, host="127.0.0.1", port=7900)
+    yield studio, blocks.local_url
+    blocks.close()
+    studio.close()
+
+
+def stepped(page: Any, step: int) -> np.ndarray:
+    """The quick look at a step, after the slider has been set to it by its number."""
+    before = page.locator("#glimpse img").get_attribute("src")
+    page.fill("#step input[type=number]", str(step))
+    page.keyboard.press("Enter")
+    page.wait_for_function("old => document.querySelector('#glimpse img').getAttribute('src') !== old", arg=before)
+    source = page.locator("#glimpse img").get_attribute("src")
+    return np.asarray(Image.open(io.BytesIO(page.request.get(source).body())).convert("RGB"), float)
+
+
+def test_the_shipped_domain_from_a_picture_to_a_named_export(browser: Any, shipped: tuple[Studio, str]) -> None:
+    studio, address = shipped
+    page = opened(browser, address, SIZES["desktop"])
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    photo = example_pictures("face")[1]
+    uploaded(page, photo)
+    page.click("#personalize")
+    page.wait_for_selector("#progress:has-text('Step 3 of 15')")
+    page.wait_for_selector("#glimpse img")  # while it learns
+    photographed(page, "tiny-learning")
+    page.wait_for_selector("#progress:has-text('done')")
+    assert page.locator("#step input[type=number]").input_value() == str(
+        studio.pipe("tiny-face").personalize_config.steps
+    )
+
+    given = np.asarray(Image.open(photo).convert("RGB").resize((128, 128)), float)
+    off = {step: np.abs(np.asarray(stepped(page, step)) - given).mean() for step in (0, 15, 5)}
+    assert off[15] < off[0]  # more steps are more like the picture
+
+    page.check("#compare input")
+    with_concept = page.request.get(drawn(page)).body()
+    page.wait_for_selector("#without img")
+    without = page.request.get(page.locator("#without img").first.get_attribute("src")).body()
+    assert with_concept != without
+    photographed(page, "tiny-drawn")
+
+    page.fill("#name input, #name textarea", "Anna")
+    page.click("#save")
+    page.wait_for_function("document.querySelector('#chosen input').value === 'anna'")
+    page.click("#exporting button")
+    page.click("#to input")
+    page.locator("[role=option]", has_text="single-file").click()
+    page.click("#export")
+    page.wait_for_selector("#files :text('anna.S')")
+    photographed(page, "tiny-exported")
+
+    page.click("#reopen")
+    page.wait_for_selector("#progress:has-text('Reopened: anna, after 5 steps')")
+    again = page.request.get(drawn(page)).body()
+    assert Image.open(io.BytesIO(again)).tobytes() == Image.open(io.BytesIO(with_concept)).tobytes()
+    assert faults == []
+    page.close()
 
 
 # The mask by brush
@@ -211,7 +357,9 @@ def test_the_mask_is_painted_and_the_caption_typed(
     masks: list[np.ndarray | None] = []
     captions: list[str] = []
 
-    def noted(domain: str, image: Image.Image, mask: Image.Image | None = None, *, caption: str = "") -> Iterator[Any]:
+    def noted(
+        domain: str, image: Image.Image, mask: Image.Image | None = None, *, keep: str, caption: str
+    ) -> Iterator[Any]:
         masks.append(None if mask is None else np.asarray(mask))
         captions.append(caption)
         raise ConfigError("this is about the mask alone")

@@ -15,6 +15,8 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from commands import events as printed
 from conftest import build_backbone
 from e4t import cli
 from e4t.checkpoint import Concept
-from e4t.cli.serving import require_free
+from e4t.cli.serving import Web, require_free
 from e4t.config import PersonalizeConfig
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError, ImageError, MismatchError
@@ -37,7 +40,7 @@ from e4t.web import prompts
 from e4t.web.framing import COUNTS, DOES_NOT, Crop, grown, painted, shown, strokes
 from e4t.web.scratch import Scratch, remove_stale
 from e4t.web.shelf import Shelf
-from e4t.web.studio import Request, Studio, Work, explanation
+from e4t.web.studio import EXPORTS, TO_KEEP, Request, Studio, Work, explanation
 
 QUICK = {"num_inference_steps": 2, "num_images": 1}
 MOST_STEPS = 5  # instead of 15
@@ -356,6 +359,65 @@ def test_exports(studio: Studio, work: Work) -> None:
         studio.export(work, 5, "pickle")
 
 
+@pytest.fixture(scope="module")
+def kept(studio: Studio) -> Iterator[dict[str, Work]]:
+    """A concept of each choice, in a domain that was measured with the whole U-Net, as the shipped ones were."""
+
+    class ShippedPipeline(QuickPipeline):
+        personalize_config = QuickPipeline.personalize_config.keeping("full").updated({"learning_rate": 1e-4})
+
+    pipe = ShippedPipeline(build_backbone(), domain=Domain.named("face"))
+    whole = Studio(["face"], studio.shelf, lambda name: pipe)
+    made: dict[str, Work] = {}
+    for keep in TO_KEEP:
+        *_, last = whole.personalize("face", noise(0), keep=keep)
+        assert last.work is not None
+        made[keep] = last.work
+    yield made
+    whole.close()
+
+
+def test_what_is_kept_is_chosen(studio: Studio, kept: dict[str, Work]) -> None:
+    tuned = {keep: set(work.concept(5).config["tune"]) for keep, work in kept.items()}
+    word = {"residual", "bias"}
+    assert tuned == {
+        "as measured": {*word, "deltas", "unet"},
+        "low-rank": {*word, "deltas"},
+        "vectors": {*word, "unet_vectors"},
+        "embedding": word,
+    }
+    with pytest.raises(ConfigError, match="keeps nothing called 'all' of a concept; it can as measured, low-rank"):
+        next(studio.personalize("face", noise(0), keep="all"))
+
+
+@pytest.mark.parametrize("to", EXPORTS)
+def test_every_export_can_be_had(studio: Studio, kept: dict[str, Work], to: str) -> None:
+    files, _ = studio.export(kept["low-rank"], 5, to)
+    assert files
+    assert {path.suffix for path in files} == {".safetensors"}
+    if not to.startswith("lora-"):
+        assert studio.export(kept["as measured"], 5, to)[0]
+        return
+    with pytest.raises(ConfigError, match="choose 'low-rank' under 'What to keep' and press Personalize"):
+        studio.export(kept["as measured"], 5, to)
+
+
+def test_weights_of_half_precision_learn(tmp_path: Path) -> None:
+    backbone = build_backbone()
+    for module in (backbone.unet, backbone.vae, backbone.text_encoder, backbone.image_encoder):
+        module.half()
+    pipe = QuickPipeline(backbone, domain=Domain.named("face"))
+    half = Studio(["face"], Shelf(tmp_path, lambda folder, domain: None), lambda name: pipe)
+    try:
+        moments = half.personalize("face", noise(0))
+        assert next(moments).number == 0
+        assert next(moments).loss is not None
+    finally:
+        half.close()
+    with pytest.raises(SystemExit):  # concepts cannot be drawn in it
+        cli.main(["web", "--dtype", "bfloat16"])
+
+
 # What is temporary
 
 
@@ -550,3 +612,159 @@ def test_a_concept_is_not_drawn_with_the_prompt_of_another_domain(events: Any, w
     settings = ("a face in the style of S*", "", 0, False, 1, 3.0, "the model's own", 1.0, False)
     with pytest.raises(gradio.Error, match="is of the domain 'face', but 'art' is chosen; choose 'face' to draw it"):
         events.draw("art", work, 3, *settings)
+
+
+# Names, and the hour until a concept is forgotten
+
+
+def test_what_leaves_the_page_carries_the_name_that_was_given(events: Any, work: Work) -> None:
+    studio, request = events.studio, Request("a photo of S*", **QUICK)  # type: ignore[arg-type]
+    assert read_notes(studio.draw(work, 3, request)[0])["concept"] == "unsaved"
+    for typed, name in (("", "my-face"), ("Bob B.", "bob-b")):  # web UIs call the word as its file is called
+        assert [Path(path).name for path in events.export(work, 3, "textual-inversion", typed)[0]] == [
+            f"{name}.safetensors"
+        ]
+    *_, saved = events.save(work, 3, "Anna S.")
+    try:
+        assert read_notes(studio.draw(saved, 3, request)[0])["concept"] == "anna-s"
+        again = events.reopen("anna-s", None, "face", "", "")[0]
+        for one in (saved, again):
+            files, _ = events.export(one, 3, "diff", "Bob")
+            assert [Path(path).name for path in files] == ["anna-s.S.safetensors", "anna-s.safetensors"]
+            assert [Path(path).name for path in events.export(one, 3, "concept", "")[0]] == ["anna-s.zip"]
+    finally:
+        studio.shelf.delete("anna-s")
+
+
+def test_whatever_is_done_with_a_concept_renews_its_hour(events: Any, studio: Studio) -> None:
+    import gradio
+
+    from e4t.web import page
+
+    work = made(studio, 4)
+    assert events.at_step(work, 2)[-1] is work
+    assert events.export(work, 2, "concept", "")[-1] is work
+    work.discard()  # as Personalize does with what it replaces, also while the slider is moved
+    assert events.at_step(work, 2)[-1] == gradio.skip()
+    blocks = page.build(studio)
+    (state,) = [block for block in blocks.blocks.values() if getattr(block, "time_to_live", None) == 3600]
+    renewed = {
+        getattr(blocks.blocks[number], "elem_id", None)
+        for function in blocks.fns.values()
+        for number, _ in function.targets
+        if state in function.outputs and number is not None
+    }
+    assert {"step", "draw", "save", "reopen", "export"} <= renewed
+
+
+# The page as it is served
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+def sent(address: str, content: bytes) -> tuple[int, str]:
+    """Status and answer for a picture that is dropped."""
+    edge = "eeee4444tttt"
+    head = f'--{edge}\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    request = urllib.request.Request(
+        f"{address}/gradio_api/upload",
+        head.encode() + content + f"\r\n--{edge}--\r\n".encode(),
+        {"Content-Type": f"multipart/form-data; boundary={edge}"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_the_page_is_served_to_this_machine_alone(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gradio")
+    from e4t.web import page
+
+    monkeypatch.setattr(page, "MAX_BYTES", 2000)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(studio.uploads))
+    port = free_port()
+    blocks = page.launch(studio, host=Web().host, port=port)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            assert answer.status == 200
+            assert "e4t" in answer.read().decode()
+        with pytest.raises(OSError, match=r"refused|assign|unreachable"):  # as any address but the one would be
+            socket.create_connection(("127.0.0.2", port), timeout=5)
+        status, told = sent(address, bytes(1500))
+        assert status == 200
+        (place,) = json.loads(told)
+        assert Path(place).is_relative_to(studio.uploads)
+        status, told = sent(address, bytes(2500))
+        assert status == 413
+        assert "maximum allowed size" in told
+        assert [path for path in studio.uploads.rglob("*") if path.is_file()] == [Path(place)]
+    finally:
+        blocks.close()
+
+
+def test_the_command_says_where_and_serves_until_it_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("gradio")
+    from e4t.web import page
+
+    pages: list[str] = []
+    launched = page.launch
+
+    def launch(studio: Studio, **where: Any) -> Any:
+        blocks = launched(studio, **where)
+
+        def looked() -> None:
+            with urllib.request.urlopen(blocks.local_url, timeout=60) as answer:
+                pages.append(answer.read().decode())
+            blocks.close()
+
+        blocks.block_thread = looked
+        return blocks
+
+    monkeypatch.setattr(page, "launch", launch)
+    monkeypatch.setattr(E4TPipeline, "from_pretrained", lambda name, **options: face_pipeline())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    port = free_port()
+    command = ["web", "--domain", "tiny-face", "--port", str(port), "--concepts", str(tmp_path / "concepts")]
+    assert cli.main([*command, "--json"]) == 0
+    (ready,) = [event for event in printed(capsys) if event["event"] == "ready"]
+    assert ready["url"] == f"http://127.0.0.1:{port}"
+    assert len(pages) == 1
+    assert list(tmp_path.iterdir()) == []  # nothing temporary is left
+
+
+# By keyboard
+
+
+def in_order(layout: dict[str, Any]) -> Iterator[int]:
+    """Parts as they follow each other in the page, which is the order of the tabulator."""
+    for child in layout.get("children", []):
+        yield child["id"]
+        yield from in_order(child)
+
+
+def test_the_tabulator_follows_the_work(studio: Studio) -> None:
+    pytest.importorskip("gradio")
+    from e4t.web import page
+
+    blocks = page.build(studio)
+    parts = [blocks.blocks[number] for number in in_order(blocks.get_config_file()["layout"])]
+    names = [getattr(part, "elem_id", None) for part in parts]
+    way = "upload domain framing caption keep personalize step style prompt count compare draw name save chosen reopen"
+    assert [name for name in names if name in way.split()] == way.split()
+    assert [name for name in names if name in ("delete", "sure", "to", "export")] == ["delete", "sure", "to", "export"]
+    sources = [page.CSS, page.BRUSH, page.BRUSH.with_suffix(".html")]
+    assert not any("tabindex" in source.read_text(encoding="utf-8").lower() for source in sources)
+    (prompt,) = [block for block in blocks.blocks.values() if getattr(block, "elem_id", None) == "prompt"]
+    (draw,) = [block for block in blocks.blocks.values() if getattr(block, "elem_id", None) == "draw"]
+    drawing = [function.fn for function in blocks.fns.values() if (draw._id, "click") in function.targets]
+    assert [fn.fn for fn in blocks.fns.values() if (prompt._id, "submit") in fn.targets] == drawing  # Enter draws

@@ -211,7 +211,7 @@ def word() -> None:
 
 
 def page() -> None:
-    """The page, after the second shipped person was learned there and drawn beside the class word."""
+    """The page, after the second shipped person was learned there, drawn beside the class word, and saved."""
     import os
     import shutil
     import tempfile
@@ -231,7 +231,7 @@ def page() -> None:
 
         served = launch(studio, host="127.0.0.1", port=7898)
         browser = running.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        seen = browser.new_page(viewport={"width": 1040, "height": 1330})
+        seen = browser.new_page(viewport={"width": 1040, "height": 1640}, device_scale_factor=0.8)
         seen.set_default_timeout(600_000)
         seen.goto(served.local_url)
         seen.set_input_files("#upload input[type=file]", str(example_pictures("face")[1]))
@@ -243,6 +243,10 @@ def page() -> None:
         seen.click("#draw")
         seen.wait_for_selector("#gallery img")
         seen.wait_for_selector("#without img")
+        seen.fill("#name input, #name textarea", "anna")
+        seen.click("#save")
+        seen.wait_for_selector("#saved img")
+        seen.locator("button[aria-label='Dismiss toast message'], .toast-close").first.click()
         seen.wait_for_timeout(1500)
         shot = Image.open(io.BytesIO(seen.screenshot())).convert("RGB")
         browser.close()

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from tyro.conf import arg
 
 from e4t.cli.folders import is_domain, kind_of, remember_domain, shipped
-from e4t.cli.options import Device, Dtype, Json, Many, Result, each
+from e4t.cli.options import Device, Json, Many, Result, each
 from e4t.cli.terminal import device_of, dtype_of, emit, get_console, quiet, require_extra, status
 from e4t.errors import ConfigError
 
@@ -41,8 +41,8 @@ class Web:
     """The port to listen at."""
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
-    dtype: Dtype = "float32"
-    """Number type of the models' weights; float16 is for drawing alone."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Number type of the models' weights; float16 takes half the memory, for GPUs."""
     json: Json = False
 
     def run(self) -> Result:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,19 @@ from e4t.images import MAX_BYTES, load_image, load_mask
 from e4t.photos import Square, face_square, fitting_mask, subject_mask
 from e4t.web import prompts
 from e4t.web.framing import COUNTS, DOES_NOT, Crop, grown, painted, shown, strokes
-from e4t.web.studio import EXPORTS, MOST_PICTURES, MOST_STEPS, Moment, Request, Studio, Work, explanation, random_seed
+from e4t.web.studio import (
+    AS_MEASURED,
+    EXPORTS,
+    MOST_PICTURES,
+    MOST_STEPS,
+    TO_KEEP,
+    Moment,
+    Request,
+    Studio,
+    Work,
+    explanation,
+    random_seed,
+)
 
 CSS = Path(__file__).with_name("page.css")
 BRUSH = Path(__file__).with_name("brush.js")
@@ -107,9 +120,9 @@ def launch(studio: Studio, *, host: str, port: int) -> Any:
 
 def build(studio: Studio) -> Any:
     """The page on a studio, not served yet."""
-    with gr.Blocks(title="e4t", analytics_enabled=False, delete_cache=(_IDLE_SECONDS, _IDLE_SECONDS)) as blocks:
+    with gr.Blocks(title="e4t", analytics_enabled=False, delete_cache=(_IDLE_SECONDS // 60, _IDLE_SECONDS)) as blocks:
         work = gr.State(None, time_to_live=_IDLE_SECONDS, delete_callback=_forget)
-        # pictures stay with their tab: the files that were sent go after an hour, also while the tab is in use
+        # pictures are in memory: the files that were sent go after an hour, also while the tab is in use
         given = {"picture": gr.State(None), "own_mask": gr.State(None)}
         gr.Markdown(_WELCOME, elem_id="intro")
         with gr.Row():
@@ -137,9 +150,11 @@ def _picture(studio: Studio) -> dict[str, Any]:
         upload = gr.File(label="Drop a picture here", file_types=["image"], height=110, elem_id="upload")
         frame = gr.Image(label="What counts is bright", interactive=False, height=220, elem_id="frame", buttons=[])
         counted = gr.HTML("", js_on_load=_LIVE, elem_id="counted", elem_classes="progress")
-        domain = gr.Radio(list(studio.domains), value=studio.domains[0], label="What it shows (domain)")
+        domain = gr.Radio(
+            list(studio.domains), value=studio.domains[0], label="What it shows (domain)", elem_id="domain"
+        )
         with gr.Accordion("Crop and mask", open=False, elem_id="framing"):
-            face = gr.Button("Crop to the largest face", size="sm", elem_id="face")
+            face = gr.Button("Crop to the largest human face", size="sm", elem_id="face")
             size = gr.Slider(1, 100, 100, step=1, label="Crop: size in %", elem_id="crop-size")
             across = gr.Slider(0, 100, 50, step=1, label="Crop: from left to right")
             down = gr.Slider(0, 100, 50, step=1, label="Crop: from top to bottom")
@@ -187,12 +202,17 @@ def _tuning(studio: Studio) -> dict[str, Any]:
             max_length=_MOST_CAPTION,
             elem_id="caption",
         )
+        keep = gr.Radio(
+            list(TO_KEEP),
+            value=AS_MEASURED,
+            label="What to keep",
+            info="What is best for the domain was measured. The others take less room; LoRA files need low-rank or "
+            "embedding.",
+            elem_classes="chips",
+            elem_id="keep",
+        )
         start = gr.Button("Personalize", variant="primary", elem_id="personalize")
         progress = gr.HTML("<p>No concept yet.</p>", js_on_load=_LIVE, elem_id="progress", elem_classes="progress")
-        with gr.Row():
-            glimpse = gr.Image(
-                label="A quick look at this step", interactive=False, height=220, elem_id="glimpse", buttons=[]
-            )
         step = gr.Slider(
             0,
             MOST_STEPS,
@@ -203,7 +223,18 @@ def _tuning(studio: Studio) -> dict[str, Any]:
             interactive=False,
             elem_id="step",
         )
-    return {"caption": caption, "start": start, "progress": progress, "glimpse": glimpse, "step": step}
+        with gr.Row():
+            glimpse = gr.Image(
+                label="A quick look at this step", interactive=False, height=220, elem_id="glimpse", buttons=[]
+            )
+    return {
+        "caption": caption,
+        "keep": keep,
+        "start": start,
+        "progress": progress,
+        "glimpse": glimpse,
+        "step": step,
+    }
 
 
 def _prompt(studio: Studio) -> dict[str, Any]:
@@ -400,7 +431,7 @@ class _Events:
         )
         learning = start.then(
             self.personalize,
-            self._of("domain", "work", "caption", *self._FRAMING),
+            self._of("domain", "work", "keep", "caption", *self._FRAMING),
             self._of("progress", "glimpse", "step", "start", "work"),
             concurrency_id="model",
             concurrency_limit=1,
@@ -413,15 +444,15 @@ class _Events:
             queue=False,
         )
         self.parts["step"].change(
-            self.at_step, self._of("work", "step"), self._of("glimpse"), show_progress="hidden", queue=False
+            self.at_step, self._of("work", "step"), self._of("glimpse", "work"), show_progress="hidden", queue=False
         )
 
     def personalize(
-        self, domain: str, old: Work | None, caption: str, given: Image.Image | None, *framing: Any
+        self, domain: str, old: Work | None, keep: str, caption: str, given: Image.Image | None, *framing: Any
     ) -> Iterator[tuple[Any, ...]]:
         with _explained(learning=True):
             picture, mask, _ = _framed(_given(given), *framing)
-            for moment in self.studio.personalize(domain, picture, mask, caption=caption):
+            for moment in self.studio.personalize(domain, picture, mask, keep=keep, caption=caption):
                 work = moment.work
                 if work is None:
                     yield _bar(moment), str(moment.glimpse), gr.skip(), gr.skip(), gr.skip()
@@ -431,11 +462,11 @@ class _Events:
                 at = gr.update(value=work.best, maximum=MOST_STEPS, interactive=True)
                 yield _bar(moment), str(work.glimpses[work.best]), at, gr.update(interactive=True), work
 
-    def at_step(self, work: Work | None, step: int) -> Any:
+    def at_step(self, work: Work | None, step: int) -> tuple[Any, Any]:
         """At once: the picture of every step has been kept."""
         if work is None or not work.glimpses:
-            return gr.skip()
-        return str(work.glimpses[work.nearest(step)])
+            return gr.skip(), gr.skip()
+        return str(work.glimpses[work.nearest(step)]), _in_use(work)
 
     # Drawing
 
@@ -454,7 +485,7 @@ class _Events:
         arguments = {
             "fn": self.draw,
             "inputs": self._of("domain", "work", "step", *names),
-            "outputs": self._of("gallery", "without", "seed", "work"),  # the last keeps it from being forgotten
+            "outputs": self._of("gallery", "without", "seed", "work"),
             "concurrency_id": "model",
             "concurrency_limit": 1,
         }
@@ -498,7 +529,7 @@ class _Events:
             )
             drawn = self.studio.draw(work, int(step), request)
             bare = self.studio.draw(work, None, request) if compare else []
-            return [str(path) for path in drawn], [str(path) for path in bare], chosen, work
+            return [str(path) for path in drawn], [str(path) for path in bare], chosen, _in_use(work)
 
     # Saved concepts
 
@@ -506,7 +537,7 @@ class _Events:
         listed = self._of("saved", "chosen")
         # hidden, because gradio lays a refusal over the fields, where it is in the way of what is to be put right
         hidden = {"show_progress": "hidden"}
-        self.parts["save"].click(self.save, self._of("work", "step", "name"), listed, **hidden)
+        self.parts["save"].click(self.save, self._of("work", "step", "name"), [*listed, self.parts["work"]], **hidden)
         self.parts["saved"].select(self.pick, None, self._of("chosen"), show_progress="hidden")
         self.parts["reopen"].click(
             self.reopen,
@@ -519,8 +550,8 @@ class _Events:
         self.parts["delete"].click(self.delete, self._of("chosen", "sure"), [*listed, self.parts["sure"]], **hidden)
         self.parts["export"].click(
             self.export,
-            self._of("work", "step", "to"),
-            self._of("files"),
+            self._of("work", "step", "to", "name"),
+            self._of("files", "work"),
             concurrency_id="model",
             concurrency_limit=1,
         )
@@ -529,11 +560,13 @@ class _Events:
         shelf = self.studio.shelf
         return shelf.previews(), gr.update(choices=shelf.names(), value=chosen)
 
-    def save(self, work: Work | None, step: int, name: str) -> tuple[Any, Any]:
+    def save(self, work: Work | None, step: int, name: str) -> tuple[Any, ...]:
+        """What is drawn and exported from now on is called as it was saved."""
         with _explained():
-            kept = self.studio.save(_in_work(work), int(step), name or "")
+            work = _in_work(work)
+            kept = self.studio.save(work, int(step), name or "")
             gr.Info(f"saved as {kept}")
-            return self.listed(kept)
+            return *self.listed(kept), _in_use(replace(work, name=kept))
 
     def pick(self, event: gr.SelectData) -> str:
         return str(event.value["caption"])  # what this tab shows; another may have changed the shelf since
@@ -562,12 +595,13 @@ class _Events:
             self.studio.shelf.delete(chosen)
             return *self.listed(), False
 
-    def export(self, work: Work | None, step: int, to: str) -> list[str]:
+    def export(self, work: Work | None, step: int, to: str, name: str) -> tuple[list[str], Any]:
         with _explained():
-            files, notes = self.studio.export(_in_work(work), int(step), to)
+            work = _in_work(work)
+            files, notes = self.studio.export(work, int(step), to, name or "")
             for note in notes:
                 gr.Info(note)
-            return [str(path) for path in files]
+            return [str(path) for path in files], _in_use(work)
 
 
 def _framed(
@@ -627,6 +661,11 @@ def _in_work(work: Work | None) -> Work:
     if work is None:
         raise ConfigError("there is no concept yet; press Personalize, or reopen a saved one")
     return work
+
+
+def _in_use(work: Work) -> Any:
+    """Given out again, so that its hour begins anew; but not where Personalize has put another in its place."""
+    return work if work.folder.is_dir() else gr.skip()
 
 
 def _chosen(name: str | None) -> str:

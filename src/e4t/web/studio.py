@@ -8,16 +8,17 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from PIL import Image
 
 from e4t.checkpoint import Concept
-from e4t.config import GenerateConfig
+from e4t.config import GenerateConfig, PersonalizeConfig
 from e4t.errors import ConfigError, E4TError, MismatchError, out_of_memory
 from e4t.export import export
 from e4t.provenance import picture_notes
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 MOST_STEPS = 15
 MOST_PICTURES = 8
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # the disk, or the user's share of it
+_UNSAVED = "unsaved"  # the concept of a picture drawn before it has a name
+AS_MEASURED = "as measured"
+TO_KEEP = (AS_MEASURED, "low-rank", "vectors", "embedding")
+"""What to keep of a concept: what the domain was measured with, or as `PersonalizeConfig.keeping` says."""
 EXPORTS = ("textual-inversion", "diff", "lora-diffusers", "lora-kohya", "single-file")
 """Formats that are one file; `e4t export` also writes a folder."""
 
@@ -41,7 +46,7 @@ class Work:
 
     folder: Path
     domain: str  # as the studio calls it
-    name: str  # what pictures are said to show
+    name: str | None  # under which it is on the shelf
     placeholder: str
     steps: dict[int, Path]
     best: int  # the number of steps measured for the domain
@@ -136,31 +141,41 @@ class Studio:
         picture: Image.Image,
         mask: Image.Image | None = None,
         *,
+        keep: str = AS_MEASURED,
         caption: str = "",
         seed: int = 0,
     ) -> Iterator[Moment]:
-        """Tune `MOST_STEPS` steps and keep all of them; yields every one. ``caption`` is `PersonalizeConfig`'s.
+        """Tune `MOST_STEPS` steps and keep all of them; yields every one.
+
+        ``keep`` is one of `TO_KEEP`, ``caption`` is `PersonalizeConfig`'s.
 
         The work is done by a thread of its own: where nobody listens any more, as when a tab is closed half way, it
         ends after the step it is at, leaves the models as they were, and nothing of it is kept.
         """
         folder = self._scratch.new_folder()
-        moments = self._moments(folder, domain, picture, mask, {"caption": caption, "seed": seed})
+        moments = self._moments(folder, domain, picture, mask, keep, {"caption": caption, "seed": seed})
         yield from _by_a_thread(moments, forget=partial(_remove, folder))
 
     def _moments(
-        self, folder: Path, domain: str, picture: Image.Image, mask: Image.Image | None, settings: dict[str, Any]
+        self,
+        folder: Path,
+        domain: str,
+        picture: Image.Image,
+        mask: Image.Image | None,
+        keep: str,
+        settings: dict[str, Any],
     ) -> Generator[Moment, None, None]:
         pipe = self.pipe(domain)
+        config = _config(pipe, keep).updated(settings)
         steps: dict[int, Path] = {}
         glimpses: dict[int, Path] = {}
         prompt = pipe.domain.prompts[0]
-        best = min(pipe.personalize_config.steps, MOST_STEPS)
+        best = min(config.steps, MOST_STEPS)
         with (
             self._turn,
             closing(
                 pipe.personalize_steps(
-                    picture, mask=mask, steps=MOST_STEPS, keep_steps=True, unload=False, memory=None, **settings
+                    picture, mask=mask, config=config, steps=MOST_STEPS, keep_steps=True, unload=False, memory=None
                 )  # nothing unloaded: glimpses need all of it
             ) as run,
         ):  # closed before the turn ends: until then the models are not as they were
@@ -173,7 +188,7 @@ class Studio:
                     steps[step.number] = step.concept.with_preview(glimpse).save(folder / f"step-{step.number:02d}")
                     glimpse.save(glimpses[step.number])
                 last = step.number == step.total_steps
-                work = Work(folder, domain, "unsaved", pipe.domain.placeholder, steps, best, glimpses) if last else None
+                work = Work(folder, domain, None, pipe.domain.placeholder, steps, best, glimpses) if last else None
                 left = (time.perf_counter() - began) / (step.number + 1) * (step.total_steps - step.number)
                 loss = step.training.loss if step.training else None
                 yield Moment(step.number, step.total_steps, glimpses[step.number], loss, left, work)
@@ -193,7 +208,7 @@ class Studio:
         stem = slug(request.prompt) or "picture"
         for image, seed, made in zip(drawn.images, drawn.seeds, drawn.made, strict=True):
             paths.append(folder / f"{stem}-{seed}{'' if concept else '-without'}.png")
-            notes = picture_notes({**made, "concept": work.name if concept else None})
+            notes = picture_notes({**made, "concept": (work.name or _UNSAVED) if concept else None})
             with self._scratch.writing():
                 image.save(paths[-1], pnginfo=notes)
         return paths
@@ -235,21 +250,46 @@ class Studio:
             "not have; start it with e4t web --domain FOLDER"
         )
 
-    def export(self, work: Work, step: int, to: str) -> tuple[list[Path], list[str]]:
-        """Files for other programs, or ("concept") the folder as a zip; and what there is to say about them."""
+    def export(self, work: Work, step: int, to: str, name: str = "") -> tuple[list[Path], list[str]]:
+        """Files for other programs, or ("concept") the folder as a zip; and what there is to say about them.
+
+        Programs call the word as its file is called: as the concept, or before it is saved, as ``name`` says.
+        """
         concept = work.concept(step)
+        stem = work.name or slug(name) or f"my-{slug(concept.domain.name)}"
         place = self._scratch.new_folder(work.folder)
         if to == "concept":
             folder = work.steps[work.nearest(step)]
             with self._scratch.writing():
-                return [Path(shutil.make_archive(str(place / work.name), "zip", folder))], []
+                return [Path(shutil.make_archive(str(place / stem), "zip", folder))], []
         if to not in EXPORTS:
             raise ConfigError(f"the page does not export to {to[:40]!r}; it can {', '.join(('concept', *EXPORTS))}")
         pipe = self.pipe(work.domain)
-        with self._turn, self._scratch.filling():
-            report = export(pipe, concept, place / f"{work.name}.safetensors", to=to)
+        with self._turn, self._scratch.filling(), _advised(to):
+            report = export(pipe, concept, place / f"{stem}.safetensors", to=to)
         notes = [f"keeps {report.kept:.0%} of the concept"] if report.kept is not None else []
         return sorted(path for path in place.rglob("*") if path.is_file()), [*notes, *report.notes]
+
+
+def _config(pipe: E4TPipeline, keep: str) -> PersonalizeConfig:
+    """Raises ConfigError for a ``keep`` that is none of `TO_KEEP`."""
+    if keep not in TO_KEEP:
+        raise ConfigError(f"the page keeps nothing called {keep[:40]!r} of a concept; it can {', '.join(TO_KEEP)}")
+    config = pipe.personalize_config.keeping(None if keep == AS_MEASURED else keep)
+    half = pipe.backbone.dtype == torch.float16
+    return config.updated({"mixed_precision": "fp16"}) if half else config
+
+
+@contextmanager
+def _advised(to: str) -> Iterator[None]:
+    """A LoRA that would lose too much is refused with what can be done about it on the page."""
+    try:
+        yield
+    except ConfigError as error:
+        if not to.startswith("lora-"):
+            raise
+        advice = "choose 'low-rank' under 'What to keep' and press Personalize, or export to 'single-file'"
+        raise ConfigError(f"{error}; on this page, {advice}") from error
 
 
 def _remove(folder: Path) -> None:
