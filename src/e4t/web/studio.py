@@ -275,9 +275,8 @@ def _config(pipe: E4TPipeline, keep: str) -> PersonalizeConfig:
     """Raises ConfigError for a ``keep`` that is none of `TO_KEEP`."""
     if keep not in TO_KEEP:
         raise ConfigError(f"the page keeps nothing called {keep[:40]!r} of a concept; it can {', '.join(TO_KEEP)}")
-    config = pipe.personalize_config.keeping(None if keep == AS_MEASURED else keep)
-    half = pipe.backbone.dtype == torch.float16
-    return config.updated({"mixed_precision": "fp16"}) if half else config
+    changes = {"mixed_precision": "fp16"} if pipe.backbone.dtype == torch.float16 else {}
+    return pipe.personalize_config.updated(changes if keep == AS_MEASURED else {**changes, "keep": keep})
 
 
 @contextmanager
