@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,7 +40,7 @@ class Benchmark:
     domain: Annotated[Many[str], arg(metavar="DOMAIN ...", help_behavior_hint="")] = ()
     """Domains that come with the package, or domain folders. Default: those of the size that are shipped."""
     size: Literal["quick", "standard", "full"] = "quick"
-    """quick: minutes; standard: hours; full: a day or more. All can be resumed."""
+    """quick: minutes; standard: hours; full: days. All can be resumed."""
     config: File = None
     """A JSON file with fields of a plan (docs/benchmark.md), on top of the size; options given here come on top."""
     output: Output = Path("out/benchmark")
@@ -62,8 +63,9 @@ class Benchmark:
     """How many concepts of each domain. Default: as the size says, and all of your own pictures."""
     seeds: Integer = None
     """How many pictures of every prompt."""
-    processes: int = 1
-    """Work on so many concepts at a time, each in a process of one thread. On two cores, 2 is fastest."""
+    processes: Integer = None
+    """Work on so many concepts at a time, each in a process of one thread. Default: 2 on a processor with several cores,
+    else 1."""
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
     json: Json = False
@@ -102,8 +104,10 @@ class Benchmark:
         )
         quiet()
         with progress_bar("benchmark") as progress:
+            device = device_of(self.device)
+            several = device == "cpu" and (os.cpu_count() or 1) > 1
             options: dict[str, Any] = {
-                "device": device_of(self.device),
+                "device": device,
                 "clip": self.clip,
                 "domain_base": self.domain_base,
                 "keep": self.output / "records",
@@ -115,7 +119,7 @@ class Benchmark:
                 else partial(DrawnContest, name, plan, **options)
                 for name in domains
             ]
-            for step in compare(make, self.output, processes=self.processes):
+            for step in compare(make, self.output, processes=self.processes or (2 if several else 1)):
                 progress.at(step.done, step.total, step.text, seconds_left=step.left)
         paths = [self.output / name for name in FILES]
         return Result(paths, {"paths": paths})
