@@ -64,7 +64,7 @@ class Benchmark:
     seeds: Integer = None
     """How many pictures of every prompt."""
     processes: Integer = None
-    """Work on so many concepts at a time, each in a process of one thread. Default: 2 on a processor with several cores,
+    """Work on so many concepts at a time, each in a process of one thread. Default: 2 on a processor of several cores,
     else 1."""
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
