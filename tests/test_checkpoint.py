@@ -14,13 +14,12 @@ from e4t.checkpoint import (
     Concept,
     TrainedDomain,
     TrainingState,
-    load_optimizer_tensors,
-    optimizer_tensors,
     require_place,
 )
 from e4t.config import BaseConfig, EncoderConfig, OffsetsConfig
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, MismatchError
+from e4t.optimizers import load_optimizer_tensors, optimizer_tensors
 
 
 @pytest.fixture
