@@ -253,7 +253,11 @@ def test_the_site_builds(tmp_path: Path) -> None:
 
 def test_the_table_of_the_readme_is_of_the_results() -> None:
     table = README.read_text().split("## Results")[1].split("##")[0]
-    rows = [[cell.strip("* ") for cell in line.strip("|").split("|")] for line in table.splitlines() if "%" in line]
+    rows = [
+        [cell.strip("* ") for cell in line.strip("|").split("|")]
+        for line in table.splitlines()
+        if line.startswith("|") and "%" in line
+    ]
     methods = ("class word", "0 steps", "5 steps", "drawings")
     measured = [
         json.loads((DOCS / "results" / f"tiny-{kind}.json").read_text())["methods"][method]
