@@ -29,7 +29,7 @@ RESOLUTION = 16
 GENERATE = {"guidance_scale": 2.0, "num_inference_steps": 2}
 
 
-def tiny_tokenizer():  # type: ignore[no-untyped-def]
+def tiny_tokenizer():
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
 

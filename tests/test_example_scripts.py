@@ -30,7 +30,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+def run(quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Runs an example in an empty folder; returns the files it names."""
     (tmp_path / "tiny-face").symlink_to(quick)
     monkeypatch.chdir(tmp_path)
@@ -57,13 +57,13 @@ def test_every_example_is_tried_here() -> None:
     assert NOTEBOOKS
 
 
-def test_quickstart(run) -> None:  # type: ignore[no-untyped-def]
+def test_quickstart(run) -> None:
     first, second = run("quickstart.py")
     assert not np.array_equal(drawn(first), drawn(second))
     assert Concept.load(first.parent / "concept").preview is not None
 
 
-def test_own_domain(run) -> None:  # type: ignore[no-untyped-def]
+def test_own_domain(run) -> None:
     settings = ["--steps", "2", "--batch-size", "2", "--num-inference-steps", "2"]
     domain, picture = run("own_domain.py", *settings)
     config = json.loads((domain / "config.json").read_text(encoding="utf-8"))
@@ -71,14 +71,14 @@ def test_own_domain(run) -> None:  # type: ignore[no-untyped-def]
     drawn(picture)
 
 
-def test_img2img_starts_from_the_picture(run) -> None:  # type: ignore[no-untyped-def]
+def test_img2img_starts_from_the_picture(run) -> None:
     (much,) = run("img2img.py", "--keep", "0.5", "--output", "much.png")
     (little,) = run("img2img.py", "--keep", "0", "--output", "little.png")
     start = np.asarray(load_image(example_pictures("face")[1])).astype(float)
     assert np.abs(drawn(much) - start).mean() < np.abs(drawn(little) - start).mean()
 
 
-def test_controlnet(run) -> None:  # type: ignore[no-untyped-def]
+def test_controlnet(run) -> None:
     (picture,) = run("controlnet.py")
     drawn(picture)
 
@@ -92,7 +92,7 @@ def test_a_controlnet_is_loaded_to_where_the_unet_is(tmp_path: Path) -> None:
     assert {parameter.dtype for parameter in net.parameters()} == {torch.float16}
 
 
-def test_batch_goes_on_and_leaves_out_what_is_no_picture(  # type: ignore[no-untyped-def]
+def test_batch_goes_on_and_leaves_out_what_is_no_picture(
     run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = tmp_path / "photos"

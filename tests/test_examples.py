@@ -46,7 +46,7 @@ def test_truth_scores_one_and_a_stranger_without_prompts_nothing() -> None:
     right = [prompted(subject, asked) for asked in PROMPTS]
     wrong = [Picture(identity("strangers", place), style="mosaic") for place in range(len(PROMPTS))]
     drawn = {"right": numbered(0), "wrong": numbered(len(right))}
-    scores = score_examples(Oracle([*right, *wrong]), [subject], PROMPTS, drawn)  # type: ignore[arg-type]
+    scores = score_examples(Oracle([*right, *wrong]), [subject], PROMPTS, drawn)
     assert len(scores) == 3
     for row in scores.values():
         assert row["right"] == 1

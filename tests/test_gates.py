@@ -47,7 +47,7 @@ def test_candidates_leave_out_what_cannot_be_seen() -> None:
     blue = {gates.described(other, 0) for other in _altered(Picture(identity("x", 1)), "eye_colour")}
     assert blue & set(gates._candidates(Picture(identity("x", 1)), 0))
     for hidden in ({"accessory": "sunglasses"}, {"expression": "sleeping"}, {"style": "blueprint"}):
-        picture = Picture(identity("x", 1), **hidden)  # type: ignore[arg-type]
+        picture = Picture(identity("x", 1), **hidden)
         others = _altered(picture, "eye_colour")
         assert others
         assert not any(gates._visibly_different(picture, other) for other in others)
@@ -109,7 +109,7 @@ class Oracle:
 
 @pytest.mark.parametrize("blind", [False, True])
 def test_identity_gate_tells_a_seer_from_a_blind_one(drawn: list[Picture], blind: bool) -> None:
-    report = gates.identity_gate(Seer(drawn, blind=blind), Oracle(drawn), fit=300, count=80)  # type: ignore[arg-type]
+    report = gates.identity_gate(Seer(drawn, blind=blind), Oracle(drawn), fit=300, count=80)
     gate = report["identity in [CLS]"]
     assert gate["parameters"] == len(Layout.of("face").names)
     assert gate["passed"] is not blind
@@ -119,7 +119,7 @@ def test_identity_gate_tells_a_seer_from_a_blind_one(drawn: list[Picture], blind
 def test_a_judge_that_reads_little_opens_no_gate(drawn: list[Picture]) -> None:
     judge = Oracle(drawn)
     judge.readable = np.arange(len(judge.layout.names)) < 10
-    gate = gates.identity_gate(Seer(drawn, blind=False), judge, fit=300, count=80)["identity in [CLS]"]  # type: ignore[arg-type]
+    gate = gates.identity_gate(Seer(drawn, blind=False), judge, fit=300, count=80)["identity in [CLS]"]
     assert gate["value"] > 0.95
     assert not gate["passed"]
 

@@ -111,7 +111,7 @@ def test_pins_are_exact_and_true_of_this_installation() -> None:
     names = [re.split("==| ;", pin)[0] for pin in pins]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+( ; python_version (<|>=) \"3\.\d+\")?", pin) for pin in pins)
     assert names == sorted(names)
-    wanted = [re.match(r"[\w-]+", line).group() for line in re.findall(r'"([\w-]+(?:>=)[^"]*)"', PYPROJECT)]  # type: ignore[union-attr]
+    wanted = [re.match(r"[\w-]+", line).group() for line in re.findall(r'"([\w-]+(?:>=)[^"]*)"', PYPROJECT)]
     normal = {re.sub("[-_.]+", "-", name).lower() for name in wanted} - {"setuptools"}
     assert normal <= set(names)
     assert not {"torchvision", "open-clip-torch"} & set(names)

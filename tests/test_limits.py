@@ -47,7 +47,7 @@ def test_a_row_for_every_case_and_picture(tmp_path: Path) -> None:
 
     Image.new("RGB", (40, 30)).save(tmp_path / "a-photo.png")
     config = LimitsConfig("face", tmp_path / "sheet.png", pictures=(tmp_path / "a-photo.png",), prompts=2)
-    labelled = list(rows(Pipe(), config))  # type: ignore[arg-type]
+    labelled = list(rows(Pipe(), config))
     assert [label for label, _ in labelled][-1] == "a photo"
     assert all(len(images) == 3 for _, images in labelled)
     together = sheet(labelled)

@@ -20,7 +20,7 @@ def network() -> nn.Module:
 
 
 def loss(layers: nn.Module, seed: int) -> torch.Tensor:
-    pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed)).to(layers[0].weight.dtype)  # type: ignore[index]
+    pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed)).to(layers[0].weight.dtype)
     out = pixels
     for layer in list(layers.children())[:4]:
         out = layer(out)
@@ -29,7 +29,7 @@ def loss(layers: nn.Module, seed: int) -> torch.Tensor:
 
 def trained(layers: nn.Module, **settings: object) -> Trained:
     settings = {"warmup": 4, "ema_decay": 0.9, "steps": 40, "dtype": torch.bfloat16} | settings
-    return Trained({"net": layers}, 1e-2, **settings)  # type: ignore[arg-type]
+    return Trained({"net": layers}, 1e-2, **settings)
 
 
 def test_muon_serves_matrices_and_adam_the_rest() -> None:
@@ -47,7 +47,7 @@ def test_views_share_the_masters_memory() -> None:
     state.update(loss(layers, 0))
     assert state.masters["net.0.weight"].shape == before.shape == (8, 3, 3, 3)
     assert not torch.equal(state.masters["net.0.weight"], before)
-    torch.testing.assert_close(layers[0].weight, state.masters["net.0.weight"].bfloat16())  # type: ignore[index]
+    torch.testing.assert_close(layers[0].weight, state.masters["net.0.weight"].bfloat16())
 
 
 def test_the_rate_rises_stays_and_falls() -> None:
@@ -68,7 +68,7 @@ def test_it_learns_and_the_average_follows() -> None:
     assert losses[-1] < 0.1 * losses[0]
     averaged = state.averaged("net")
     assert averaged[0].weight.dtype == torch.float32
-    assert layers[0].weight.dtype == torch.bfloat16  # type: ignore[index]
+    assert layers[0].weight.dtype == torch.bfloat16
 
 
 def test_a_slow_average_does_not_begin_with_the_start() -> None:

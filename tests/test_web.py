@@ -246,7 +246,7 @@ def test_save_reopen_and_delete(studio: Studio, work: Work) -> None:
     again = studio.reopen("anna-1")
     assert again.concept(99).differences(work.concept(3)) == {}
     assert (again.name, again.best) == ("anna-1", 3)
-    request = Request("a photo of S*", **QUICK)  # type: ignore[arg-type]
+    request = Request("a photo of S*", **QUICK)
     pictures = [Image.open(studio.draw(one, 3, request)[0]).tobytes() for one in (work, again)]
     assert pictures[0] == pictures[1]
     assert [name for _, name in studio.shelf.previews()] == ["anna-1"]
@@ -298,7 +298,7 @@ def test_looking_at_steps_changes_nothing(studio: Studio, work: Work) -> None:
 
 
 def test_a_tab_that_leaves_half_way_leaves_the_model_usable(studio: Studio, work: Work) -> None:
-    request = Request("a photo of S*", **QUICK)  # type: ignore[arg-type]
+    request = Request("a photo of S*", **QUICK)
     before = Image.open(studio.draw(work, 5, request)[0]).tobytes()
     leaving = studio.personalize("face", noise(2))
     folder = next(leaving).glimpse.parent
@@ -337,7 +337,7 @@ def test_two_tabs_at_once_get_what_they_would_get_alone(studio: Studio, work: Wo
 
 
 def test_pictures_say_how_they_were_made(studio: Studio, work: Work) -> None:
-    request = Request("a photo of S*", "the beach", seed=7, guidance_scale=3.0, **QUICK | {"num_images": 2})  # type: ignore[arg-type]
+    request = Request("a photo of S*", "the beach", seed=7, guidance_scale=3.0, **QUICK | {"num_images": 2})
     first, second = (read_notes(path) for path in studio.draw(work, 5, request))
     assert (first["prompt"], first["negative_prompt"], first["steps"]) == ("a photo of S*", "the beach", 5)
     assert (first["seed"], second["seed"], first["guidance_scale"]) == (7, 8, 3.0)
@@ -618,7 +618,7 @@ def test_a_concept_is_not_drawn_with_the_prompt_of_another_domain(events: Any, w
 
 
 def test_what_leaves_the_page_carries_the_name_that_was_given(events: Any, work: Work) -> None:
-    studio, request = events.studio, Request("a photo of S*", **QUICK)  # type: ignore[arg-type]
+    studio, request = events.studio, Request("a photo of S*", **QUICK)
     assert read_notes(studio.draw(work, 3, request)[0])["concept"] == "unsaved"
     for typed, name in (("", "my-face"), ("Bob B.", "bob-b")):  # web UIs call the word as its file is called
         assert [Path(path).name for path in events.export(work, 3, "textual-inversion", typed)[0]] == [

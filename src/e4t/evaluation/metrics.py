@@ -152,10 +152,8 @@ def _percentiles(concepts: int) -> tuple[float, float]:
     if concepts < 2:
         return 0.0, 100.0
     z, free = NormalDist().inv_cdf(0.975), concepts - 1
-    t = (
-        z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
-    )  # Student's, in powers of 1 / free
-    tail = 100 * NormalDist().cdf(-t * math.sqrt(concepts / free))
+    wider = (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)  # Student's t, from normal's z
+    tail = 100 * NormalDist().cdf(-(z + wider) * math.sqrt(concepts / free))
     return tail, 100 - tail
 
 
