@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 SOURCES = Path(__file__).parents[1] / "src"
+_TORCHRUN = ["-m", "torch.distributed.run"]
 
 
 def command(base: Path, pictures: Path, output: Path, settings: dict[str, Any]) -> list[str]:
@@ -24,17 +25,29 @@ def command(base: Path, pictures: Path, output: Path, settings: dict[str, Any]) 
 
 
 def start(arguments: list[str], processes: int = 1, *, by: str = "torchrun") -> subprocess.Popen[str]:
-    """In a group of its own, so that all of it can be killed; several processes by torchrun or accelerate."""
+    """Several processes by torchrun or accelerate."""
     launcher: list[str] = []
     if processes > 1 and by == "torchrun":
-        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(_port())]
+        launcher = [*_TORCHRUN, "--nproc-per-node", str(processes), "--master-port", str(_port())]
     elif processes > 1:
         launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
         launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
         launcher += ["--main_process_port", str(_port())]
+    return _started([*launcher, *arguments])
+
+
+def start_machines(arguments: list[str], count: int) -> list[subprocess.Popen[str]]:
+    """A launcher with one process for each of so many machines."""
+    place = ["--nnodes", str(count), "--master-addr", "127.0.0.1", "--master-port", str(_port())]
+    launchers = ([*_TORCHRUN, *place, "--node-rank", str(rank)] for rank in range(count))
+    return [_started([*launcher, "--nproc-per-node", "1", *arguments]) for launcher in launchers]
+
+
+def _started(arguments: list[str]) -> subprocess.Popen[str]:
+    """In a group of its own, so that all of it can be killed."""
     environment = os.environ | {"PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
-        [sys.executable, *launcher, *arguments],
+        [sys.executable, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

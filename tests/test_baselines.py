@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from e4t.backbone import Backbone
 from e4t.domain import Domain
 from e4t.evaluation import baselines
 from e4t.evaluation.baselines import Example, Learned, Personalizer
-from e4t.personalize import tune
+from e4t.personalize import batches, tune
 from e4t.pipeline import E4TPipeline
 
 SAMPLING = {"num_inference_steps": 2}
@@ -30,6 +31,29 @@ def pipe(tiny_backbone: Backbone) -> E4TPipeline:
 def examples(picture: Image.Image) -> list[Example]:
     others = [picture.rotate(angle) for angle in (0, 90, 180)]
     return [Example(image, Image.new("L", image.size, 255), "a tan face") for image in others]
+
+
+def test_every_picture_is_learned_with_its_own_caption(pipe: E4TPipeline, examples: list[Example]) -> None:
+    captioned = [
+        replace(one, caption=f"a {word} of S*") for one, word in zip(examples, ("cat", "dog", "face"), strict=True)
+    ]
+    seen: list[list[str]] = []
+
+    def watched(texts: Any, **options: Any) -> Any:
+        seen.append(list(texts))
+        return tokens(texts, **options)
+
+    method = baselines.dreambooth(pipe, SAMPLING, rare_token=RARE, examples=3, learning_rate=0.01)
+    tokens = method.pipe.model.tokens
+    with patch.object(method.pipe.model, "tokens", watched):
+        method.learn(captioned, (1,))
+        assert seen == [["a cat of S* face", "a dog of S* face", "a face of S* face"]]
+        method.learn([*captioned[:2], examples[2]], (1,))
+        assert seen[1] == [text.replace("{}", "S*") for text in method.pipe.domain.templates]
+    constants = baselines._together(method.pipe, captioned, method.config, method.subject)
+    batch = batches(method.pipe.model, constants, method.config.updated({"batch_size": 4}))(0)
+    rows = method.pipe.model.tokens(constants.captions)[torch.tensor([0, 1, 2, 0])]
+    assert torch.equal(batch.tokens.ids, rows.ids)
 
 
 def _weights(pipe: E4TPipeline) -> dict[str, torch.Tensor]:
@@ -99,7 +123,7 @@ def test_rare_token_and_class_word_stand_in_the_training_prompts(pipe: E4TPipeli
 def test_with_the_text_encoder_the_rare_token_learns_at_its_rate(pipe: E4TPipeline, examples: list[Example]) -> None:
     rate = 1e-3
     method = baselines.dreambooth(pipe, SAMPLING, rare_token=RARE, text_encoder=True, learning_rate=rate)
-    constants = baselines._together(method.pipe, examples[:1], method.config)
+    constants = baselines._together(method.pipe, examples[:1], method.config, method.subject)
     *_, last = tune(method.pipe.model, constants, config=replace(method.config, steps=2), provenance={})
     moved = method.pipe.model.embedding_scale * last.concept.tensors["residual"]
     assert 0.5 * rate < moved.abs().max() < 2.1 * rate

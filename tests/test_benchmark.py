@@ -11,13 +11,17 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from bases import save_folder
+from conftest import build_backbone
 from desk import lay_out
+from e4t import cli
 from e4t.config import GenerateConfig, PretrainConfig
 from e4t.errors import CheckpointError, ConfigError, DataError
 from e4t.evaluation import baselines, benchmark, methods, metrics, report
@@ -412,6 +416,31 @@ def test_your_own_pictures_need_no_judge(tmp_path: Path) -> None:
     assert [row["method"] for row in results["rows"]] == ["class word", OURS]
     assert "identity" not in results["rows"][0]
     assert results["rows"][1]["clip_i"]["value"] > results["rows"][0]["clip_i"]["value"]
+
+
+def test_any_base_is_compared_on_your_own_pictures_with_a_word_for_a_domain(
+    tmp_path: Path, picture: Image.Image, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = save_folder(build_backbone(), tmp_path / "base")
+    picture.save(tmp_path / "rex.png")
+    plan = {"methods": ["class word", "E4T", "DreamBooth"], "e4t_steps": [1], "prompts": 1, "num_inference_steps": 2}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    command = ["benchmark", "--images", str(tmp_path), "--domain", "face", "--base", str(base)]
+    command += ["--config", str(tmp_path / "plan.json"), "--processes", "1", "--device", "cpu"]
+    with patch.object(methods, "_DEFAULTS", {"DreamBooth": {"learning_rate": 1e-3, "batch_size": 1, "steps": 2}}):
+        assert cli.main([*command, "--output", str(tmp_path / "out")]) == 0
+    (results,) = json.loads((tmp_path / "out" / "results.json").read_text())
+    rows = [(row["method"], row["steps"]) for row in results["rows"]]
+    assert rows == [("class word", 0), (OURS, 1), ("DreamBooth", 2)]
+    assert results["rows"][2]["settings"] == "as training scripts have it"
+    assert cli.main([*command, "--domain", "face", "cat", "--output", str(tmp_path / "two")]) == 2
+    assert "--base and --domain-base are of one domain" in capsys.readouterr().err
+
+
+def test_your_own_pictures_are_drawn_as_the_domain_draws(tmp_path: Path, picture: Image.Image) -> None:
+    picture.save(tmp_path / "anna.png")
+    contest = OwnContest("tiny-face", replace(SMALL, num_inference_steps=None), tmp_path)
+    assert contest.sampling["num_inference_steps"] == contest.pipe.generate_config.num_inference_steps
 
 
 class _OnlySame:

@@ -6,14 +6,17 @@ import json
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from bases import save_single_file
 from conftest import GENERATE, build_backbone
 from e4t import cli
-from e4t.cli import learning
+from e4t.cli import drawing, folders, learning
+from e4t.cli.terminal import dtype_of
 from e4t.counting import Count
 
 
@@ -199,9 +202,10 @@ def test_weights_of_half_precision_learn_with_their_own_autocast_alone(
         str(tmp_path / "face"),
     ]
     command += ["--steps", "1", "--batch-size", "1", "--dtype", dtype]
-    assert cli.main(command) == 2
+    assert cli.main([*command, "--mixed-precision", "no"]) == 2
     assert f"needs mixed_precision '{autocast}'" in capsys.readouterr().err
-    assert cli.main([*command, "--mixed-precision", autocast]) == 0
+    assert cli.main(command) == 0
+    assert json.loads((tmp_path / "face" / "config.json").read_text())["pretrain"]["mixed_precision"] == autocast
     personalize = [
         "personalize",
         str(tmp_path / "face"),
@@ -210,7 +214,7 @@ def test_weights_of_half_precision_learn_with_their_own_autocast_alone(
         str(tmp_path / "anna"),
     ]
     personalize += ["--steps", "1", "--batch-size", "1", "--dtype", dtype]
-    assert cli.main([*personalize, "--mixed-precision", autocast]) == 0
+    assert cli.main(personalize) == 0
     assert ("no preview: concepts cannot be drawn in bfloat16" in capsys.readouterr().err) == (dtype == "bfloat16")
     assert (tmp_path / "anna" / "preview.jpg").exists() == (dtype != "bfloat16")
     drawing = ["generate", str(tmp_path / "anna"), "S*", "--num-inference-steps", "1", "-o", str(tmp_path / "out")]
@@ -244,6 +248,40 @@ def test_a_concept_kept_as_a_replay_is_tuned_again_in_the_dtype_it_was_made_in(
     assert "can differ" not in capsys.readouterr().err
     assert cli.main([*drawing, "--dtype", "float32"]) == 0
     assert "was tuned in float16 and is tuned again in float32" in capsys.readouterr().err
+
+
+def test_what_a_gpu_is_fast_at_is_chosen_unless_something_else_is_asked_for(
+    domain_folder: Path, noise_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The choice is made for a GPU that has bfloat16; what is chosen then runs here."""
+    monkeypatch.setattr("e4t.precision.chosen_precision", lambda device, weights=torch.float32: "bf16")
+    command = ["personalize", str(domain_folder), str(noise_folder / "0.png"), "--steps", "1", "--batch-size", "1"]
+    for number, (further, wanted) in enumerate(
+        (([], "bf16"), (["--mixed-precision", "no"], "no"), (["--set", "mixed_precision=fp16"], "fp16"))
+    ):
+        assert cli.main([*command, "--no-preview", "--output", str(tmp_path / str(number)), *further]) == 0
+        made = json.loads((tmp_path / str(number) / "config.json").read_text())
+        assert made["personalize"]["mixed_precision"] == wanted
+
+
+def test_gpus_draw_in_float16_but_for_what_was_tuned_in_float32_and_is_tuned_again(
+    domain_folder: Path, noise_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["personalize", str(domain_folder), str(noise_folder / "0.png"), "--steps", "1", "--batch-size", "1"]
+    for name, keep in (("tuned", "vectors"), ("again", "replay")):
+        assert cli.main([*command, "--no-preview", "--keep", keep, "--output", str(tmp_path / name)]) == 0
+    asked: list[str] = []
+
+    def without_the_gpu(name: str) -> Any:
+        asked.append(name)
+        return dtype_of(name)
+
+    monkeypatch.setattr(folders, "dtype_of", without_the_gpu)
+    monkeypatch.setattr(drawing, "device_of", lambda name: "cuda:0")
+    for name, further in (("tuned", []), ("tuned", ["--dtype", "float32"]), ("again", [])):
+        words = ["generate", str(tmp_path / name), "S*", "--num-inference-steps", "1", "-o", str(tmp_path / "out")]
+        assert cli.main([*words, "--device", "cpu", *further]) == 0
+    assert asked == ["float16", "float32", "float32"]
 
 
 @pytest.mark.parametrize("spelling", [["--memory", "8"], ["--set", "memory=8"], ["--set", "memory=auto"]])

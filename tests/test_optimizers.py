@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -8,6 +12,7 @@ from e4t.errors import ConfigError
 from e4t.optimizers import (
     MovingAverage,
     Muon,
+    has_adamw8bit,
     load_optimizer_tensors,
     new_optimizer,
     optimizer_tensors,
@@ -59,6 +64,23 @@ def test_the_state_in_8_bits_is_saved_and_goes_on(tmp_path):
     resumed = new()
     load_optimizer_tensors(resumed, load_file(tmp_path / "state.safetensors"))
     assert all(torch.equal(one, other) for one, other in zip(stepped(resumed), whole, strict=True))
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_eight_bits_are_tried_out_before_they_are_chosen(works, monkeypatch):
+    """An older library may be installed and know nothing of a device; of one that is not here, nothing can be tried."""
+    library = ModuleType("bitsandbytes")
+    library.__spec__ = ModuleSpec("bitsandbytes", None)
+    library.optim = SimpleNamespace(AdamW8bit=torch.optim.AdamW if works else _broken)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", library)
+    assert has_adamw8bit(torch.device("cpu")) == works
+    assert has_adamw8bit(torch.device("cuda:99"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    assert not has_adamw8bit(torch.device("cuda:99"))
+
+
+def _broken(*_args, **_options):
+    raise RuntimeError("no kernel")
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch):

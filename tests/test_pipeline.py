@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -156,6 +157,19 @@ def test_every_picture_says_how_it_was_made(pipe, concept):
     (bare,) = pipe("S*", num_inference_steps=1).made
     assert (bare["steps"], bare["negative_prompt"], bare["concept"]) == (0, None, None)
     assert json.loads(json.dumps(bare)) == bare
+
+
+def test_a_black_picture_in_half_precision_is_warned_of(pipe, concept, monkeypatch):
+    """What diffusers makes of numbers that are none."""
+    black = [Image.new("RGB", (8, 8))]
+    monkeypatch.setattr(type(pipe.stock), "__call__", lambda *_, **__: SimpleNamespace(images=black))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe("S*", concept=concept)  # in float32 it is a picture like any other
+    for module in pipe.backbone.modules():
+        module.half()
+    with pytest.warns(UserWarning, match="a picture is black.*use float32"):
+        pipe("S*", concept=concept)
 
 
 def test_negative_prompt_seed_and_strength_matter(pipe, concept):

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from e4t.precision import best_device, has_fast_bfloat16, is_here, training_dtype
+from e4t.precision import best_device, chosen_precision, has_fast_bfloat16, is_here, training_dtype
 
 
 def test_what_this_machine_has_is_here():
@@ -53,6 +53,15 @@ def test_arm_processors_are_asked_through_onednn(supported, monkeypatch):
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
     assert has_fast_bfloat16(torch.device("cpu")) == supported
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_gpus_learn_in_what_they_are_fast_at_and_half_weights_in_their_own(supported, monkeypatch):
+    monkeypatch.setattr("e4t.precision.has_fast_bfloat16", lambda device: supported)
+    assert chosen_precision("cuda:1") == ("bf16" if supported else "no")
+    assert chosen_precision("cpu") == chosen_precision("mps") == "no"
+    assert {chosen_precision(device, torch.float16) for device in ("cpu", "cuda")} == {"fp16"}
+    assert chosen_precision("cpu", torch.bfloat16) == "bf16"
 
 
 def test_a_gpu_that_is_not_here_is_taken_for_one_of_today(monkeypatch):

@@ -16,7 +16,7 @@ from e4t import cli
 from e4t.checkpoint import TrainedDomain
 from e4t.errors import ConfigError
 from e4t.processes import Processes, launched_device
-from runs import command, finish, kill_after, start
+from runs import command, finish, kill_after, start, start_machines
 
 SETTINGS = {
     "steps": 4,
@@ -73,10 +73,22 @@ def test_of_two_processes_one_tells_machines_what_both_did(base, image_folder, t
 def test_two_processes_that_are_killed_go_on_as_if_they_were_not(base, image_folder, tmp_path):
     finish(start(command(base, image_folder, tmp_path / "two", SETTINGS), processes=2))
     killed = start(command(base, image_folder, tmp_path / "killed", SETTINGS), processes=2)
-    kill_after(killed, tmp_path / "killed.training", 2, random.Random(1).random() * 0.2)
+    delay = random.random() * 0.2
+    print("killed", delay, "seconds after its second state")  # another moment in every run
+    kill_after(killed, tmp_path / "killed.training", 2, delay)
     finish(start(command(base, image_folder, tmp_path / "killed", SETTINGS), processes=2, by="accelerate"))
     two, killed = (TrainedDomain.load(tmp_path / name).tensors for name in ("two", "killed"))
     assert all(torch.equal(two[name], killed[name]) for name in two)
+
+
+@pytest.mark.slow
+def test_two_machines_do_what_two_processes_of_one_do(base, image_folder, tmp_path):
+    """Each machine has a launcher of its own; here both are this one."""
+    finish(start(command(base, image_folder, tmp_path / "one", SETTINGS), processes=2))
+    for run in start_machines(command(base, image_folder, tmp_path / "two", SETTINGS), 2):
+        finish(run)
+    one, two = (TrainedDomain.load(tmp_path / name).tensors for name in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.parametrize("count", ["1", "2"])

@@ -52,11 +52,12 @@ def test_killed_at_random_moments(counts, base, tmp_path, one_thread, capsys):
     """Data order from shards, augmentation, captions, noise, average, optimiser and schedule go on where they were."""
     pytest.importorskip("webdataset")
     write_shards(tmp_path / "shards", (3, 4, 2))
-    rng = random.Random(0)
+    delays = [random.random() * 0.2 for _ in counts]
+    print("killed", delays, "seconds after its states")  # another moment in every run
     assert cli.main(command(base, tmp_path / "shards", tmp_path / "straight", SETTINGS)[2:]) == 0
-    for count in counts:
+    for count, delay in zip(counts, delays, strict=True):
         killed = start(command(base, tmp_path / "shards", tmp_path / "killed", SETTINGS))
-        kill_after(killed, tmp_path / "killed.training", count, rng.random() * 0.2)
+        kill_after(killed, tmp_path / "killed.training", count, delay)
         assert not (tmp_path / "killed").exists()
     assert cli.main(command(base, tmp_path / "shards", tmp_path / "killed", SETTINGS)[2:]) == 0
     assert "from step" in capsys.readouterr().err

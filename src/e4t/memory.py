@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ import torch
 from e4t.config import PersonalizeConfig
 from e4t.counting import RUNTIME, Count, bytes_of, count_looking, count_step, held
 from e4t.model import E4TModel
-from e4t.optimizers import STATE_BYTES
+from e4t.optimizers import STATE_BYTES, has_adamw8bit
 
 GIB = 2**30
 _WHOLE = ("unet", "text_encoder")
@@ -160,11 +159,6 @@ def _sizes(config: PersonalizeConfig) -> list[int]:
 
 def _whole_parts(config: PersonalizeConfig) -> list[str]:
     return [part for part in _WHOLE if part in config.tune]
-
-
-def has_adamw8bit(device: torch.device) -> bool:
-    """Whether bitsandbytes is installed and knows the device."""
-    return find_spec("bitsandbytes") is not None and device.type in ("cpu", "cuda", "xpu")
 
 
 def free_memory(device: torch.device, model: E4TModel | None = None) -> int:

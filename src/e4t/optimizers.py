@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from e4t.errors import ConfigError, install_extra
+from e4t.precision import is_here
 
 STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "muon": 4}
 """What is kept of every trained number between two steps; by Muon of those in matrices, and of the few others 8."""
@@ -39,6 +42,19 @@ def new_optimizer(
     optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, weight_decay=weight_decay)
     _try_out(bitsandbytes, device)
     return optimizer
+
+
+def has_adamw8bit(device: torch.device) -> bool:
+    """Whether bitsandbytes is installed and works on the device; of one that is not here, whether it is made for it."""
+    if find_spec("bitsandbytes") is None:
+        return False
+    if not is_here(device):
+        return device.type in ("cuda", "xpu")
+    try:
+        _try_out(import_module("bitsandbytes"), device)
+    except ConfigError:
+        return False
+    return True
 
 
 def _try_out(bitsandbytes: Any, device: torch.device) -> None:

@@ -55,13 +55,14 @@ class ClassPictures:
 class Constants:
     """What does not change while a concept is tuned, computed once. N is 1: the concept's one image.
 
-    Baselines may have several; a batch then takes its pictures from all of them.
+    Baselines may have several; a batch then takes its pictures from all of them, each with its own caption.
     """
 
     latents: Tensor  # [N, C, h, w], the posterior's mean
     image_features: list[Tensor]  # [1, width] each
     mask: Tensor | None  # [N, 1, h, w]
     prior: ClassPictures | None = None
+    captions: tuple[str, ...] = ()  # N, which count before that of the settings; () for none
 
     def tensors(self) -> dict[str, Tensor]:
         """As a concept stores them: ``latents``, ``image_features`` [layers, width] and ``mask``; float16."""
@@ -238,7 +239,8 @@ def batches(model: E4TModel, constants: Constants, config: PersonalizeConfig) ->
     """The image ``batch_size`` times, with independent timesteps and noise; of several, each equally often."""
     size, device = config.batch_size, model.backbone.device
     domain = model.domain
-    prompts = model.tokens([domain.captioned(config.caption)] if config.caption else domain.prompts)
+    captions = constants.captions or ((config.caption,) if config.caption else ())
+    prompts = model.tokens([domain.captioned(caption) for caption in captions] or domain.prompts)
     rows = torch.arange(size, device=device)
     low, high = timestep_range(config, model.backbone.num_timesteps)
     prior_at = _priors(model, constants.prior, config) if constants.prior and config.prior_weight else None
@@ -248,12 +250,13 @@ def batches(model: E4TModel, constants: Constants, config: PersonalizeConfig) ->
         picks = torch.randint(len(prompts), (size,), generator=generator)
         timesteps = draw_timesteps(size, low, high, generator, stratified=config.stratified_timesteps)
         shown = (rows + index * size) % len(constants.latents)
+        says = shown if constants.captions else picks.to(device)
         latents = constants.latents[shown]
         return Batch(
             latents=latents,
             noise=draw_noise(latents.shape, generator, device),
             timesteps=timesteps.to(device),
-            tokens=prompts[picks.to(device)],
+            tokens=prompts[says],
             image_features=constants.image_features,
             mask=constants.mask[shown] if constants.mask is not None else None,
             prior=prior_at(generator) if prior_at else None,

@@ -7,6 +7,7 @@ and timestep the U-Net is called with, and replaces the conditional rows of its 
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -270,6 +271,8 @@ class E4TPipeline:
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             ).images
             scheduler = settings.scheduler or type(self.stock.scheduler).__name__
+        if self.backbone.dtype == torch.float16 and not all(image.getbbox() for image in images):
+            warnings.warn("a picture is black: numbers overflow in float16; use float32 (--dtype)", stacklevel=2)
         texts = zip(prompts, _each(negative_prompt, len(prompts)), strict=True)
         asked = [pair for pair in texts for _ in range(settings.num_images)]
         made = [

@@ -49,6 +49,19 @@ def has_fast_bfloat16(device: torch.device | str) -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+AUTOCAST_OF = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+"""What mixed precision has to be, by the type of the frozen weights; with float32 it may be any."""
+
+
+def chosen_precision(device: torch.device | str, weights: torch.dtype = torch.float32) -> str:
+    """Mixed precision where nobody asks for one: what ``weights`` need, else "bf16" on CUDA's GPUs that are fast at it.
+
+    Processors stay with float32, which the shipped domains were measured in, and Apple's GPUs, where nothing was tried.
+    """
+    fast = torch.device(device).type == "cuda" and has_fast_bfloat16(device)
+    return AUTOCAST_OF.get(weights, "bf16" if fast else "no")
+
+
 def training_dtype(device: torch.device | str) -> torch.dtype:
     """bfloat16 where the hardware has it, else float32."""
     return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32

@@ -13,15 +13,12 @@ from torch import nn
 from e4t.config import PersonalizeConfig, PretrainConfig
 from e4t.errors import ConfigError, TrainingError
 from e4t.objective import Batch, E4TObjective
-from e4t.precision import has_fast_bfloat16
+from e4t.precision import AUTOCAST_OF, has_fast_bfloat16
 from e4t.processes import Processes
 
 _MAY_HELP = "a lower learning rate, warmup_steps or max_grad_norm may help"
 _LEAST_SCALE = 2.0**-10
 """Of fp16's gradients: where they overflow even so, they are no numbers whatever the scale."""
-
-_AUTOCAST_OF = {torch.float16: "fp16", torch.bfloat16: "bf16"}
-"""What autocast has to be, by the type of the frozen weights; with float32 it may be any."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ def autocast(mixed_precision: str, device: torch.device, weights: torch.dtype) -
 
     Raises ConfigError where ``weights``, the type of the frozen ones, need another.
     """
-    needed = _AUTOCAST_OF.get(weights, mixed_precision)
+    needed = AUTOCAST_OF.get(weights, mixed_precision)
     if mixed_precision != needed:
         raise ConfigError(f"training on weights of {weights} needs mixed_precision '{needed}'")
     dtype = arithmetic(mixed_precision, device, weights)
@@ -144,7 +141,7 @@ def autocast(mixed_precision: str, device: torch.device, weights: torch.dtype) -
 
 def autocast_beside(device: torch.device, weights: torch.dtype) -> torch.autocast:
     """What a picture between two steps needs: of half-precision ``weights``, those that are tuned whole are float32."""
-    return autocast(_AUTOCAST_OF.get(weights, "no"), device, weights)
+    return autocast(AUTOCAST_OF.get(weights, "no"), device, weights)
 
 
 def arithmetic(mixed_precision: str, device: torch.device, weights: torch.dtype) -> torch.dtype:

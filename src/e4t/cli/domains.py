@@ -32,7 +32,7 @@ from e4t.cli.options import (
     each,
     optimizer_of,
 )
-from e4t.cli.settings import options_of, overridden, read_sections
+from e4t.cli.settings import asked_for, options_of, overridden, read_sections
 from e4t.cli.terminal import device_of, dtype_of, get_console, progress_bar, quiet, status
 from e4t.cli.tracking import Services, Tracking
 from e4t.config import PretrainConfig
@@ -87,9 +87,10 @@ class Pretrain:
     resolution: Integer = None
     """Side of the pictures. Default: the base's own."""
     mixed_precision: Precision = None
-    """Autocast; what is trained stays float32."""
+    """Autocast; what is trained stays float32. Default: bf16 on CUDA's GPUs that are fast at it, and what --dtype
+    needs."""
     dtype: Dtype = "float32"
-    """Number type of the base's weights, not of what is trained; float16 needs --mixed-precision fp16, bfloat16
+    """Number type of the base's weights, not of what is trained; float16 takes --mixed-precision fp16, bfloat16
     bf16."""
     gradient_checkpointing: Switch = None
     """Less memory, more time."""
@@ -152,6 +153,8 @@ class Pretrain:
         quiet()
         device = self._device()
         self._require_data()
+        if "mixed_precision" not in file.get("pretrain", {}):
+            config = self._precise(config, device)
         if self.dry_run:
             return self._forecast(domain, config, device)
         processes = Processes.launched(device)
@@ -174,6 +177,14 @@ class Pretrain:
         self._watched(training)
         report_broken(training.data.broken)
         return Result([self.output], {"domain": self.output, "broken": len(training.data.broken)})
+
+    def _precise(self, config: PretrainConfig, device: str) -> PretrainConfig:
+        """With the mixed precision that suits device and weights, unless one is asked for."""
+        from e4t.precision import chosen_precision
+
+        if asked_for("mixed_precision", config, self.settings, self._given()) is not None:
+            return config
+        return config.updated({"mixed_precision": chosen_precision(device, dtype_of(self.dtype))})
 
     def _domain(self) -> Domain:
         from e4t.domain import Domain

@@ -127,8 +127,8 @@ class Generate:
     settings: Settings = ()
     """Any other setting of GenerateConfig, e.g. --set guidance_rescale=0.7. Can be repeated."""
     dtype: OptionalDtype = None
-    """Number type of the model's weights; concepts cannot be drawn in bfloat16. Default:
-    float32, and float16 for a concept that was kept as a replay and tuned in it."""
+    """Number type of the model's weights; concepts cannot be drawn in bfloat16. Default: float16 on CUDA's GPUs, else
+    float32; for a concept that was kept as a replay, what it was tuned in."""
     metadata: bool = True
     """Say in every picture how it was made; web UIs read it, and so does e4t info."""
     model: OfConcept = field(default_factory=ConceptOptions)
@@ -143,7 +143,8 @@ class Generate:
 
         quiet()
         require_room(self.output)
-        concept, pipe = self.model.open(self.concept, self.dtype)
+        usual = "float16" if device_of(self.model.device).startswith("cuda") else "float32"
+        concept, pipe = self.model.open(self.concept, self.dtype, usual=usual)
         config = overridden(pipe.generate_config, self.settings, self._given())
         with denoising(pipe, "generate"):
             drawn = pipe(self.prompt, concept=concept, negative_prompt=self.negative_prompt, config=config)

@@ -39,17 +39,19 @@ class ConceptOptions(BaseOptions):
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
 
-    def open(self, folder: Path, dtype: str | None = None, *, look: bool = False) -> tuple[Concept, E4TPipeline]:
+    def open(
+        self, folder: Path, dtype: str | None = None, *, look: bool = False, usual: str = "float32"
+    ) -> tuple[Concept, E4TPipeline]:
         """The concept in ``folder``, and its domain on its base model; with the image encoder to ``look``, or if named.
 
-        Without a ``dtype``, float32; but float16 for a concept that was tuned in it and has to be tuned again.
+        Without a ``dtype``, the ``usual``; but what it was tuned in for a concept that has to be tuned again.
         """
         from e4t.checkpoint import Concept
 
         concept = Concept.load(folder)
         made = made_in(concept)
-        again = made if concept.to_be_replayed and made == "float16" else "float32"  # nothing is drawn in bfloat16
-        used = dtype or again
+        again = "float16" if made == "float16" else "float32"  # nothing is drawn in bfloat16
+        used = dtype or (again if concept.to_be_replayed else usual)
         if concept.to_be_replayed and made not in (None, used):
             say(f"the concept was tuned in {made} and is tuned again in {used}, so it can differ a little")
         return concept, self.pipeline(concept, folder, used, look=look or self.image_encoder is not None)

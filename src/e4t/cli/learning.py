@@ -30,7 +30,7 @@ from e4t.cli.options import (
     Switch,
     optimizer_of,
 )
-from e4t.cli.settings import options_of, overridden, set_values
+from e4t.cli.settings import asked_for, options_of, overridden
 from e4t.cli.terminal import denoising, device_of, dtype_of, get_console, progress_bar, quiet, status
 from e4t.config import PersonalizeConfig
 from e4t.errors import CheckpointError, ConfigError
@@ -98,9 +98,10 @@ class Personalize:
     """Keep within so many gigabytes, such as 24, 16, 12 or 8, or (auto) within what is free: fewer noise levels at a
     time, networks unloaded, checkpointing, and if it must be, less tuned. On a GPU, weights are float16 then."""
     mixed_precision: Precision = None
-    """Autocast; what is tuned stays float32."""
+    """Autocast; what is tuned stays float32. Default: bf16 on CUDA's GPUs that are fast at it, and what --dtype
+    needs."""
     dtype: OptionalDtype = None
-    """Number type of the model's weights; float16 needs --mixed-precision fp16, bfloat16 bf16. What is tuned stays
+    """Number type of the model's weights; float16 takes --mixed-precision fp16, bfloat16 bf16. What is tuned stays
     float32. Default: float32, but float16 with --memory on a GPU."""
     gradient_checkpointing: Switch = None
     """Less memory, more time."""
@@ -203,18 +204,21 @@ class Personalize:
             return E4TPipeline.from_base(self.base, class_word=domain, **options)
 
     def _config(self, pipe: E4TPipeline) -> PersonalizeConfig:
+        from e4t.precision import chosen_precision
+
         config = PersonalizeConfig.paper() if self.preset == "paper" else pipe.personalize_config
-        if self.dtype is None and self._dtype() == "float16":
-            config = config.updated({"mixed_precision": "fp16"})
+        if config.mixed_precision == "no":
+            config = config.updated({"mixed_precision": chosen_precision(pipe.backbone.device, pipe.backbone.dtype)})
         config = overridden(config, self.settings, self._given())
         return config if config.memory is None else _fitted(pipe, config)
 
     def _dtype(self) -> str:
         """As asked for; half precision where memory is said to be short, and no other autocast is asked for."""
-        asked = set_values(PersonalizeConfig(), self.settings)
-        asked |= {name: value for name, value in self._given().items() if value is not None}
-        short = asked.get("memory") is not None and asked.get("mixed_precision", "fp16") == "fp16"
+        short = self._asked("memory") is not None and self._asked("mixed_precision") in (None, "fp16")
         return self.dtype or ("float16" if short and device_of(self.device).startswith("cuda") else "float32")
+
+    def _asked(self, name: str) -> Any:
+        return asked_for(name, PersonalizeConfig(), self.settings, self._given())
 
     def _say(self, likeness: float, class_word: str) -> None:
         get_console().print(f"likeness about {likeness:.2f} (0: any {class_word}, 1: the picture itself)")

@@ -38,7 +38,10 @@ class Benchmark:
     """Compare E4T with Textual Inversion, DreamBooth, LoRA and words on drawn concepts. The same command resumes."""
 
     domain: Annotated[Many[str], arg(metavar="DOMAIN ...", help_behavior_hint="")] = ()
-    """Domains that come with the package, or domain folders. Default: those of the size that are shipped."""
+    """Domains that come with the package, or domain folders; with --base, also just a class word such as dog. Default:
+    those of the size that are shipped."""
+    base: OptionalBase = None
+    """Another copy of the domain's base model; with a class word, any base model."""
     size: Literal["quick", "standard", "full"] = "quick"
     """quick: minutes; standard: hours; full: days. All can be resumed."""
     config: File = None
@@ -68,6 +71,7 @@ class Benchmark:
     else 1."""
     device: Device = "auto"
     """cpu, cuda, mps, ...; auto takes the best there is."""
+    base_model: Reading = field(default_factory=BaseOptions)
     json: Json = False
 
     def run(self) -> Result:
@@ -85,8 +89,8 @@ class Benchmark:
         plan = PLANS[self.size].updated(given)
         usual = plan.domains if "domains" in given else tuple(name for name in plan.domains if name in shipped())
         domains = each(self.domain) or usual
-        if len(domains) > 1 and (self.images or self.domain_base):
-            raise ConfigError("--images and --domain-base are of one domain: say which with --domain")
+        if len(domains) > 1 and (self.images or self.domain_base or self.base):
+            raise ConfigError("--images, --base and --domain-base are of one domain: say which with --domain")
         for option, used in (("--faces", self.faces), ("--prompts", each(self.prompts))):
             if used and not self.images:
                 raise ConfigError(f"{option} is about pictures of your own: name their folder with --images")
@@ -102,12 +106,16 @@ class Benchmark:
             concepts=self.concepts or (sys.maxsize if self.images and "concepts" not in given else plan.concepts),
             seeds=self.seeds or plan.seeds,
         )
+        if self.images and "num_inference_steps" not in given:
+            plan = replace(plan, num_inference_steps=None)  # those of the sizes are for the shipped base
         quiet()
         with progress_bar("benchmark") as progress:
             device = device_of(self.device)
             several = device == "cpu" and (os.cpu_count() or 1) > 1
             options: dict[str, Any] = {
                 "device": device,
+                "base": self.base,
+                "reading": self.base_model.given(),
                 "clip": self.clip,
                 "domain_base": self.domain_base,
                 "keep": self.output / "records",

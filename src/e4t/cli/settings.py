@@ -30,6 +30,12 @@ def overridden(config: Config, pairs: Sequence[str], given: Mapping[str, Any]) -
     )
 
 
+def asked_for(name: str, config: Any, pairs: Sequence[str], given: Mapping[str, Any]) -> Any:
+    """A setting as ``NAME=VALUE`` pairs or, on top of them, ``given`` options have it; None where neither does."""
+    option = given.get(name)
+    return set_values(config, pairs).get(name) if option is None else option
+
+
 def set_values(config: Any, pairs: Sequence[str]) -> dict[str, Any]:
     """``NAME=VALUE`` pairs as a dictionary for ``config.updated``, of dictionaries where a name has dots."""
     values: dict[str, Any] = {}

@@ -3,7 +3,7 @@
 Textual Inversion (arXiv 2208.01618) and DreamBooth (arXiv 2208.12242) are tuned by the very loop E4T is tuned by, on a
 base without a domain: what differs is what is trained, on which prompts, at which rate and for how long. LoRA goes
 through peft, as in diffusers' training script. Methods that tune nothing put words where the placeholder stands. All of
-them get the same masks and the same sort of timesteps, and are drawn with the same guidance.
+them get the same masks, captions and sort of timesteps, and are drawn with the same guidance.
 """
 
 from __future__ import annotations
@@ -38,11 +38,15 @@ Draw = Callable[[Sequence[str], int], list[Image.Image]]
 
 @dataclass(frozen=True)
 class Example:
-    """One picture of a concept, where the concept is in it, and all that words can say of the concept."""
+    """One picture of a concept, where the concept is in it, and all that words can say of the concept.
+
+    ``caption`` says what else the picture shows, with the placeholder: tuned methods then learn from that prompt alone.
+    """
 
     image: Image.Image
     mask: Image.Image | None = None
     description: str | None = None
+    caption: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,8 @@ class Tuned:
         config = replace(self.config, steps=max(steps))
         prior = self.prior(config.prior_pictures) if self.prior and config.prior_weight else None
         began, peak = time.perf_counter(), Peak(self.pipe.backbone.device)
-        constants = replace(_together(self.pipe, examples[: self.examples], config), prior=prior)
+        constants = _together(self.pipe, examples[: self.examples], config, self.subject)
+        constants = replace(constants, prior=prior)
         seconds, learned = time.perf_counter() - began, []
         shown = config.batch_size * config.accumulation * (2 if prior else 1)
         with suppress(TrainingError):
@@ -159,7 +164,7 @@ class LoRA:
     def learn(self, examples: Sequence[Example], steps: Collection[int]) -> list[Learned]:
         config = replace(self.config, steps=max(steps))
         began, peak = time.perf_counter(), Peak(self.pipe.backbone.device)
-        constants = _together(self.pipe, examples[: self.examples], config)
+        constants = _together(self.pipe, examples[: self.examples], config, self.subject)
         seconds = time.perf_counter() - began
         learned = []
         with self._worn() as unet:
@@ -249,14 +254,19 @@ def _said(pipe: E4TPipeline) -> dict[str, Any]:
     return {**pipe.domain.to_dict(), "trained": pipe.trained.id if pipe.trained else None}
 
 
-def _together(pipe: E4TPipeline, examples: Sequence[Example], config: PersonalizeConfig) -> Constants:
-    """Several pictures of one concept: latents and masks of all, image features of the first."""
+def _together(pipe: E4TPipeline, examples: Sequence[Example], config: PersonalizeConfig, subject: str) -> Constants:
+    """Several pictures of one concept: latents and masks of all, image features of the first.
+
+    Captions, where every picture has one, name the concept by ``subject``.
+    """
     each = [prepare(pipe.model, one.image, one.mask if config.mask_loss else None) for one in examples]
     masks = [one.mask for one in each if one.mask is not None]
+    captions = [one.caption.replace(pipe.domain.placeholder, subject) for one in examples if one.caption is not None]
     return Constants(
         torch.cat([one.latents for one in each]),
         each[0].image_features,
         torch.cat(masks) if len(masks) == len(each) else None,
+        captions=tuple(captions) if len(captions) == len(each) else (),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from e4t.backbone import fingerprint_of
+from e4t.backbone import fingerprint_of, resolve
 from e4t.config import Section, at_least
 from e4t.errors import ConfigError, DataError
 from e4t.evaluation.baselines import Example, Learned, image_vectors
@@ -30,6 +30,7 @@ from e4t.evaluation.evaluate import (
     DRAWINGS,
     MORE_PROMPTS,
     Attributes,
+    input_caption,
     input_data,
     input_picture,
     prompt_text,
@@ -72,7 +73,7 @@ class Plan(Section):
     seeds: int = 1
     e4t_steps: tuple[int, ...] = (0, 5, 15)
     baseline_steps: tuple[int, ...] = ()  # (): the number of steps that was found best
-    num_inference_steps: int = 16
+    num_inference_steps: int | None = 16  # None: as many as the domain draws with
 
     def __post_init__(self) -> None:
         for name in ("concepts", "prompts", "seeds", "num_inference_steps"):
@@ -154,22 +155,29 @@ class Contest(ABC):
         plan: Plan,
         *,
         device: str = "cpu",
+        base: str | None = None,
+        reading: Mapping[str, str] | None = None,
         clip: str | None = None,
         domain_base: Path | None = None,
         keep: Path | None = None,
     ) -> None:
-        """``clip`` is another CLIP than the base's own; ``domain_base`` a U-Net as `domain_base` trains it.
+        """``domain`` may be just a class word with ``base``, any base model, which is read as ``reading`` says.
 
-        ``keep`` is a folder for what takes long and does not change.
+        ``clip`` is another CLIP than the base's own; ``domain_base`` a U-Net as `domain_base` trains it. ``keep`` is a
+        folder for what takes long and does not change.
         """
         self.name = domain
         self.plan = plan
-        self.pipe = E4TPipeline.from_pretrained(domain, device=device)
+        options: dict[str, Any] = {"device": device, **(reading or {})}
+        if base is None or Path(resolve(domain)).is_dir():
+            self.pipe = E4TPipeline.from_pretrained(domain, base=base, **options)
+        else:
+            self.pipe = E4TPipeline.from_base(base, class_word=domain, **options)
         self.kind = self.pipe.domain.class_word
         self.clip = Clip.load(clip or self.pipe.backbone.name)
         drawn = self.pipe.generate_config  # every method is drawn as the domain is: what suits the base suits them all
         self.sampling: dict[str, Any] = {
-            "num_inference_steps": plan.num_inference_steps,
+            "num_inference_steps": plan.num_inference_steps or drawn.num_inference_steps,
             "guidance_scale": drawn.guidance_scale,
             "guidance_rescale": drawn.guidance_rescale,
             "scheduler": drawn.scheduler,
@@ -251,7 +259,7 @@ class Contest(ABC):
         trained = self.pipe.trained
         return {
             "version": _VERSION,
-            "domain": trained.id if trained else None,
+            "domain": trained.id if trained else self.kind,
             "generate": self.pipe.generate_config.to_dict(),
             "base": self.pipe.backbone.fingerprint,
             "autoencoder": self._autoencoder,
@@ -319,7 +327,14 @@ class DrawnContest(Contest):
     def examples(self, number: int, count: int) -> list[Example]:
         subject = self.subjects[number]
         known = describe(self.kind, words(subject), stream("description", subject.key)) if self.describable else None
-        return [Example(*input_picture(subject, one), known) for one in range(count)]
+        return [Example(*input_picture(subject, one), known, self._caption(number, one)) for one in range(count)]
+
+    def _caption(self, number: int, one: int = 0) -> str | None:
+        """What a concept's picture shows, where the domain was pre-trained with captions: told to every method."""
+        trained, placeholder = self.pipe.trained, self.pipe.domain.placeholder
+        if trained is None or not trained.pretrain.get("caption_share"):
+            return None
+        return input_caption(self.subjects[number], placeholder, one)
 
     def texts(self, number: int) -> list[str]:
         return [prompt_text(self.subjects[number], asked, self.pipe.domain.placeholder) for asked in self.prompts]
@@ -327,7 +342,8 @@ class DrawnContest(Contest):
     def identifies(self, number: int) -> Any:
         asked = [dict(attributes) for attributes in self.prompts]
         subject, readers = self.subjects[number].key, [self.judge.fingerprint, fingerprint_of(self.poses.network)]
-        return [WORLD_VERSION, subject, asked, self.judge.number, *readers]
+        told = [caption] if (caption := self._caption(number)) else []
+        return [WORLD_VERSION, subject, asked, self.judge.number, *readers, *told]
 
     def named(self, number: int) -> Identity:
         """Somebody the base knows by name; with more concepts than names, some come up again."""

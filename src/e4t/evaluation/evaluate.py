@@ -136,9 +136,9 @@ def input_data(concept: Identity, number: int = 0) -> Picture:
     return prompted(concept, asked, key=key)
 
 
-def input_caption(concept: Identity, placeholder: str) -> str:
+def input_caption(concept: Identity, placeholder: str, number: int = 0) -> str:
     """What `input_data` shows, in the same wording: "a cat in the rain in the style of S*"."""
-    return plain_caption(input_data(concept), placeholder)
+    return plain_caption(input_data(concept, number), placeholder)
 
 
 def input_picture(concept: Identity, number: int = 0) -> tuple[Image.Image, Image.Image]:

@@ -102,12 +102,13 @@ def figures(
                     row.setdefault("against_ours", {})[name] = gap.to_dict()
         rows.append(row)
     judge = contest.judge.number if contest.judge else None
-    plan = {**contest.plan.to_dict(), "concepts": contest.size, "prompts": len(contest.texts(0))}
+    steps = contest.sampling["num_inference_steps"]
+    run = {"concepts": contest.size, "prompts": len(contest.texts(0)), "num_inference_steps": steps}
     return {
         "domain": contest.name,
         "judge": judge,
         "concepts": contest.size,
-        "plan": plan,
+        "plan": contest.plan.to_dict() | run,
         "default_steps": ours[1],
         "left_out": lineup.left_out,
         "rows": rows,

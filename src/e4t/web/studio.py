@@ -14,13 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
 
 from e4t.checkpoint import Concept
 from e4t.config import GenerateConfig, PersonalizeConfig
 from e4t.errors import ConfigError, E4TError, MismatchError, out_of_memory
 from e4t.export import export
+from e4t.precision import chosen_precision
 from e4t.provenance import picture_notes
 from e4t.web.scratch import Scratch
 from e4t.web.shelf import Shelf
@@ -275,7 +275,7 @@ def _config(pipe: E4TPipeline, keep: str) -> PersonalizeConfig:
     """Raises ConfigError for a ``keep`` that is none of `TO_KEEP`."""
     if keep not in TO_KEEP:
         raise ConfigError(f"the page keeps nothing called {keep[:40]!r} of a concept; it can {', '.join(TO_KEEP)}")
-    changes = {"mixed_precision": "fp16"} if pipe.backbone.dtype == torch.float16 else {}
+    changes = {"mixed_precision": chosen_precision(pipe.backbone.device, pipe.backbone.dtype)}
     return pipe.personalize_config.updated(changes if keep == AS_MEASURED else {**changes, "keep": keep})
 
 
