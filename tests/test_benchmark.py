@@ -426,7 +426,7 @@ def test_any_base_is_compared_on_your_own_pictures_with_a_word_for_a_domain(
     plan = {"methods": ["class word", "E4T", "DreamBooth"], "e4t_steps": [1], "prompts": 1, "num_inference_steps": 2}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     command = ["benchmark", "--images", str(tmp_path), "--domain", "face", "--base", str(base)]
-    command += ["--config", str(tmp_path / "plan.json"), "--processes", "1", "--device", "cpu"]
+    command += ["--config", str(tmp_path / "plan.json"), "--processes", "1", "--device", "cpu", "--clip", "tiny"]
     with patch.object(methods, "_DEFAULTS", {"DreamBooth": {"learning_rate": 1e-3, "batch_size": 1, "steps": 2}}):
         assert cli.main([*command, "--output", str(tmp_path / "out")]) == 0
     (results,) = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,21 @@ def test_a_concept_kept_as_a_replay_is_tuned_again_in_the_dtype_it_was_made_in(
     assert "can differ" not in capsys.readouterr().err
     assert cli.main([*drawing, "--dtype", "float32"]) == 0
     assert "was tuned in float16 and is tuned again in float32" in capsys.readouterr().err
+
+
+def test_a_domain_that_had_captions_asks_for_one(
+    domain_folder: Path, noise_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = shutil.copytree(domain_folder, tmp_path / "told")
+    config = json.loads((told / "config.json").read_text())
+    config["pretrain"]["caption_share"] = 1.0
+    (told / "config.json").write_text(json.dumps(config))
+    for number, (domain, caption, asks) in enumerate(
+        ((told, [], True), (told, ["--caption", "S* in the snow"], False), (domain_folder, [], False))
+    ):
+        command = ["personalize", str(domain), str(noise_folder / "0.png"), "--steps", "1", "--no-preview", *caption]
+        assert cli.main([*command, "--output", str(tmp_path / str(number))]) == 0
+        assert ("as in --caption" in capsys.readouterr().err.replace("\n", " ")) == asks
 
 
 def test_what_a_gpu_is_fast_at_is_chosen_unless_something_else_is_asked_for(

@@ -122,6 +122,11 @@ class TrainedDomain:
         return _digest(self.tensors)
 
     @property
+    def had_captions(self) -> bool:
+        """Whether pre-training was told what pictures show; tuning then learns best if it is told, too."""
+        return bool(self.pretrain.get("caption_share"))
+
+    @property
     def personalize_config(self) -> PersonalizeConfig:
         return PersonalizeConfig.from_dict(self.personalize)
 

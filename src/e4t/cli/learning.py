@@ -139,6 +139,9 @@ class Personalize:
         config = self._config(pipe)
         if pipe.trained is None:
             get_console().print(f"no pre-trained domain: {config.steps} steps from the class word '{self.domain}'")
+        elif pipe.trained.had_captions and config.caption is None:
+            example = pipe.domain.example
+            get_console().print(f'here it helps to say what the picture shows, as in --caption "{example}"')
         concept = noted(tuned(pipe, image, mask, config), self.mask)
         if config.automatic:
             get_console().print(f"learned after {concept.steps} step{'s' if concept.steps > 1 else ''}")

@@ -331,10 +331,9 @@ class DrawnContest(Contest):
 
     def _caption(self, number: int, one: int = 0) -> str | None:
         """What a concept's picture shows, where the domain was pre-trained with captions: told to every method."""
-        trained, placeholder = self.pipe.trained, self.pipe.domain.placeholder
-        if trained is None or not trained.pretrain.get("caption_share"):
+        if self.pipe.trained is None or not self.pipe.trained.had_captions:
             return None
-        return input_caption(self.subjects[number], placeholder, one)
+        return input_caption(self.subjects[number], self.pipe.domain.placeholder, one)
 
     def texts(self, number: int) -> list[str]:
         return [prompt_text(self.subjects[number], asked, self.pipe.domain.placeholder) for asked in self.prompts]
