@@ -468,6 +468,19 @@ def test_likeness_goes_from_a_stranger_to_the_photo_itself(pipe, picture):
     assert 0 < pipe.likeness(picture, between, stranger) < 1
 
 
+def test_the_stranger_of_a_portrait_is_drawn_once_for_all_concepts(pipe, concept, picture, monkeypatch):
+    calls, draw = [], type(pipe).__call__
+
+    def counted(self, prompt, **options):
+        calls.append((prompt, options.get("concept") is not None))
+        return draw(self, prompt, **options)
+
+    monkeypatch.setattr(type(pipe), "__call__", counted)
+    first, second = (pipe.portrait(concept, picture) for _ in range(2))
+    assert sorted(tuned for _, tuned in calls) == [False, True, True]
+    assert (first[0].tobytes(), first[1]) == (second[0].tobytes(), second[1])
+
+
 def test_class_pictures_are_drawn_once_and_without_the_concept(pipe):
     pictures = pipe.class_pictures(3)
     assert pictures.latents.shape[0] == 3

@@ -579,7 +579,10 @@ def test_a_new_picture_starts_with_the_whole_of_it(events: Any, tmp_path: Path) 
 
 
 def test_another_domain_resets_the_chips_and_keeps_what_was_typed(events: Any) -> None:
-    style, place, worn, prompt, composed, guidance, caption = events.in_domain("art", "a photo of S*", "a photo of S*")
+    asked = events.in_domain("art", "a photo of S*", "a photo of S*")
+    style, place, worn, prompt, composed, guidance, caption, face = asked
+    assert not face["visible"]  # no human face is looked for in a style
+    assert events.in_domain("face", None, "")[-1]["visible"]
     assert caption["placeholder"] == "S* in a red hat, or a cat in the style of S*"
     assert "value" not in caption
     assert (style["value"], place, worn) == ("a face", prompts.NOWHERE, prompts.NOTHING)
@@ -603,7 +606,7 @@ def test_reopening_a_concept_of_another_domain_sets_the_page_up_for_it(events: A
     reopened, domain, style, prompt = opened[0], opened[4], opened[5], opened[8]
     assert (reopened.domain, domain, style["value"]) == ("face", "face", "photo")
     assert "value" not in prompt
-    assert events.reopen("anna", reopened, "face", "typed", "")[5:] == (gradio.skip(),) * 7
+    assert events.reopen("anna", reopened, "face", "typed", "")[5:] == (gradio.skip(),) * 8
 
 
 def test_a_concept_is_not_drawn_with_the_prompt_of_another_domain(events: Any, work: Work) -> None:

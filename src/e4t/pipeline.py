@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -206,12 +207,13 @@ class E4TPipeline:
 
     def portrait(self, concept: Concept, photo: Image.Image) -> tuple[Image.Image, float]:
         """A neutral picture of the concept, and how much it is like the ``photo`` it was made from."""
-        domain = self.domain
-        drawn, stranger = (
-            self(domain.templates[0].replace("{}", word), concept=worn).images[0]
-            for word, worn in ((domain.placeholder, concept), (domain.class_word, None))
-        )
-        return drawn, self.likeness(photo, drawn, stranger)
+        drawn = self(self.domain.prompts[0], concept=concept).images[0]
+        return drawn, self.likeness(photo, drawn, self._stranger)
+
+    @cached_property
+    def _stranger(self) -> Image.Image:
+        """Anybody of the class, neutrally drawn."""
+        return self(self.domain.templates[0].replace("{}", self.domain.class_word)).images[0]
 
     def likeness(self, photo: Image.Image, drawn: Image.Image, stranger: Image.Image) -> float:
         """How much of the way from ``stranger``, anybody of the class, to ``photo`` itself a ``drawn`` picture is.

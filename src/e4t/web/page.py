@@ -405,10 +405,13 @@ class _Events:
             crop = Crop.around(square, image.size)
             return crop.size, crop.across, crop.down
 
-    _PROMPTING = ("style", "place", "worn", "prompt", "composed", "guidance", "caption")
+    _PROMPTING = ("style", "place", "worn", "prompt", "composed", "guidance", "caption", "face")
 
     def in_domain(self, domain: str, prompt: str | None, composed: str) -> tuple[Any, ...]:
-        """The chips as at the start and the prompt they make, if none was typed; and the placeholder in all hints."""
+        """The chips as at the start and the prompt they make, if none was typed; the placeholder in all hints.
+
+        And whether there is a human face to look for.
+        """
         with _explained():
             pipe = self.studio.pipe(domain)
             kinds, placeholder = prompts.styles_of(pipe.domain.class_word), pipe.domain.placeholder
@@ -417,7 +420,8 @@ class _Events:
             text = gr.update(label=_prompt_label(placeholder), **({} if typed else {"value": plain}))
             style, guidance = gr.update(choices=kinds, value=kinds[0]), pipe.generate_config.guidance_scale
             hints = gr.update(**_caption_hints(placeholder))
-            return style, prompts.NOWHERE, prompts.NOTHING, text, plain, guidance, hints
+            faces = gr.update(visible=pipe.domain.shows_people)
+            return style, prompts.NOWHERE, prompts.NOTHING, text, plain, guidance, hints, faces
 
     # Tuning
 
