@@ -55,7 +55,7 @@ from e4t.memory import needed
 from e4t.model import E4TModel
 from e4t.pipeline import E4TPipeline
 from e4t.pretrain import pretrain
-from e4t.training import arithmetic, autocast
+from e4t.training import Step, arithmetic, autocast
 
 PICTURES = Path(__file__).parents[1] / "src" / "e4t" / "tiny" / "examples"
 PICTURE = PICTURES / "face-00000.png"
@@ -77,7 +77,7 @@ class PerformanceConfig:
     model: Literal["tiny", "sd15"] = "tiny"
     side: int = 128  # pixels, of sd15
     device: str = "cpu"
-    parts: tuple[str, ...] = ()  # of PARTS; none: all
+    parts: tuple[str, ...] = ()  # of those there are; none: all
     again: bool = False  # also what the output has already
     pairs: int | None = None  # tiny: 7, sd15: 3
     batch_size: int | None = None  # tiny: 4, sd15: 1
@@ -89,7 +89,6 @@ class PerformanceConfig:
         pairs, batch_size, steps = (7, 4, 12) if self.model == "tiny" else (3, 1, 4)
         return replace(
             self,
-            parts=self.parts or tuple(PARTS),
             pairs=self.pairs or pairs,
             batch_size=self.batch_size or batch_size,
             sampling_steps=self.sampling_steps or steps,
@@ -254,11 +253,17 @@ def tuning_steps(
     pipe: E4TPipeline, config: PerformanceConfig, constants: personalize.Constants, steps: int, **changes: Any
 ) -> list[float]:
     """Seconds of each step of `e4t.personalize`, by the other side's optimiser or by Muon."""
+    return [step.seconds for step in steps_of_tuning(pipe, config, constants, steps, **changes)]
+
+
+def steps_of_tuning(
+    pipe: E4TPipeline, config: PerformanceConfig, constants: personalize.Constants, steps: int, **changes: Any
+) -> list[Step]:
     settings = tuning_settings(config, steps=steps, **changes)
     theirs = mock.patch.object(personalize, "new_optimizer", lambda _, groups, **__: optimizer_of(config, groups))
     with nullcontext() if settings.optimizer == "muon" else theirs:
         done = personalize.tune(pipe.model, constants, config=settings, provenance={})
-        return [step.training.seconds for step in done if step.training]
+        return [step.training for step in done if step.training]
 
 
 def tuning_settings(config: PerformanceConfig, **changes: Any) -> PersonalizeConfig:
@@ -329,7 +334,7 @@ def alone(job: Callable[..., Any], *arguments: Any) -> Any:
 def sampling(config: PerformanceConfig) -> dict[str, Any]:
     """The stock pipeline against the same with a concept in place."""
     pipe = pipeline(config)
-    concept, prompt = _concept(pipe), PROMPT.format("S*")
+    concept, prompt = tuned_concept(pipe), PROMPT.format("S*")
     options = {"num_inference_steps": config.sampling_steps, "guidance_scale": 7.5, "output_type": "latent"}
 
     def stock() -> None:
@@ -356,7 +361,7 @@ def sampling(config: PerformanceConfig) -> dict[str, Any]:
 def calls(config: PerformanceConfig) -> dict[str, Any]:
     """Whole calls, which put a concept on and take it off, against one without a concept."""
     pipe = pipeline(config)
-    concept, prompt = _concept(pipe), PROMPT.format("S*")
+    concept, prompt = tuned_concept(pipe), PROMPT.format("S*")
     steps = {"num_inference_steps": config.sampling_steps}
     jobs = {
         "stock": timed(lambda: pipe(PROMPT.format("face"), **steps), config.device),
@@ -366,7 +371,7 @@ def calls(config: PerformanceConfig) -> dict[str, Any]:
     return {"steps": config.sampling_steps, **compared(jobs, _few(config))}
 
 
-def _concept(pipe: E4TPipeline) -> Concept:
+def tuned_concept(pipe: E4TPipeline) -> Concept:
     return pipe.personalize(PICTURE, steps=1, batch_size=1, tune=SMALL, prior_weight=0.0, frozen_timesteps=1)
 
 
@@ -383,7 +388,7 @@ def training(config: PerformanceConfig) -> dict[str, Any]:
     Seconds are those of a billion operations, so that work is equal; both encode their pictures at every step.
     """
     pipe = pipeline(config)
-    settings = _pretraining(config, pipe)
+    settings = pretraining_settings(config, pipe)
     plain = DreamBooth(pipe, config)
     work = {
         "text-to-image": counted(lambda: plain.run(1, looking=True)) / 1e9,
@@ -411,7 +416,7 @@ def numbers_of(config: PerformanceConfig) -> torch.dtype:
     return arithmetic(config.mixed_precision, torch.device(config.device), torch.float32)
 
 
-def _pretraining(config: PerformanceConfig, pipe: E4TPipeline) -> PretrainConfig:
+def pretraining_settings(config: PerformanceConfig, pipe: E4TPipeline) -> PretrainConfig:
     own = dict(pipe.trained.pretrain) if pipe.trained else {}
     changes = {"warmup_steps": 0, "cooldown_steps": 0, "checkpoint_every": 1000}
     changes |= {"mixed_precision": config.mixed_precision}
@@ -421,15 +426,19 @@ def _pretraining(config: PerformanceConfig, pipe: E4TPipeline) -> PretrainConfig
 
 def _pretrained(pipe: E4TPipeline, settings: PretrainConfig, steps: int) -> list[float]:
     """Seconds of each step of `e4t.pretrain`."""
+    return [step.seconds for step in steps_of_pretraining(pipe, settings, steps)]
+
+
+def steps_of_pretraining(pipe: E4TPipeline, settings: PretrainConfig, steps: int, data: Path = PICTURES) -> list[Step]:
     with tempfile.TemporaryDirectory() as folder:
         done = pretrain(
             pipe.domain,
-            PICTURES,
+            data,
             backbone=pipe.backbone,
             config=settings.updated({"steps": steps}),
             output=Path(folder) / "domain",
         )
-        return [step.seconds for step in done]
+        return list(done)
 
 
 def counted(job: Callable[[], object]) -> int:
@@ -544,7 +553,7 @@ def _memory_row(config: PerformanceConfig, changes: dict[str, Any] | None) -> tu
     before = resident(config)
     pipe = pipeline(config)
     if changes is None:
-        settings = _pretraining(config, pipe)
+        settings = pretraining_settings(config, pipe)
         peak = Peak(torch.device(config.device))
         _pretrained(pipe, settings, 2)
         measured = peak.bytes - before
@@ -590,7 +599,8 @@ def _running(command: list[str]) -> Callable[[], float]:
     return timed(lambda: subprocess.run(command, check=True, capture_output=True), "cpu")
 
 
-PARTS: dict[str, Callable[[PerformanceConfig], dict[str, Any]]] = {
+Part = Callable[[PerformanceConfig], dict[str, Any]]
+PARTS: dict[str, Part] = {
     "tuning": tuning,
     "tuning-memory": tuning_memory,
     "sampling": sampling,
@@ -610,22 +620,34 @@ SAME = ("model", "side", "device", "torch", "batch_size", "optimizer", "mixed_pr
 """What has to be the same of all parts in a file."""
 
 
-def measured(name: str, config: PerformanceConfig) -> dict[str, Any]:
+def measured(part: Part, config: PerformanceConfig) -> dict[str, Any]:
     """A part, with how long it took and how busy the machine was."""
     torch.set_flush_denormal(True)
-    began, load = time.perf_counter(), os.getloadavg()[0]
-    found = PARTS[name](config)
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = time.process_time() + children.ru_utime + children.ru_stime
-    taken = {"wall": _short(time.perf_counter() - began), "cpu": _short(cpu), "load_before": _short(load)}
+    began, before, load = time.perf_counter(), _processor_seconds(), os.getloadavg()[0]
+    found = part(config)
+    wall, cpu = time.perf_counter() - began, _processor_seconds() - before
+    taken = {"wall": _short(wall), "cpu": _short(cpu), "load_before": _short(load)}
     return {**found, "taken": {**taken, "threads": torch.get_num_threads()}}
 
 
+def _processor_seconds() -> float:
+    """Of this process and of those that it started and that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
 def main(config: PerformanceConfig) -> None:
-    """Measure parts, each in a process of its own, and write the file as it grows."""
+    """Each part in a process of its own: peaks of memory are among what is measured."""
+    fill(config, PARTS, {"aims": AIMS}, run=alone)
+
+
+def fill(
+    config: PerformanceConfig, parts: Mapping[str, Part], said: Mapping[str, Any], *, run: Callable[..., Any]
+) -> None:
+    """Measure parts, each by ``run``, and write the file as it grows; ``said`` is at its head."""
     config = config.filled()
-    if odd := sorted(set(config.parts) - PARTS.keys()):
-        sys.exit(f"there is no part '{odd[0]}'; there are {', '.join(PARTS)}")
+    if odd := sorted(set(config.parts) - parts.keys()):
+        sys.exit(f"there is no part '{odd[0]}'; there are {', '.join(parts)}")
     report: dict[str, Any] = {
         "model": config.model,
         "side": config.side if config.model == "sd15" else None,
@@ -634,7 +656,7 @@ def main(config: PerformanceConfig) -> None:
         "batch_size": config.batch_size,
         "optimizer": config.optimizer,
         "mixed_precision": config.mixed_precision,
-        "aims": AIMS,
+        **said,
     }
     if config.output.is_file():
         there = json.loads(config.output.read_text())
@@ -642,11 +664,11 @@ def main(config: PerformanceConfig) -> None:
             sys.exit(f"'{config.output}' is of another {other[0]}: {there.get(other[0])}; choose another file")
         report = there
     config.output.parent.mkdir(parents=True, exist_ok=True)
-    for name in config.parts:
+    for name in config.parts or parts:
         if name in report and not config.again:
             continue
         print(f"{name}:", file=sys.stderr, flush=True)
-        report[name] = alone(measured, name, config)
+        report[name] = run(measured, parts[name], config)
         config.output.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report))
 

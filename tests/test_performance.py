@@ -94,4 +94,4 @@ def test_muon_is_timed_on_tiny_and_precision_is_that_of_both_sides(tmp_path, mon
     assert seen.count(torch.bfloat16) > 10
     assert performance.tuning_settings(config).mixed_precision == "bf16"
     assert performance.numbers_of(config) == torch.bfloat16
-    assert performance._pretraining(config, pipe).mixed_precision == "bf16"
+    assert performance.pretraining_settings(config, pipe).mixed_precision == "bf16"
