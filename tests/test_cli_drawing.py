@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from commands import noise
 from e4t import cli, demo
 from e4t.cli.drawing import save_anew
+from e4t.errors import CheckpointError
 
 
 def test_generate_prints_its_pictures(concept_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,6 +164,24 @@ def test_demo_writes_page_grid_and_concepts(
         None,
         "S* <3",
     ]
+
+
+def test_a_full_disk_leaves_no_half_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = Image.new("RGB", (8, 8))
+    shown = demo.Shown("anna", picture, [picture], [picture], 1.0, 1000, masked=False, caption=None)
+    report = demo.Report("tiny-face", "face", 5, ["S*"], [picture], [shown])
+    demo._write(tmp_path, [report], [])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(path: Path, text: str, **_: object) -> None:
+        path.write_bytes(text[:100].encode())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    other = Image.new("RGB", (8, 8), "red")
+    with pytest.raises(CheckpointError, match=r"cannot be written .*No space left"):
+        demo._write(tmp_path, [replace(report, class_only=[other])], [])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_demo_prompts_are_made_of_what_the_world_can_draw() -> None:

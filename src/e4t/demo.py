@@ -5,7 +5,6 @@ Writes a page that needs nothing but itself (index.html), the same as one pictur
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import itertools
@@ -15,12 +14,13 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
 from e4t.errors import CheckpointError, ImageError
-from e4t.images import load_image, load_mask, square
+from e4t.images import data_url, load_image, load_mask, square
 from e4t.pictures import caption_beside
 from e4t.writing import new_files
 
@@ -58,6 +58,7 @@ Scores = Mapping[str, Mapping[str, float]]
 """Score to column to value in [0, 1]."""
 
 DOMAINS = ("tiny-face", "tiny-cat", "tiny-art")
+_PAGE = Path(__file__).with_suffix(".html")
 
 
 @dataclass(frozen=True)
@@ -365,37 +366,18 @@ def page(reports: Sequence[Report], stages: Sequence[Stage]) -> str:
     times = "\n".join(
         f"<tr><td>{html.escape(stage.text)}</td><td class=n>{stage.seconds:.1f} s</td></tr>" for stage in stages
     )
-    together = sum(stage.seconds for stage in stages)
     first, second, last = reports[0].columns
-    return f"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>One picture becomes a word</title>
-<style>{_STYLE}</style>
-<body>
-<header>
-<p class="eyebrow">encoder-based domain tuning · {html.escape(", ".join(report.domain for report in reports))}</p>
-<h1>One picture becomes a word.</h1>
-<p class="lead">{html.escape(words).capitalize()} below: each was seen for the first time, in one picture. After a few
-tuning steps the word <b class="word">S*</b> stands for it, and a text prompt can put it into any scene and style. The
-three pictures of a prompt have the same seed; none were selected.</p>
-<ul class="key">
-<li><i></i>{first}: what the model draws without having seen the picture</li>
-<li><i></i>{second}: the encoder's first guess</li>
-<li class="tuned"><i></i>{last}: the concept</li>
-</ul>
-</header>
-<main>
-{domains}
-<section class="numbers">
-<h2>Time</h2>
-<table>{times}<tr class="sum"><td>together</td><td class=n>{together:.1f} s</td></tr></table>
-</section>
-</main>
-</body>
-</html>
-"""
+    return Template(_PAGE.read_text(encoding="utf-8")).substitute(
+        style=_PAGE.with_suffix(".css").read_text(encoding="utf-8"),
+        names=html.escape(", ".join(report.domain for report in reports)),
+        words=html.escape(words).capitalize(),
+        first=first,
+        second=second,
+        last=last,
+        domains=domains,
+        times=times,
+        together=f"{sum(stage.seconds for stage in stages):.1f}",
+    )
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -412,7 +394,7 @@ def _concept(report: Report, concept: Shown) -> str:
     for prompt, *images in zip(report.prompts, report.class_only, concept.before, concept.after, strict=True):
         figures = "".join(
             f"<figure{' class=tuned' if index == 2 else ''}>"
-            f'<img src="{_data_url(image)}" alt="{html.escape(prompt)}, {names[index]}" loading="lazy">'
+            f'<img src="{_png(image)}" alt="{html.escape(prompt)}, {names[index]}" loading="lazy">'
             f"<figcaption>{names[index]}</figcaption></figure>"
             for index, image in enumerate(images)
         )
@@ -421,7 +403,7 @@ def _concept(report: Report, concept: Shown) -> str:
     said = f"<q>{html.escape(concept.caption)}</q><br>" if concept.caption is not None else ""
     return f"""<section class="concept">
 <aside>
-<img src="{_data_url(square(concept.picture, 256))}" alt="the input picture {html.escape(concept.name)}">
+<img src="{_png(square(concept.picture, 256))}" alt="the input picture {html.escape(concept.name)}">
 <p><b>The only input{", with a mask" if concept.masked else ""}</b><br>{said}
 {report.steps} steps · {concept.seconds:.1f} s<br>
 {readable_bytes(concept.num_bytes)} on disk</p>
@@ -445,55 +427,7 @@ def _scores(report: Report) -> str:
     return f'<section class="numbers">{title}<table><tr><th></th>{head}</tr>{rows}</table></section>'
 
 
-def _data_url(image: Image.Image) -> str:
+def _png(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-_STYLE = """
-:root { color-scheme: light dark; --paper: #fbfaf7; --card: #fff; --ink: #1d1b26; --soft: #6f6b7d; --line: #e7e3da;
-  --accent: #d9572b; --tint: #fdeee7; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #15141b; --card: #1e1d27; --ink: #f1eff7; --soft: #a19db2; --line: #312f3d; --accent: #ff8a5c;
-    --tint: #3a241c; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 ui-sans-serif, system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
-header, main { max-width: 1180px; margin: 0 auto; padding: 0 24px; }
-header { padding-top: 64px; padding-bottom: 24px; }
-.eyebrow { margin: 0; color: var(--accent); font-size: 13px; letter-spacing: .08em; text-transform: uppercase; }
-h1 { margin: 8px 0 12px; font: 700 clamp(34px, 6vw, 58px)/1.08 ui-serif, Georgia, "Times New Roman", serif; }
-h2 { margin: 0 0 12px; font: 700 24px/1.2 ui-serif, Georgia, serif; }
-h3 { margin: 0 0 10px; font-size: 15px; font-weight: 500; }
-.lead { max-width: 64ch; font-size: 18px; }
-.word { padding: 1px 6px; border-radius: 6px; background: var(--tint); color: var(--accent); font-weight: 650; }
-.key { display: flex; flex-wrap: wrap; gap: 6px 26px; margin: 20px 0 0; padding: 0; list-style: none;
-  color: var(--soft); font-size: 14px; }
-.key i { display: inline-block; width: 12px; height: 12px; margin-right: 8px; border: 2px solid var(--line);
-  border-radius: 4px; vertical-align: -1px; }
-.key .tuned i { border-color: var(--accent); }
-.concept { display: grid; grid-template-columns: 216px 1fr; gap: 32px; padding: 36px 0;
-  border-top: 1px solid var(--line); }
-aside { position: sticky; top: 24px; align-self: start; color: var(--soft); font-size: 14px; }
-aside img { width: 100%; border-radius: 18px; box-shadow: 0 10px 30px rgb(0 0 0 / .16); display: block; }
-aside b { color: var(--ink); }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: 18px; }
-article { padding: 14px 16px 12px; border: 1px solid var(--line); border-radius: 16px; background: var(--card); }
-.three { display: grid; grid-template-columns: repeat(3, 1fr); gap: 8px; }
-figure { margin: 0; text-align: center; }
-figure img { display: block; width: 100%; aspect-ratio: 1; border-radius: 10px; }
-figure.tuned img { outline: 2px solid var(--accent); outline-offset: 1px; }
-figcaption { margin-top: 5px; color: var(--soft); font-size: 12px; }
-.tuned figcaption { color: var(--accent); font-weight: 600; }
-.numbers { padding: 36px 0 24px; border-top: 1px solid var(--line); }
-table { border-collapse: collapse; font-size: 15px; }
-td, th { padding: 5px 28px 5px 0; border-bottom: 1px solid var(--line); text-align: left; }
-.n { padding-right: 0; padding-left: 24px; text-align: right; font-variant-numeric: tabular-nums; }
-.sum td { border-bottom: 0; font-weight: 650; }
-@media (max-width: 760px) {
-  .concept { grid-template-columns: 1fr; gap: 20px; }
-  aside { position: static; display: flex; gap: 18px; align-items: center; }
-  aside img { width: 132px; }
-  .cards { grid-template-columns: 1fr; } }
-"""
+    return data_url(buffer.getvalue(), "png")
