@@ -12,7 +12,6 @@ import textwrap
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from e4t.errors import CheckpointError, ImageError
 from e4t.images import data_url, load_image, load_mask, square
 from e4t.pictures import caption_beside
+from e4t.shipped import example_pictures as example_pictures
 from e4t.writing import new_files
 
 if TYPE_CHECKING:
@@ -116,12 +116,6 @@ class _Clock:
         self.stages.append(Stage(text, now - self.began, len(self.stages) + 1, self.total, notes))
         self.began = now
         return self.stages[-1]
-
-
-def example_pictures(kind: str) -> list[Path]:
-    """The shipped pictures of "face", "cat" or "art": concepts that nothing here was trained on."""
-    folder = Path(str(resources.files("e4t.tiny") / "examples"))
-    return sorted(folder.glob(f"{kind}-*.png"))
 
 
 def demo(
