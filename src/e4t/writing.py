@@ -7,11 +7,12 @@ folder puts that one right.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -76,6 +77,38 @@ def new_folder(place: Path, own: Collection[str], refusal: type[E4TError] = Chec
             _exchange(beside, whole, own)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def save_anew(save: Callable[[Path], object], path: Path, refusal: type[E4TError] = CheckpointError) -> Path:
+    """What ``save`` writes goes where no file is yet: to ``path``, or with -2, -3, … behind its name. Gives the place.
+
+    Raises ``refusal`` where that cannot be; whatever is raised, nothing new stays.
+    """
+    beside = _beside(path, _UNFINISHED)
+    try:
+        with _explained(path, refusal):
+            save(beside)
+            _sync(beside)
+            place = _taken(path)
+            os.replace(beside, place)
+    finally:
+        beside.unlink(missing_ok=True)
+    return place
+
+
+def _taken(path: Path) -> Path:
+    """A place where no file was, which two processes cannot get: an empty file, not a link, which some disks lack."""
+    place = path
+    for number in itertools.count(2):
+        with suppress(FileExistsError), place.open("xb"):
+            break
+        place = path.with_stem(f"{path.stem}-{number}")
+    return place
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder, which has a hidden name by then: under its own it is whole or not there."""
+    shutil.rmtree(folder.rename(_beside(folder, _UNFINISHED)), ignore_errors=True)
 
 
 def replaceable(place: Path, refusal: type[E4TError] = CheckpointError) -> Path:
