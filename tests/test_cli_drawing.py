@@ -151,8 +151,8 @@ def test_demo_writes_page_grid_and_concepts(
 def test_a_full_disk_leaves_no_half_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = Image.new("RGB", (8, 8))
     shown = demo.Shown("anna", picture, [picture], [picture], 1.0, 1000, masked=False, caption=None)
-    report = demo.Report("tiny-face", "face", 5, ["S*"], [picture], [shown])
-    demo._write(tmp_path, [report], [])
+    gallery = demo.Gallery("tiny-face", "face", 5, ["S*"], [picture], [shown])
+    demo._write(tmp_path, [gallery], [])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def full(path: Path, text: str, **_: object) -> None:
@@ -162,7 +162,7 @@ def test_a_full_disk_leaves_no_half_page(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Path, "write_text", full)
     other = Image.new("RGB", (8, 8), "red")
     with pytest.raises(CheckpointError, match=r"cannot be written .*No space left"):
-        demo._write(tmp_path, [replace(report, class_only=[other])], [])
+        demo._write(tmp_path, [replace(gallery, class_only=[other])], [])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -87,7 +87,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Report:
+class Gallery:
     """All that is shown of one domain."""
 
     domain: str
@@ -136,10 +136,10 @@ def demo(
     settings = _Settings(_Folders(output), steps, num_inference_steps, seed, device)
     each = max(1, len(pictures))
     clock = _Clock(total=len(domains) * (3 + 3 * each) + 1)
-    reports = []
+    galleries = []
     for domain in domains:
-        reports.append((yield from _show(domain, pictures, settings, clock)))
-    _write(output, reports, clock.stages)
+        galleries.append((yield from _show(domain, pictures, settings, clock)))
+    _write(output, galleries, clock.stages)
     yield clock.stage("write the page")
 
 
@@ -168,7 +168,7 @@ class _Settings:
     device: str
 
 
-def _show(domain: str, pictures: Sequence[Path], settings: _Settings, clock: _Clock) -> Generator[Stage, None, Report]:
+def _show(domain: str, pictures: Sequence[Path], settings: _Settings, clock: _Clock) -> Generator[Stage, None, Gallery]:
     """The stages of one domain, and at their end what there is to show of it."""
     from e4t.pipeline import E4TPipeline
 
@@ -203,10 +203,10 @@ def _show(domain: str, pictures: Sequence[Path], settings: _Settings, clock: _Cl
         concepts.append(
             Shown(path.stem, image, before, after, stage.seconds, folder_bytes(saved), mask is not None, caption)
         )
-    report = Report(domain, kind.class_word, tuned.steps, draw.prompts, class_only, concepts)
-    report = replace(report, scores={} if pictures else _scores_of(report, chosen))
-    yield clock.stage(f"{domain}: read the pictures with the judge", _score_lines(report))
-    return report
+    gallery = Gallery(domain, kind.class_word, tuned.steps, draw.prompts, class_only, concepts)
+    gallery = replace(gallery, scores={} if pictures else _scores_of(gallery, chosen))
+    yield clock.stage(f"{domain}: read the pictures with the judge", _score_lines(gallery))
+    return gallery
 
 
 def prompts_of(kind: str) -> dict[str, dict[str, str]]:
@@ -225,13 +225,13 @@ def caption_of(picture: Path) -> str | None:
     return caption_beside(picture.parent / "truth" / picture.name)
 
 
-def _scores_of(report: Report, pictures: Sequence[Path]) -> Scores:
+def _scores_of(gallery: Gallery, pictures: Sequence[Path]) -> Scores:
     """What a judge says of shipped examples; nothing without a judge, or without what draws the world."""
     try:
         from e4t.evaluation.examples import score_examples, truth_of
         from e4t.evaluation.judge import Judge
 
-        judge = Judge.of(report.class_word)
+        judge = Judge.of(gallery.class_word)
     except ModuleNotFoundError as error:
         if error.name not in ("cv2", "resvg_py"):
             raise
@@ -239,19 +239,19 @@ def _scores_of(report: Report, pictures: Sequence[Path]) -> Scores:
     except CheckpointError:
         return {}
     drawn = {
-        report.columns[0]: [report.class_only] * len(report.concepts),
-        report.columns[1]: [concept.before for concept in report.concepts],
-        report.columns[2]: [concept.after for concept in report.concepts],
+        gallery.columns[0]: [gallery.class_only] * len(gallery.concepts),
+        gallery.columns[1]: [concept.before for concept in gallery.concepts],
+        gallery.columns[2]: [concept.after for concept in gallery.concepts],
     }
-    prompts = list(prompts_of(report.class_word).values())
+    prompts = list(prompts_of(gallery.class_word).values())
     return score_examples(judge, [truth_of(path) for path in pictures], prompts, drawn)
 
 
-def _score_lines(report: Report) -> list[str]:
+def _score_lines(gallery: Gallery) -> list[str]:
     """The scores as text, a line each."""
     return [
         f"{name}: " + ", ".join(f"{value:.2f} {column}" for column, value in row.items())
-        for name, row in report.scores.items()
+        for name, row in gallery.scores.items()
     ]
 
 
@@ -288,10 +288,10 @@ def readable_bytes(count: int) -> str:
     return f"{count / 1000:.0f} kB" if count < 1_000_000 else f"{count / 1_000_000:.1f} MB"
 
 
-def _write(output: Path, reports: Sequence[Report], stages: Sequence[Stage]) -> None:
+def _write(output: Path, galleries: Sequence[Gallery], stages: Sequence[Stage]) -> None:
     with new_files([output / "grid.png", output / "index.html"]) as (picture, text):
-        grid(reports).save(picture, "PNG")
-        text.write_text(page(reports, stages), encoding="utf-8")
+        grid(galleries).save(picture, "PNG")
+        text.write_text(page(galleries, stages), encoding="utf-8")
 
 
 # The grid
@@ -299,9 +299,9 @@ def _write(output: Path, reports: Sequence[Report], stages: Sequence[Stage]) -> 
 _INK, _SOFT, _PAPER, _ACCENT = "#1d1b26", "#6f6b7d", "#fbfaf7", "#d9572b"
 
 
-def grid(reports: Sequence[Report]) -> Image.Image:
+def grid(galleries: Sequence[Gallery]) -> Image.Image:
     """One picture: the sheets of all domains, one below the other."""
-    sheets = [_sheet(report) for report in reports]
+    sheets = [_sheet(gallery) for gallery in galleries]
     together = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), _PAPER)
     top = 0
     for sheet in sheets:
@@ -310,33 +310,33 @@ def grid(reports: Sequence[Report]) -> Image.Image:
     return together
 
 
-def _sheet(report: Report, *, cell: int = 128, gap: int = 6) -> Image.Image:
+def _sheet(gallery: Gallery, *, cell: int = 128, gap: int = 6) -> Image.Image:
     """One domain: a band of three rows for each concept, a column for each prompt, the input at the left."""
     label, head, margin, between = 104, 58, 20, 26
-    columns = len(report.prompts)
+    columns = len(gallery.prompts)
     input_side = cell + cell // 2
     left = margin + input_side + 2 * gap
     start = left + label
     band = 3 * (cell + gap) - gap
     width = start + columns * (cell + gap) - gap + margin
-    height = margin + head + len(report.concepts) * (band + between) - between + margin
+    height = margin + head + len(gallery.concepts) * (band + between) - between + margin
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     small, bold = ImageFont.load_default(13), ImageFont.load_default(15)
-    for column, prompt in enumerate(report.prompts):
+    for column, prompt in enumerate(gallery.prompts):
         x = start + column * (cell + gap) + cell / 2
         text = "\n".join(textwrap.wrap(prompt, 20)[:4])
         draw.multiline_text((x, margin + head - 8), text, _INK, small, anchor="md", align="center", spacing=2)
-    for row, concept in enumerate(report.concepts):
+    for row, concept in enumerate(gallery.concepts):
         top = margin + head + row * (band + between)
         sheet.paste(square(concept.picture, input_side), (margin, top))
         given = ", its ".join(["one picture"] + ["mask"] * concept.masked + ["caption"] * (concept.caption is not None))
-        note = f"{given}\n{report.steps} steps in {concept.seconds:.1f} s\n{readable_bytes(concept.num_bytes)}"
+        note = f"{given}\n{gallery.steps} steps in {concept.seconds:.1f} s\n{readable_bytes(concept.num_bytes)}"
         draw.multiline_text((margin, top + input_side + 8), note, _SOFT, small, spacing=4)
-        for line, images in enumerate((report.class_only, concept.before, concept.after)):
+        for line, images in enumerate((gallery.class_only, concept.before, concept.after)):
             y = top + line * (cell + gap)
             last = line == 2
-            text = "\n".join(textwrap.wrap(report.columns[line], 10))
+            text = "\n".join(textwrap.wrap(gallery.columns[line], 10))
             draw.multiline_text(
                 (start - 10, y + cell / 2),
                 text,
@@ -353,17 +353,17 @@ def _sheet(report: Report, *, cell: int = 128, gap: int = 6) -> Image.Image:
 # The page
 
 
-def page(reports: Sequence[Report], stages: Sequence[Stage]) -> str:
+def page(galleries: Sequence[Gallery], stages: Sequence[Stage]) -> str:
     """A page with all pictures inside; it fetches nothing."""
-    domains = "\n".join(_domain(report) for report in reports)
-    words = _listed([f"a {report.class_word}" if report.class_word != "art" else "a style" for report in reports])
+    domains = "\n".join(_domain(gallery) for gallery in galleries)
+    words = _listed([f"a {gallery.class_word}" if gallery.class_word != "art" else "a style" for gallery in galleries])
     times = "\n".join(
         f"<tr><td>{html.escape(stage.text)}</td><td class=n>{stage.seconds:.1f} s</td></tr>" for stage in stages
     )
-    first, second, last = reports[0].columns
+    first, second, last = galleries[0].columns
     return Template(_PAGE.read_text(encoding="utf-8")).substitute(
         style=_PAGE.with_suffix(".css").read_text(encoding="utf-8"),
-        names=html.escape(", ".join(report.domain for report in reports)),
+        names=html.escape(", ".join(gallery.domain for gallery in galleries)),
         words=html.escape(words).capitalize(),
         first=first,
         second=second,
@@ -378,14 +378,14 @@ def _listed(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
 
 
-def _domain(report: Report) -> str:
-    return "\n".join([*(_concept(report, concept) for concept in report.concepts), _scores(report)])
+def _domain(gallery: Gallery) -> str:
+    return "\n".join([*(_concept(gallery, concept) for concept in gallery.concepts), _scores(gallery)])
 
 
-def _concept(report: Report, concept: Shown) -> str:
-    names = report.columns
+def _concept(gallery: Gallery, concept: Shown) -> str:
+    names = gallery.columns
     cards = []
-    for prompt, *images in zip(report.prompts, report.class_only, concept.before, concept.after, strict=True):
+    for prompt, *images in zip(gallery.prompts, gallery.class_only, concept.before, concept.after, strict=True):
         figures = "".join(
             f"<figure{' class=tuned' if index == 2 else ''}>"
             f'<img src="{_png(image)}" alt="{html.escape(prompt)}, {names[index]}" loading="lazy">'
@@ -399,25 +399,25 @@ def _concept(report: Report, concept: Shown) -> str:
 <aside>
 <img src="{_png(square(concept.picture, 256))}" alt="the input picture {html.escape(concept.name)}">
 <p><b>The only input{", with a mask" if concept.masked else ""}</b><br>{said}
-{report.steps} steps · {concept.seconds:.1f} s<br>
+{gallery.steps} steps · {concept.seconds:.1f} s<br>
 {readable_bytes(concept.num_bytes)} on disk</p>
 </aside>
 <div class="cards">{"".join(cards)}</div>
 </section>"""
 
 
-def _scores(report: Report) -> str:
-    if not report.scores:
+def _scores(gallery: Gallery) -> str:
+    if not gallery.scores:
         return ""
-    columns = list(dict.fromkeys(column for row in report.scores.values() for column in row))
+    columns = list(dict.fromkeys(column for row in gallery.scores.values() for column in row))
     head = "".join(f"<th class=n>{html.escape(column)}</th>" for column in columns)
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td>"
         + "".join(f"<td class=n>{row[c]:.2f}</td>" if c in row else "<td class=n>–</td>" for c in columns)
         + "</tr>"
-        for name, row in report.scores.items()
+        for name, row in gallery.scores.items()
     )
-    title = f"<h2>Scores of {html.escape(report.domain)}</h2>"
+    title = f"<h2>Scores of {html.escape(gallery.domain)}</h2>"
     return f'<section class="numbers">{title}<table><tr><th></th>{head}</tr>{rows}</table></section>'
 
 

@@ -40,7 +40,7 @@ def new_files(places: Sequence[Path], refusal: type[E4TError] = CheckpointError)
     """
     beside = [_beside(place, _UNFINISHED) for place in places]
     try:
-        with _explained(places[0], refusal):
+        with _writing(places[0], refusal):
             for place in places:
                 place.parent.mkdir(parents=True, exist_ok=True)
             yield beside
@@ -68,7 +68,7 @@ def new_folder(place: Path, own: Collection[str], refusal: type[E4TError] = Chec
     _finish_exchange(whole, own)
     beside = _beside(whole, _UNFINISHED)
     try:
-        with _explained(place, refusal):
+        with _writing(place, refusal):
             beside.mkdir(parents=True)
             yield beside
             for path in beside.rglob("*"):
@@ -86,7 +86,7 @@ def save_anew(save: Callable[[Path], object], path: Path, refusal: type[E4TError
     """
     beside = _beside(path, _UNFINISHED)
     try:
-        with _explained(path, refusal):
+        with _writing(path, refusal):
             save(beside)
             _sync(beside)
             place = _taken(path)
@@ -143,7 +143,7 @@ def unfinished(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _explained(place: Path, refusal: type[E4TError]) -> Iterator[None]:
+def _writing(place: Path, refusal: type[E4TError]) -> Iterator[None]:
     """One sentence for what disks raise; safetensors' own error is in place of an OSError."""
     try:
         yield
