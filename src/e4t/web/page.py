@@ -23,7 +23,6 @@ from e4t.web.studio import (
     MOST_STEPS,
     TO_KEEP,
     Moment,
-    Request,
     Studio,
     Work,
     explanation,
@@ -518,17 +517,17 @@ class _Events:
             work = _in_work(work)
             _require_same(work.domain, domain)
             chosen = random_seed() if randomise or seed is None else int(seed)
-            request = Request(
-                prompt or "",  # a field that was never typed into can be None
-                negative or "",
-                seed=chosen,
-                num_images=int(count),
-                guidance_scale=float(guidance),
-                scheduler=None if scheduler == _OWN_SCHEDULER else scheduler,
-                strength=float(strength),
-            )
-            drawn = self.studio.draw(work, int(step), request)
-            bare = self.studio.draw(work, None, request) if compare else []
+            asked: dict[str, Any] = {
+                "prompt": prompt or "",  # a field that was never typed into can be None
+                "negative_prompt": negative or "",
+                "seed": chosen,
+                "num_images": int(count),
+                "guidance_scale": float(guidance),
+                "strength": float(strength),
+                **({"scheduler": scheduler} if scheduler not in (None, _OWN_SCHEDULER) else {}),
+            }
+            drawn = self.studio.draw(work, int(step), **asked)
+            bare = self.studio.draw(work, None, **asked) if compare else []
             return [str(path) for path in drawn], [str(path) for path in bare], chosen, _in_use(work)
 
     # Saved concepts
