@@ -116,10 +116,7 @@ def image_encoder_config(chosen: str | None, base: Parts) -> dict[str, Any]:
     """The config of the vision tower that `load_image_encoder` would load."""
     from transformers import CLIPVisionConfig
 
-    inside = base.folder / "image_encoder" if base.folder is not None else None
-    own = inside if chosen is None and inside is not None and inside.is_dir() else None
-    location = str(own or chosen or DEFAULT_IMAGE_ENCODER)
-    with _fetchable(location), _loading(f"the image encoder '{location}'"):
+    with _image_encoder(chosen, base) as (location, _):
         config: dict[str, Any] = CLIPVisionConfig.from_pretrained(location).to_dict()
     return config
 
@@ -307,10 +304,7 @@ def load_image_encoder(chosen: str | None, base: Parts, *, dtype: torch.dtype) -
     """
     from transformers import AutoConfig, CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
 
-    inside = base.folder / "image_encoder" if base.folder is not None else None
-    own = inside if chosen is None and inside is not None and inside.is_dir() else None
-    location = str(own or chosen or DEFAULT_IMAGE_ENCODER)
-    with _fetchable(location), _loading(f"the image encoder '{location}'"):
+    with _image_encoder(chosen, base) as (location, own):
         config = AutoConfig.from_pretrained(location)
         if config.model_type not in ("clip", "clip_vision_model"):
             raise CheckpointError(f"the image encoder '{location}' is a {config.model_type}, not a CLIP")
@@ -329,10 +323,14 @@ def load_image_encoder(chosen: str | None, base: Parts, *, dtype: torch.dtype) -
 
 
 @contextmanager
-def _fetchable(location: str) -> Iterator[None]:
-    """Says how to get what is neither here nor in the Hub's cache."""
+def _image_encoder(chosen: str | None, base: Parts) -> Iterator[tuple[str, Path | None]]:
+    """Where it is loaded from, and that folder if it is the base's own; says how to get what is not at hand."""
+    inside = base.folder / "image_encoder" if base.folder is not None else None
+    own = inside if chosen is None and inside is not None and inside.is_dir() else None
+    location = str(own or chosen or DEFAULT_IMAGE_ENCODER)
     try:
-        yield
+        with _loading(f"the image encoder '{location}'"):
+            yield location, own
     except CheckpointError as error:
         if Path(location).is_dir() or not isinstance(error.__cause__, OSError):
             raise
