@@ -612,6 +612,7 @@ def test_a_concept_is_not_drawn_with_the_prompt_of_another_domain(events: Any, w
         events.draw("art", work, 3, *settings)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 def test_what_is_set_on_the_page_is_drawn(events: Any, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = events.studio.draw
     monkeypatch.setattr(events.studio, "draw", lambda *given, **asked: draw(*given, **asked, num_inference_steps=2))
