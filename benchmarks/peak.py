@@ -27,9 +27,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from e4t.backbone import Backbone
 from e4t.config import PretrainConfig
 from e4t.domain import Domain
-from e4t.evaluation.judge import SHIPPED, JudgeConfig, train_judge
+from e4t.evaluation.judge import JudgeConfig, train_judge
 from e4t.precision import training_dtype
 from e4t.pretrain import pretrain
+from e4t.shipped import WEIGHTS
 from e4t.tiny.album import AlbumConfig, write_album
 from e4t.tiny.pictures import draw_shards, load_shards
 from e4t.tiny.train import TinyConfig, train_tiny
@@ -113,7 +114,7 @@ def _recipe(config: PeakConfig, stage: str, folder: Path, tick: Callable[[], Non
         folder, config.pictures, stages=(stage,), vae_steps=few, smooth_steps=few, base_steps=few, clip_steps=few
     )
     if stage in ("base", "clip"):
-        recipe = replace(recipe, initial=SHIPPED / "tiny")
+        recipe = replace(recipe, initial=WEIGHTS / "tiny")
     if stage == "smooth":
         train_tiny(replace(recipe, stages=("vae",), vae_steps=1))
     _ticking(lambda: train_tiny(recipe), tick)

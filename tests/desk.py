@@ -8,9 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from e4t.backbone import resolve
 from e4t.checkpoint import TrainedDomain
-from e4t.demo import example_pictures
+from e4t.shipped import example_pictures, resolve
 
 QUICK = {"steps": 2, "batch_size": 2}, {"num_inference_steps": 3}
 """Settings of a copy of tiny-face: the weights and the work are those of the original, there is only less of it."""

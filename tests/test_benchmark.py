@@ -38,7 +38,7 @@ from e4t.evaluation.contest import (
 from e4t.evaluation.copying import PoseReader
 from e4t.evaluation.domain_base import on_domain_base, tune_base
 from e4t.evaluation.evaluate import DRAWINGS, MORE_PROMPTS, prompts_of
-from e4t.evaluation.judge import SHIPPED, Judge
+from e4t.evaluation.judge import Judge
 from e4t.evaluation.methods import METHODS, OURS, Lineup
 from e4t.evaluation.metrics import resamples
 from e4t.evaluation.search import (
@@ -55,6 +55,7 @@ from e4t.evaluation.search import (
 from e4t.evaluation.similarity import Clip, Faces, same_face
 from e4t.objective import Batch, E4TObjective, Loss
 from e4t.pipeline import E4TPipeline
+from e4t.shipped import WEIGHTS
 from e4t.tiny.album import snapshot
 from e4t.tiny.world import draw
 
@@ -71,7 +72,7 @@ SMALL = Plan(
 )
 
 
-TINY = json.loads((SHIPPED / "tiny-face" / "config.json").read_text())["base"]["fingerprint"]
+TINY = json.loads((WEIGHTS / "tiny-face" / "config.json").read_text())["base"]["fingerprint"]
 FOUND = {
     TINY: {"face": {"Textual Inversion": {"residual_learning_rate": 0.1, "steps": 3}, "E4T": {"learning_rate": 9.0}}}
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 
 from commands import noise
 from e4t import cli, demo
-from e4t.cli.drawing import save_anew
+from e4t.errors import CheckpointError
 
 
 def test_generate_prints_its_pictures(concept_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,6 +86,7 @@ def test_too_little_memory_is_one_sentence_that_says_what_to_make_smaller(
     error = capsys.readouterr().err
     assert "the device ran out of memory" in error
     assert "draw with --dtype float16 or fewer pictures at a time" in " ".join(error.split())
+    assert error.split().count("last") == 1
 
 
 @pytest.mark.parametrize("name", ["DDIMPipeline", "__version__", "UNet2DModel", "NoScheduler"])
@@ -95,24 +97,6 @@ def test_what_is_no_scheduler_is_refused(
     assert cli.main(command) == 2
     assert f"diffusers has no scheduler '{name}'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_a_picture_is_whole_or_not_there_and_takes_no_other_s_place(tmp_path: Path) -> None:
-    path, seen = tmp_path / "anna.png", []
-
-    class Watched(Image.Image):
-        def save(self, fp: Path, *_: object, **__: object) -> None:
-            seen.append(sorted(file.name for file in tmp_path.iterdir()))
-            if len(seen) > 3:
-                raise ValueError("cannot be written")
-            Image.new("RGB", (8, 8)).save(fp, "PNG")
-
-    assert [save_anew(Watched(), path, None).name for _ in range(3)] == ["anna.png", "anna-2.png", "anna-3.png"]
-    assert seen == [[], ["anna.png"], ["anna-2.png", "anna.png"]]
-    assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 1
-    with pytest.raises(ValueError, match="cannot be written"):
-        save_anew(Watched(), path, None)
-    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_generate_is_repeatable_and_the_seed_counts(concept_folder: Path, tmp_path: Path) -> None:
@@ -162,6 +146,24 @@ def test_demo_writes_page_grid_and_concepts(
         None,
         "S* <3",
     ]
+
+
+def test_a_full_disk_leaves_no_half_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = Image.new("RGB", (8, 8))
+    shown = demo.Shown("anna", picture, [picture], [picture], 1.0, 1000, masked=False, caption=None)
+    gallery = demo.Gallery("tiny-face", "face", 5, ["S*"], [picture], [shown])
+    demo._write(tmp_path, [gallery], [])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(path: Path, text: str, **_: object) -> None:
+        path.write_bytes(text[:100].encode())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    other = Image.new("RGB", (8, 8), "red")
+    with pytest.raises(CheckpointError, match=r"cannot be written .*No space left"):
+        demo._write(tmp_path, [replace(gallery, class_only=[other])], [])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_demo_prompts_are_made_of_what_the_world_can_draw() -> None:

@@ -449,16 +449,16 @@ def test_prompt_without_placeholder_warns(pipe, concept):
 
 
 def test_shipped_names_are_portable(monkeypatch, tmp_path):
-    from e4t import backbone
+    from e4t import shipped
 
     (tmp_path / "shipped" / "base").mkdir(parents=True)
     (tmp_path / "here" / "base").mkdir(parents=True)
-    monkeypatch.setattr(backbone, "_SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(shipped, "WEIGHTS", tmp_path / "shipped")
     monkeypatch.chdir(tmp_path / "here")
-    assert backbone._portable(str(tmp_path / "shipped" / "base")) == "base"
-    assert backbone.resolve("base") == "base"
-    assert backbone.resolve("base", shipped_first=True) == str(tmp_path / "shipped" / "base")
-    assert backbone.resolve("owner/model") == "owner/model"
+    assert shipped.portable(str(tmp_path / "shipped" / "base")) == "base"
+    assert shipped.resolve("base") == "base"
+    assert shipped.resolve("base", shipped_first=True) == str(tmp_path / "shipped" / "base")
+    assert shipped.resolve("owner/model") == "owner/model"
 
 
 def test_likeness_goes_from_a_stranger_to_the_photo_itself(pipe, picture):

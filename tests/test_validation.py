@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_a_domain_is_asked_for_what_it_draws(make_backbone, image_folder, tmp_pa
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
-def test_pictures_are_drawn_as_the_domain_would_draw_them(make_backbone, image_folder, tmp_path):
+def test_pictures_are_drawn_as_the_domain_would_draw_them(make_backbone, image_folder, tmp_path, monkeypatch):
     """By samplers that draw noise as they go, always the same, and with the guidance that is recorded for it."""
     from diffusers import EulerAncestralDiscreteScheduler
 
@@ -111,6 +112,16 @@ def test_pictures_are_drawn_as_the_domain_would_draw_them(make_backbone, image_f
         assert torch.equal(torch.get_rng_state(), drawn)
         assert validation.look(2)["likeness"] == likeness[rescale]
     assert likeness[0.0] != likeness[0.7]
+
+    def full(_: Image.Image, path: Path, *__: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    before = {path.name: path.read_bytes() for path in (tmp_path / "seen").iterdir()}
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(DataError, match=r"step-000000002.png' cannot be written \(no space left\)"):
+        validation.look(2)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "seen").iterdir()} == before
 
 
 def test_shards_are_looked_at_again_and_again(make_backbone, image_folder, tmp_path):

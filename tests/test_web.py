@@ -40,9 +40,9 @@ from e4t.web import prompts
 from e4t.web.framing import COUNTS, DOES_NOT, Crop, grown, painted, shown, strokes
 from e4t.web.scratch import Scratch, remove_stale
 from e4t.web.shelf import Shelf
-from e4t.web.studio import EXPORTS, TO_KEEP, Request, Studio, Work, explanation
+from e4t.web.studio import EXPORTS, TO_KEEP, Studio, Work, explanation
 
-QUICK = {"num_inference_steps": 2, "num_images": 1}
+QUICK = {"prompt": "a photo of S*", "num_inference_steps": 2}
 MOST_STEPS = 5  # instead of 15
 
 
@@ -246,8 +246,7 @@ def test_save_reopen_and_delete(studio: Studio, work: Work) -> None:
     again = studio.reopen("anna-1")
     assert again.concept(99).differences(work.concept(3)) == {}
     assert (again.name, again.best) == ("anna-1", 3)
-    request = Request("a photo of S*", **QUICK)
-    pictures = [Image.open(studio.draw(one, 3, request)[0]).tobytes() for one in (work, again)]
+    pictures = [Image.open(studio.draw(one, 3, **QUICK)[0]).tobytes() for one in (work, again)]
     assert pictures[0] == pictures[1]
     assert [name for _, name in studio.shelf.previews()] == ["anna-1"]
     studio.shelf.delete("anna-1")
@@ -298,12 +297,11 @@ def test_looking_at_steps_changes_nothing(studio: Studio, work: Work) -> None:
 
 
 def test_a_tab_that_leaves_half_way_leaves_the_model_usable(studio: Studio, work: Work) -> None:
-    request = Request("a photo of S*", **QUICK)
-    before = Image.open(studio.draw(work, 5, request)[0]).tobytes()
+    before = Image.open(studio.draw(work, 5, **QUICK)[0]).tobytes()
     leaving = studio.personalize("face", noise(2))
     folder = next(leaving).glimpse.parent
     leaving.close()
-    assert Image.open(studio.draw(work, 5, request)[0]).tobytes() == before
+    assert Image.open(studio.draw(work, 5, **QUICK)[0]).tobytes() == before
     for _ in range(600):  # until the thread is through with the step it was at
         if not folder.exists():
             break
@@ -337,18 +335,18 @@ def test_two_tabs_at_once_get_what_they_would_get_alone(studio: Studio, work: Wo
 
 
 def test_pictures_say_how_they_were_made(studio: Studio, work: Work) -> None:
-    request = Request("a photo of S*", "the beach", seed=7, guidance_scale=3.0, **QUICK | {"num_images": 2})
-    first, second = (read_notes(path) for path in studio.draw(work, 5, request))
+    request = {**QUICK, "negative_prompt": "the beach", "seed": 7, "guidance_scale": 3.0, "num_images": 2}
+    first, second = (read_notes(path) for path in studio.draw(work, 5, **request))
     assert (first["prompt"], first["negative_prompt"], first["steps"]) == ("a photo of S*", "the beach", 5)
     assert (first["seed"], second["seed"], first["guidance_scale"]) == (7, 8, 3.0)
-    bare = read_notes(studio.draw(work, None, request)[0])
+    bare = read_notes(studio.draw(work, None, **request)[0])
     assert (bare["concept"], bare["steps"]) == (None, 0)
 
 
 @pytest.mark.parametrize("count", [0, 9])
 def test_too_many_pictures_are_refused(studio: Studio, work: Work, count: int) -> None:
     with pytest.raises(ConfigError, match="draws 1 to 8"):
-        studio.draw(work, 5, Request("a photo of S*", num_images=count))
+        studio.draw(work, 5, "a photo of S*", num_images=count)
 
 
 def test_exports(studio: Studio, work: Work) -> None:
@@ -617,19 +615,34 @@ def test_a_concept_is_not_drawn_with_the_prompt_of_another_domain(events: Any, w
         events.draw("art", work, 3, *settings)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
+def test_what_is_set_on_the_page_is_drawn(events: Any, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = events.studio.draw
+    monkeypatch.setattr(events.studio, "draw", lambda *given, **asked: draw(*given, **asked, num_inference_steps=2))
+    own = type(events.studio.pipe("face").backbone.scheduler).__name__
+    for chosen, scheduler in (("EulerDiscreteScheduler", "EulerDiscreteScheduler"), ("the model's own", own)):
+        drawn, bare, *_ = events.draw("face", work, 3, "S*", "sea", 5, False, 2, 3.5, chosen, 0.5, True)
+        notes = [read_notes(Path(path)) for path in (*drawn, *bare)]
+        assert [made["seed"] for made in notes] == [5, 6, 5, 6]
+        assert [made["concept"] for made in notes] == ["unsaved", "unsaved", None, None]
+        assert {(made["scheduler"], made["guidance_scale"], made["negative_prompt"]) for made in notes} == {
+            (scheduler, 3.5, "sea")
+        }
+
+
 # Names, and the hour until a concept is forgotten
 
 
 def test_what_leaves_the_page_carries_the_name_that_was_given(events: Any, work: Work) -> None:
-    studio, request = events.studio, Request("a photo of S*", **QUICK)
-    assert read_notes(studio.draw(work, 3, request)[0])["concept"] == "unsaved"
+    studio = events.studio
+    assert read_notes(studio.draw(work, 3, **QUICK)[0])["concept"] == "unsaved"
     for typed, name in (("", "my-face"), ("Bob B.", "bob-b")):  # web UIs call the word as its file is called
         assert [Path(path).name for path in events.export(work, 3, "textual-inversion", typed)[0]] == [
             f"{name}.safetensors"
         ]
     *_, saved = events.save(work, 3, "Anna S.")
     try:
-        assert read_notes(studio.draw(saved, 3, request)[0])["concept"] == "anna-s"
+        assert read_notes(studio.draw(saved, 3, **QUICK)[0])["concept"] == "anna-s"
         again = events.reopen("anna-s", None, "face", "", "")[0]
         for one in (saved, again):
             files, _ = events.export(one, 3, "diff", "Bob")

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from e4t import writing
 from e4t.errors import CheckpointError, DataError
-from e4t.writing import new_files, new_folder, replaceable, require_room, slug, unfinished
+from e4t.writing import new_files, new_folder, replaceable, require_room, save_anew, slug, unfinished
 
 
 def names(folder: Path) -> list[str]:
@@ -44,6 +44,23 @@ def test_what_cannot_be_written_is_one_sentence_and_leaves_nothing(tmp_path: Pat
     assert names(tmp_path) == ["deep", "folder", "old.txt"]
     assert names(tmp_path / "deep") == []
     assert (tmp_path / "folder" / "mine").read_text() == "old"
+
+
+def test_a_file_that_is_saved_anew_is_whole_or_not_there_and_takes_no_other_s_place(tmp_path: Path) -> None:
+    path, seen = tmp_path / "anna.png", []
+
+    def save(beside: Path) -> None:
+        seen.append(names(tmp_path))
+        beside.write_text("whole")
+        if len(seen) > 3:
+            raise OSError("no space left")
+
+    assert [save_anew(save, path).name for _ in range(3)] == ["anna.png", "anna-2.png", "anna-3.png"]
+    assert seen == [[], ["anna.png"], ["anna-2.png", "anna.png"]]
+    assert {file.read_text() for file in tmp_path.iterdir()} == {"whole"}
+    with pytest.raises(CheckpointError, match=r"anna.png' cannot be written \(no space left\)"):
+        save_anew(save, path)
+    assert len(names(tmp_path)) == 3
 
 
 def test_files_of_others_stay_in_a_folder_that_is_replaced(tmp_path: Path) -> None:

@@ -31,11 +31,11 @@ from e4t.loading import (
     shape_of_image_encoder,
 )
 from e4t.precision import best_device
+from e4t.shipped import portable, resolve
 
 _FINGERPRINT_VALUES = 64  # read from every tensor
 _UNKNOWN: dict[str, Any] = {"known_fingerprint": "none", "known_image_encoder": "none"}  # of shapes without weights
 _FEW_TOKENS = 32 * 32
-_SHIPPED = Path(__file__).parent / "tiny" / "weights"
 
 
 @dataclass
@@ -101,7 +101,7 @@ class Backbone:
         else:
             vision = vars(load_image_encoder(chosen, parts, dtype=read_as))
             known["known_image_encoder"] = _cast(dtype, vision["image_encoder"])
-        return cls(**vars(parts), **vision, **known, name=_portable(name)).to(place)
+        return cls(**vars(parts), **vision, **known, name=portable(name)).to(place)
 
     @classmethod
     def shapes(
@@ -116,7 +116,7 @@ class Backbone:
         name = resolve(source)
         parts = load_shapes(name, BaseConfig().updated(reading), dtype=dtype)
         vision = shape_of_image_encoder(image_encoder_config(str(image_encoder) if image_encoder else None, parts))
-        return cls(**vars(parts), image_encoder=vision.to(dtype), name=_portable(name), **_UNKNOWN)
+        return cls(**vars(parts), image_encoder=vision.to(dtype), name=portable(name), **_UNKNOWN)
 
     def blank(self) -> Self:
         """The same in float32 without values, on the meta device: to count with."""
@@ -397,21 +397,6 @@ def fingerprint_of(*modules: nn.Module) -> str:
             digest.update(f"{key}{tuple(tensor.shape)}".encode())
             digest.update(sample.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def resolve(source: str | Path, *, shipped_first: bool = False) -> str:
-    """Where to load from: a folder or hub id as it is, a shipped name ("tiny-face") as its folder in the package.
-
-    A folder of that name in the working directory comes first, except where a name was recorded by `Backbone.name`.
-    """
-    shipped = _SHIPPED / str(source)
-    return str(shipped) if shipped.is_dir() and (shipped_first or not Path(source).is_dir()) else str(source)
-
-
-def _portable(name: str) -> str:
-    """A shipped model's own name instead of the path it has on this machine."""
-    path = Path(name).resolve()
-    return path.name if path.parent == _SHIPPED.resolve() else name
 
 
 def draw_noise(shape: Sequence[int], generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:

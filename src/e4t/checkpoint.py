@@ -153,7 +153,7 @@ class TrainedDomain:
     @classmethod
     def load(cls, folder: str | Path) -> TrainedDomain:
         config, tensors = _read(Path(folder), "domain")
-        with _explained(folder):
+        with _reading_config(folder):
             trained = cls(
                 domain=Domain.from_dict(config["domain"]),
                 base=BaseModel.from_dict(config["base"]),
@@ -232,7 +232,7 @@ class Concept:
     @classmethod
     def load(cls, folder: str | Path) -> Concept:
         config, tensors = _read(Path(folder), "concept")
-        with _explained(folder):
+        with _reading_config(folder):
             concept = cls(
                 domain=Domain.from_dict(config["domain"]),
                 domain_id=_typed(config, "domain_id", str | None),
@@ -293,7 +293,7 @@ class TrainingState:
     @classmethod
     def load(cls, folder: str | Path) -> TrainingState:
         config, tensors = _read(Path(folder), "training")
-        with _explained(folder):
+        with _reading_config(folder):
             return cls(_typed(config, "step", int), _typed(config, "arguments", dict), tensors)
 
     def group(self, name: str) -> dict[str, Tensor]:
@@ -311,7 +311,7 @@ def prefixed(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _explained(folder: str | Path) -> Iterator[None]:
+def _reading_config(folder: str | Path) -> Iterator[None]:
     """Turns what a hand-edited or broken config raises into one sentence."""
     try:
         yield

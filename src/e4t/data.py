@@ -18,7 +18,7 @@ from torch import Tensor
 
 from e4t.config import at_least
 from e4t.errors import ConfigError, DataError, ImageError
-from e4t.pictures import Entry, open_pictures
+from e4t.pictures import Undecoded, open_pictures
 from e4t.shards import ShardStream, shard_urls
 
 _MOST_IN_A_ROW = 1_000  # pictures that cannot be decoded, before that is taken for the fault of the source
@@ -95,7 +95,7 @@ class ImageData:
         self.broken: dict[str, str] = {}
         urls = shard_urls(source)
         self.stream = ShardStream(urls, seed, shuffle_buffer) if urls else None
-        self.entries: Sequence[Entry] = () if urls else open_pictures(source)
+        self.entries: Sequence[Undecoded] = () if urls else open_pictures(source)
         self._shuffle = Shuffle(len(self.entries), seed)
 
     def __len__(self) -> int:
@@ -130,7 +130,7 @@ class ImageData:
         if self.stream is not None:
             self.stream.release(before)
 
-    def _entry(self, position: int) -> Entry:
+    def _entry(self, position: int) -> Undecoded:
         """The picture at a position of the order of training."""
         return self.stream.at(position) if self.stream is not None else self.entries[self._shuffle.pick(position)]
 

@@ -5,7 +5,6 @@ Writes a page that needs nothing but itself (index.html), the same as one pictur
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import itertools
@@ -13,15 +12,16 @@ import textwrap
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
 from e4t.errors import CheckpointError, ImageError
-from e4t.images import load_image, load_mask, square
+from e4t.images import data_url, load_image, load_mask, square
 from e4t.pictures import caption_beside
+from e4t.shipped import example_pictures as example_pictures
 from e4t.writing import new_files
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ Scores = Mapping[str, Mapping[str, float]]
 """Score to column to value in [0, 1]."""
 
 DOMAINS = ("tiny-face", "tiny-cat", "tiny-art")
+_PAGE = Path(__file__).with_suffix(".html")
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Report:
+class Gallery:
     """All that is shown of one domain."""
 
     domain: str
@@ -117,12 +118,6 @@ class _Clock:
         return self.stages[-1]
 
 
-def example_pictures(kind: str) -> list[Path]:
-    """The shipped pictures of "face", "cat" or "art": concepts that nothing here was trained on."""
-    folder = Path(str(resources.files("e4t.tiny") / "examples"))
-    return sorted(folder.glob(f"{kind}-*.png"))
-
-
 def demo(
     output: Path,
     *,
@@ -141,10 +136,10 @@ def demo(
     settings = _Settings(_Folders(output), steps, num_inference_steps, seed, device)
     each = max(1, len(pictures))
     clock = _Clock(total=len(domains) * (3 + 3 * each) + 1)
-    reports = []
+    galleries = []
     for domain in domains:
-        reports.append((yield from _show(domain, pictures, settings, clock)))
-    _write(output, reports, clock.stages)
+        galleries.append((yield from _show(domain, pictures, settings, clock)))
+    _write(output, galleries, clock.stages)
     yield clock.stage("write the page")
 
 
@@ -173,7 +168,7 @@ class _Settings:
     device: str
 
 
-def _show(domain: str, pictures: Sequence[Path], settings: _Settings, clock: _Clock) -> Generator[Stage, None, Report]:
+def _show(domain: str, pictures: Sequence[Path], settings: _Settings, clock: _Clock) -> Generator[Stage, None, Gallery]:
     """The stages of one domain, and at their end what there is to show of it."""
     from e4t.pipeline import E4TPipeline
 
@@ -208,10 +203,10 @@ def _show(domain: str, pictures: Sequence[Path], settings: _Settings, clock: _Cl
         concepts.append(
             Shown(path.stem, image, before, after, stage.seconds, folder_bytes(saved), mask is not None, caption)
         )
-    report = Report(domain, kind.class_word, tuned.steps, draw.prompts, class_only, concepts)
-    report = replace(report, scores={} if pictures else _scores_of(report, chosen))
-    yield clock.stage(f"{domain}: read the pictures with the judge", _score_lines(report))
-    return report
+    gallery = Gallery(domain, kind.class_word, tuned.steps, draw.prompts, class_only, concepts)
+    gallery = replace(gallery, scores={} if pictures else _scores_of(gallery, chosen))
+    yield clock.stage(f"{domain}: read the pictures with the judge", _score_lines(gallery))
+    return gallery
 
 
 def prompts_of(kind: str) -> dict[str, dict[str, str]]:
@@ -230,13 +225,13 @@ def caption_of(picture: Path) -> str | None:
     return caption_beside(picture.parent / "truth" / picture.name)
 
 
-def _scores_of(report: Report, pictures: Sequence[Path]) -> Scores:
+def _scores_of(gallery: Gallery, pictures: Sequence[Path]) -> Scores:
     """What a judge says of shipped examples; nothing without a judge, or without what draws the world."""
     try:
         from e4t.evaluation.examples import score_examples, truth_of
         from e4t.evaluation.judge import Judge
 
-        judge = Judge.of(report.class_word)
+        judge = Judge.of(gallery.class_word)
     except ModuleNotFoundError as error:
         if error.name not in ("cv2", "resvg_py"):
             raise
@@ -244,19 +239,19 @@ def _scores_of(report: Report, pictures: Sequence[Path]) -> Scores:
     except CheckpointError:
         return {}
     drawn = {
-        report.columns[0]: [report.class_only] * len(report.concepts),
-        report.columns[1]: [concept.before for concept in report.concepts],
-        report.columns[2]: [concept.after for concept in report.concepts],
+        gallery.columns[0]: [gallery.class_only] * len(gallery.concepts),
+        gallery.columns[1]: [concept.before for concept in gallery.concepts],
+        gallery.columns[2]: [concept.after for concept in gallery.concepts],
     }
-    prompts = list(prompts_of(report.class_word).values())
+    prompts = list(prompts_of(gallery.class_word).values())
     return score_examples(judge, [truth_of(path) for path in pictures], prompts, drawn)
 
 
-def _score_lines(report: Report) -> list[str]:
+def _score_lines(gallery: Gallery) -> list[str]:
     """The scores as text, a line each."""
     return [
         f"{name}: " + ", ".join(f"{value:.2f} {column}" for column, value in row.items())
-        for name, row in report.scores.items()
+        for name, row in gallery.scores.items()
     ]
 
 
@@ -293,10 +288,10 @@ def readable_bytes(count: int) -> str:
     return f"{count / 1000:.0f} kB" if count < 1_000_000 else f"{count / 1_000_000:.1f} MB"
 
 
-def _write(output: Path, reports: Sequence[Report], stages: Sequence[Stage]) -> None:
+def _write(output: Path, galleries: Sequence[Gallery], stages: Sequence[Stage]) -> None:
     with new_files([output / "grid.png", output / "index.html"]) as (picture, text):
-        grid(reports).save(picture, "PNG")
-        text.write_text(page(reports, stages), encoding="utf-8")
+        grid(galleries).save(picture, "PNG")
+        text.write_text(page(galleries, stages), encoding="utf-8")
 
 
 # The grid
@@ -304,9 +299,9 @@ def _write(output: Path, reports: Sequence[Report], stages: Sequence[Stage]) -> 
 _INK, _SOFT, _PAPER, _ACCENT = "#1d1b26", "#6f6b7d", "#fbfaf7", "#d9572b"
 
 
-def grid(reports: Sequence[Report]) -> Image.Image:
+def grid(galleries: Sequence[Gallery]) -> Image.Image:
     """One picture: the sheets of all domains, one below the other."""
-    sheets = [_sheet(report) for report in reports]
+    sheets = [_sheet(gallery) for gallery in galleries]
     together = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), _PAPER)
     top = 0
     for sheet in sheets:
@@ -315,33 +310,33 @@ def grid(reports: Sequence[Report]) -> Image.Image:
     return together
 
 
-def _sheet(report: Report, *, cell: int = 128, gap: int = 6) -> Image.Image:
+def _sheet(gallery: Gallery, *, cell: int = 128, gap: int = 6) -> Image.Image:
     """One domain: a band of three rows for each concept, a column for each prompt, the input at the left."""
     label, head, margin, between = 104, 58, 20, 26
-    columns = len(report.prompts)
+    columns = len(gallery.prompts)
     input_side = cell + cell // 2
     left = margin + input_side + 2 * gap
     start = left + label
     band = 3 * (cell + gap) - gap
     width = start + columns * (cell + gap) - gap + margin
-    height = margin + head + len(report.concepts) * (band + between) - between + margin
+    height = margin + head + len(gallery.concepts) * (band + between) - between + margin
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     small, bold = ImageFont.load_default(13), ImageFont.load_default(15)
-    for column, prompt in enumerate(report.prompts):
+    for column, prompt in enumerate(gallery.prompts):
         x = start + column * (cell + gap) + cell / 2
         text = "\n".join(textwrap.wrap(prompt, 20)[:4])
         draw.multiline_text((x, margin + head - 8), text, _INK, small, anchor="md", align="center", spacing=2)
-    for row, concept in enumerate(report.concepts):
+    for row, concept in enumerate(gallery.concepts):
         top = margin + head + row * (band + between)
         sheet.paste(square(concept.picture, input_side), (margin, top))
         given = ", its ".join(["one picture"] + ["mask"] * concept.masked + ["caption"] * (concept.caption is not None))
-        note = f"{given}\n{report.steps} steps in {concept.seconds:.1f} s\n{readable_bytes(concept.num_bytes)}"
+        note = f"{given}\n{gallery.steps} steps in {concept.seconds:.1f} s\n{readable_bytes(concept.num_bytes)}"
         draw.multiline_text((margin, top + input_side + 8), note, _SOFT, small, spacing=4)
-        for line, images in enumerate((report.class_only, concept.before, concept.after)):
+        for line, images in enumerate((gallery.class_only, concept.before, concept.after)):
             y = top + line * (cell + gap)
             last = line == 2
-            text = "\n".join(textwrap.wrap(report.columns[line], 10))
+            text = "\n".join(textwrap.wrap(gallery.columns[line], 10))
             draw.multiline_text(
                 (start - 10, y + cell / 2),
                 text,
@@ -358,61 +353,42 @@ def _sheet(report: Report, *, cell: int = 128, gap: int = 6) -> Image.Image:
 # The page
 
 
-def page(reports: Sequence[Report], stages: Sequence[Stage]) -> str:
+def page(galleries: Sequence[Gallery], stages: Sequence[Stage]) -> str:
     """A page with all pictures inside; it fetches nothing."""
-    domains = "\n".join(_domain(report) for report in reports)
-    words = _listed([f"a {report.class_word}" if report.class_word != "art" else "a style" for report in reports])
+    domains = "\n".join(_domain(gallery) for gallery in galleries)
+    words = _listed([f"a {gallery.class_word}" if gallery.class_word != "art" else "a style" for gallery in galleries])
     times = "\n".join(
         f"<tr><td>{html.escape(stage.text)}</td><td class=n>{stage.seconds:.1f} s</td></tr>" for stage in stages
     )
-    together = sum(stage.seconds for stage in stages)
-    first, second, last = reports[0].columns
-    return f"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>One picture becomes a word</title>
-<style>{_STYLE}</style>
-<body>
-<header>
-<p class="eyebrow">encoder-based domain tuning · {html.escape(", ".join(report.domain for report in reports))}</p>
-<h1>One picture becomes a word.</h1>
-<p class="lead">{html.escape(words).capitalize()} below: each was seen for the first time, in one picture. After a few
-tuning steps the word <b class="word">S*</b> stands for it, and a text prompt can put it into any scene and style. The
-three pictures of a prompt have the same seed; none were selected.</p>
-<ul class="key">
-<li><i></i>{first}: what the model draws without having seen the picture</li>
-<li><i></i>{second}: the encoder's first guess</li>
-<li class="tuned"><i></i>{last}: the concept</li>
-</ul>
-</header>
-<main>
-{domains}
-<section class="numbers">
-<h2>Time</h2>
-<table>{times}<tr class="sum"><td>together</td><td class=n>{together:.1f} s</td></tr></table>
-</section>
-</main>
-</body>
-</html>
-"""
+    first, second, last = galleries[0].columns
+    return Template(_PAGE.read_text(encoding="utf-8")).substitute(
+        style=_PAGE.with_suffix(".css").read_text(encoding="utf-8"),
+        names=html.escape(", ".join(gallery.domain for gallery in galleries)),
+        words=html.escape(words).capitalize(),
+        first=first,
+        second=second,
+        last=last,
+        domains=domains,
+        times=times,
+        together=f"{sum(stage.seconds for stage in stages):.1f}",
+    )
 
 
 def _listed(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
 
 
-def _domain(report: Report) -> str:
-    return "\n".join([*(_concept(report, concept) for concept in report.concepts), _scores(report)])
+def _domain(gallery: Gallery) -> str:
+    return "\n".join([*(_concept(gallery, concept) for concept in gallery.concepts), _scores(gallery)])
 
 
-def _concept(report: Report, concept: Shown) -> str:
-    names = report.columns
+def _concept(gallery: Gallery, concept: Shown) -> str:
+    names = gallery.columns
     cards = []
-    for prompt, *images in zip(report.prompts, report.class_only, concept.before, concept.after, strict=True):
+    for prompt, *images in zip(gallery.prompts, gallery.class_only, concept.before, concept.after, strict=True):
         figures = "".join(
             f"<figure{' class=tuned' if index == 2 else ''}>"
-            f'<img src="{_data_url(image)}" alt="{html.escape(prompt)}, {names[index]}" loading="lazy">'
+            f'<img src="{_png(image)}" alt="{html.escape(prompt)}, {names[index]}" loading="lazy">'
             f"<figcaption>{names[index]}</figcaption></figure>"
             for index, image in enumerate(images)
         )
@@ -421,79 +397,31 @@ def _concept(report: Report, concept: Shown) -> str:
     said = f"<q>{html.escape(concept.caption)}</q><br>" if concept.caption is not None else ""
     return f"""<section class="concept">
 <aside>
-<img src="{_data_url(square(concept.picture, 256))}" alt="the input picture {html.escape(concept.name)}">
+<img src="{_png(square(concept.picture, 256))}" alt="the input picture {html.escape(concept.name)}">
 <p><b>The only input{", with a mask" if concept.masked else ""}</b><br>{said}
-{report.steps} steps · {concept.seconds:.1f} s<br>
+{gallery.steps} steps · {concept.seconds:.1f} s<br>
 {readable_bytes(concept.num_bytes)} on disk</p>
 </aside>
 <div class="cards">{"".join(cards)}</div>
 </section>"""
 
 
-def _scores(report: Report) -> str:
-    if not report.scores:
+def _scores(gallery: Gallery) -> str:
+    if not gallery.scores:
         return ""
-    columns = list(dict.fromkeys(column for row in report.scores.values() for column in row))
+    columns = list(dict.fromkeys(column for row in gallery.scores.values() for column in row))
     head = "".join(f"<th class=n>{html.escape(column)}</th>" for column in columns)
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td>"
         + "".join(f"<td class=n>{row[c]:.2f}</td>" if c in row else "<td class=n>–</td>" for c in columns)
         + "</tr>"
-        for name, row in report.scores.items()
+        for name, row in gallery.scores.items()
     )
-    title = f"<h2>Scores of {html.escape(report.domain)}</h2>"
+    title = f"<h2>Scores of {html.escape(gallery.domain)}</h2>"
     return f'<section class="numbers">{title}<table><tr><th></th>{head}</tr>{rows}</table></section>'
 
 
-def _data_url(image: Image.Image) -> str:
+def _png(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-_STYLE = """
-:root { color-scheme: light dark; --paper: #fbfaf7; --card: #fff; --ink: #1d1b26; --soft: #6f6b7d; --line: #e7e3da;
-  --accent: #d9572b; --tint: #fdeee7; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #15141b; --card: #1e1d27; --ink: #f1eff7; --soft: #a19db2; --line: #312f3d; --accent: #ff8a5c;
-    --tint: #3a241c; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 ui-sans-serif, system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
-header, main { max-width: 1180px; margin: 0 auto; padding: 0 24px; }
-header { padding-top: 64px; padding-bottom: 24px; }
-.eyebrow { margin: 0; color: var(--accent); font-size: 13px; letter-spacing: .08em; text-transform: uppercase; }
-h1 { margin: 8px 0 12px; font: 700 clamp(34px, 6vw, 58px)/1.08 ui-serif, Georgia, "Times New Roman", serif; }
-h2 { margin: 0 0 12px; font: 700 24px/1.2 ui-serif, Georgia, serif; }
-h3 { margin: 0 0 10px; font-size: 15px; font-weight: 500; }
-.lead { max-width: 64ch; font-size: 18px; }
-.word { padding: 1px 6px; border-radius: 6px; background: var(--tint); color: var(--accent); font-weight: 650; }
-.key { display: flex; flex-wrap: wrap; gap: 6px 26px; margin: 20px 0 0; padding: 0; list-style: none;
-  color: var(--soft); font-size: 14px; }
-.key i { display: inline-block; width: 12px; height: 12px; margin-right: 8px; border: 2px solid var(--line);
-  border-radius: 4px; vertical-align: -1px; }
-.key .tuned i { border-color: var(--accent); }
-.concept { display: grid; grid-template-columns: 216px 1fr; gap: 32px; padding: 36px 0;
-  border-top: 1px solid var(--line); }
-aside { position: sticky; top: 24px; align-self: start; color: var(--soft); font-size: 14px; }
-aside img { width: 100%; border-radius: 18px; box-shadow: 0 10px 30px rgb(0 0 0 / .16); display: block; }
-aside b { color: var(--ink); }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: 18px; }
-article { padding: 14px 16px 12px; border: 1px solid var(--line); border-radius: 16px; background: var(--card); }
-.three { display: grid; grid-template-columns: repeat(3, 1fr); gap: 8px; }
-figure { margin: 0; text-align: center; }
-figure img { display: block; width: 100%; aspect-ratio: 1; border-radius: 10px; }
-figure.tuned img { outline: 2px solid var(--accent); outline-offset: 1px; }
-figcaption { margin-top: 5px; color: var(--soft); font-size: 12px; }
-.tuned figcaption { color: var(--accent); font-weight: 600; }
-.numbers { padding: 36px 0 24px; border-top: 1px solid var(--line); }
-table { border-collapse: collapse; font-size: 15px; }
-td, th { padding: 5px 28px 5px 0; border-bottom: 1px solid var(--line); text-align: left; }
-.n { padding-right: 0; padding-left: 24px; text-align: right; font-variant-numeric: tabular-nums; }
-.sum td { border-bottom: 0; font-weight: 650; }
-@media (max-width: 760px) {
-  .concept { grid-template-columns: 1fr; gap: 20px; }
-  aside { position: static; display: flex; gap: 18px; align-items: center; }
-  aside img { width: 132px; }
-  .cards { grid-template-columns: 1fr; } }
-"""
+    return data_url(buffer.getvalue(), "png")

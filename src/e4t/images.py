@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import io
 import os
@@ -104,6 +105,11 @@ def preview(image: Image.Image, *, side: int = 256, limit: int = MAX_PREVIEW_BYT
         if len(buffer.getvalue()) <= limit:
             return buffer.getvalue()
     raise ImageError(f"a picture of {small.width} x {small.height} does not fit into {limit} bytes; make it smaller")
+
+
+def data_url(content: bytes, kind: str = "jpeg") -> str:
+    """A picture's file as the text that a page or another file holds it in."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _decode(source: ImageSource) -> Image.Image:

@@ -91,7 +91,7 @@ def load_shapes(name: str, reading: BaseConfig, *, dtype: torch.dtype) -> Parts:
     layout = locate_layout(reading.layout) if reading.layout else None
     version = None if place.is_dir() else check_file(place, known_layout=layout is not None).version
     configs = place if place.is_dir() else layout or _BASES / f"stable-diffusion-{version}"
-    with _explained(f"'{name}'"):
+    with _loading(f"'{name}'"):
         unet, vae = (
             kind.load_config(configs, subfolder=part)
             for kind, part in ((diffusers.UNet2DConditionModel, "unet"), (diffusers.AutoencoderKL, "vae"))
@@ -116,10 +116,7 @@ def image_encoder_config(chosen: str | None, base: Parts) -> dict[str, Any]:
     """The config of the vision tower that `load_image_encoder` would load."""
     from transformers import CLIPVisionConfig
 
-    inside = base.folder / "image_encoder" if base.folder is not None else None
-    own = inside if chosen is None and inside is not None and inside.is_dir() else None
-    location = str(own or chosen or DEFAULT_IMAGE_ENCODER)
-    with _fetchable(location), _explained(f"the image encoder '{location}'"):
+    with _image_encoder(chosen, base) as (location, _):
         config: dict[str, Any] = CLIPVisionConfig.from_pretrained(location).to_dict()
     return config
 
@@ -141,7 +138,7 @@ def shape_of_image_encoder(config: Mapping[str, Any]) -> Any:
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
+def _loading(what: str) -> Iterator[None]:
     """Turns what the libraries raise about files that are not what they seem into one sentence."""
     try:
         yield
@@ -160,7 +157,7 @@ def _from_folder(folder: Path, name: str, reading: BaseConfig, dtype: torch.dtyp
         read |= {"subfolder": part, "variant": variants[part]}
         return _whole(kind, folder, f"'{name}', part '{part}',", **read)
 
-    with _explained(f"'{name}'"):
+    with _loading(f"'{name}'"):
         scheduler = getattr(diffusers, diffusers.DiffusionPipeline.load_config(folder)["scheduler"][1])
         parts = Parts(
             unet=whole(diffusers.UNet2DConditionModel, "unet", torch_dtype=dtype),
@@ -206,7 +203,7 @@ def _stock(file: OneFile, layout: Path | None, dtype: torch.dtype) -> Any:
 
     configs = layout or _BASES / f"stable-diffusion-{file.version}"
     what = f"'{file.path}' with the configs of '{layout or configs.name}'"
-    with _explained(what):
+    with _loading(what):
         try:
             stock = StableDiffusionPipeline.from_single_file(
                 str(file.path),
@@ -307,10 +304,7 @@ def load_image_encoder(chosen: str | None, base: Parts, *, dtype: torch.dtype) -
     """
     from transformers import AutoConfig, CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
 
-    inside = base.folder / "image_encoder" if base.folder is not None else None
-    own = inside if chosen is None and inside is not None and inside.is_dir() else None
-    location = str(own or chosen or DEFAULT_IMAGE_ENCODER)
-    with _fetchable(location), _explained(f"the image encoder '{location}'"):
+    with _image_encoder(chosen, base) as (location, own):
         config = AutoConfig.from_pretrained(location)
         if config.model_type not in ("clip", "clip_vision_model"):
             raise CheckpointError(f"the image encoder '{location}' is a {config.model_type}, not a CLIP")
@@ -329,10 +323,14 @@ def load_image_encoder(chosen: str | None, base: Parts, *, dtype: torch.dtype) -
 
 
 @contextmanager
-def _fetchable(location: str) -> Iterator[None]:
-    """Says how to get what is neither here nor in the Hub's cache."""
+def _image_encoder(chosen: str | None, base: Parts) -> Iterator[tuple[str, Path | None]]:
+    """Where it is loaded from, and that folder if it is the base's own; says how to get what is not at hand."""
+    inside = base.folder / "image_encoder" if base.folder is not None else None
+    own = inside if chosen is None and inside is not None and inside.is_dir() else None
+    location = str(own or chosen or DEFAULT_IMAGE_ENCODER)
     try:
-        yield
+        with _loading(f"the image encoder '{location}'"):
+            yield location, own
     except CheckpointError as error:
         if Path(location).is_dir() or not isinstance(error.__cause__, OSError):
             raise
@@ -368,7 +366,7 @@ def load_safety(folder: Path | None, variant: str | None) -> dict[str, Any]:
     from transformers import CLIPImageProcessor
 
     what = f"the safety checker of '{folder}'"
-    with _explained(what):
+    with _loading(what):
         read = {"subfolder": "safety_checker", "variant": variant_of(folder / "safety_checker", "model", what, variant)}
         return {
             "safety_checker": _whole(StableDiffusionSafetyChecker, folder, what, **read),

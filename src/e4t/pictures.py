@@ -1,6 +1,6 @@
 """Pictures to learn from, by number: a folder, an array, a zip or tar archive, a Hugging Face dataset.
 
-Every kind is a list of `Entry`: nothing is decoded before it is asked for, and whatever cannot be decoded raises
+Every kind is a list of `Undecoded`: nothing is decoded before it is asked for, and whatever cannot be decoded raises
 ImageError then. Captions are text files beside the pictures (``anna.txt`` of ``anna.jpg``), or a column of text.
 """
 
@@ -29,7 +29,7 @@ _UNPACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _COMPRESSED = {".gz", ".tgz", ".xz", ".txz", ".bz2", ".tbz2", ".zst"}
 
 
-class Entry(Protocol):
+class Undecoded(Protocol):
     """One picture before it is decoded."""
 
     @property
@@ -46,7 +46,7 @@ class Entry(Protocol):
         ...
 
 
-def open_pictures(source: str | Path) -> Sequence[Entry]:
+def open_pictures(source: str | Path) -> Sequence[Undecoded]:
     """The pictures of a folder, a uint8 .npy file [N, H, W, 3], a .zip or .tar, or a dataset (``hf:NAME`` or saved).
 
     Raises DataError for anything else, and where there are none.
@@ -71,7 +71,7 @@ def open_pictures(source: str | Path) -> Sequence[Entry]:
     return _not_empty(members, f"'{source}' holds no images ({', '.join(SUFFIXES)})")
 
 
-def _not_empty(entries: Sequence[Entry], otherwise: str) -> Sequence[Entry]:
+def _not_empty(entries: Sequence[Undecoded], otherwise: str) -> Sequence[Undecoded]:
     if not entries:
         raise DataError(otherwise)
     return entries

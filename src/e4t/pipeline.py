@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import Self
 
-from e4t.backbone import Backbone, resolve
+from e4t.backbone import Backbone
 from e4t.checkpoint import Concept, TrainedDomain
 from e4t.conditioning import Conditioning, base_first, base_for_negatives
 from e4t.config import GenerateConfig, PersonalizeConfig, PretrainConfig
@@ -35,6 +35,7 @@ from e4t.models import dual
 from e4t.models.text import Tokens
 from e4t.personalize import ClassPictures, PersonalizeStep, personalize, replayed
 from e4t.provenance import public_name, versions
+from e4t.shipped import resolve
 from e4t.training import autocast_beside
 
 _BATCH = 8  # pictures of the class drawn at a time

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from e4t.checkpoint import TrainingState
 from e4t.config import PretrainConfig, fits
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError
+from e4t.writing import remove_folder
 
 LATEST = "latest"
 _NAME = "step-{:09d}"
@@ -89,17 +89,13 @@ class States:
         """
         for step, path in self.found().items():
             if step > state.step:
-                _hide(path)
+                remove_folder(path)
         folder = state.save(self.folder / _NAME.format(state.step))
         for path in list(self.found().values())[: -self.keep]:
-            _hide(path)
+            remove_folder(path)
         for leftover in self.folder.glob(".step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         return folder
-
-
-def _hide(state: Path) -> None:
-    state.rename(state.with_name(f".{state.name}.{secrets.token_hex(4)}"))
 
 
 def require_fitting(

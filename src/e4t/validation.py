@@ -113,9 +113,8 @@ class Validation:
             drawn = [self._draw(pixels, prompt, number) for prompt in self._prompts]
             likenesses.append(self._likeness(pixels, drawn[0]))
             rows.append(torch.cat([pixels.to(drawn[0].device), *drawn], dim=3))
-        beside = self.folder / f".step-{step:09d}.png"
-        _image(torch.cat(rows, dim=2)[0]).save(beside, "PNG")
-        beside.replace(self.folder / f"step-{step:09d}.png")
+        with new_files([self.folder / f"step-{step:09d}.png"], DataError) as (beside,):
+            _image(torch.cat(rows, dim=2)[0]).save(beside, "PNG")
         return sum(likenesses) / len(likenesses)
 
     def _likeness(self, pixels: Tensor, drawn: Tensor) -> float:

@@ -7,11 +7,12 @@ folder puts that one right.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def new_files(places: Sequence[Path], refusal: type[E4TError] = CheckpointError)
     """
     beside = [_beside(place, _UNFINISHED) for place in places]
     try:
-        with _explained(places[0], refusal):
+        with _writing(places[0], refusal):
             for place in places:
                 place.parent.mkdir(parents=True, exist_ok=True)
             yield beside
@@ -67,7 +68,7 @@ def new_folder(place: Path, own: Collection[str], refusal: type[E4TError] = Chec
     _finish_exchange(whole, own)
     beside = _beside(whole, _UNFINISHED)
     try:
-        with _explained(place, refusal):
+        with _writing(place, refusal):
             beside.mkdir(parents=True)
             yield beside
             for path in beside.rglob("*"):
@@ -76,6 +77,38 @@ def new_folder(place: Path, own: Collection[str], refusal: type[E4TError] = Chec
             _exchange(beside, whole, own)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def save_anew(save: Callable[[Path], object], path: Path, refusal: type[E4TError] = CheckpointError) -> Path:
+    """What ``save`` writes goes where no file is yet: to ``path``, or with -2, -3, … behind its name. Gives the place.
+
+    Raises ``refusal`` where that cannot be; whatever is raised, nothing new stays.
+    """
+    beside = _beside(path, _UNFINISHED)
+    try:
+        with _writing(path, refusal):
+            save(beside)
+            _sync(beside)
+            place = _taken(path)
+            os.replace(beside, place)
+    finally:
+        beside.unlink(missing_ok=True)
+    return place
+
+
+def _taken(path: Path) -> Path:
+    """A place where no file was, which two processes cannot get: an empty file, not a link, which some disks lack."""
+    place = path
+    for number in itertools.count(2):
+        with suppress(FileExistsError), place.open("xb"):
+            break
+        place = path.with_stem(f"{path.stem}-{number}")
+    return place
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder, which has a hidden name by then: under its own it is whole or not there."""
+    shutil.rmtree(folder.rename(_beside(folder, _UNFINISHED)), ignore_errors=True)
 
 
 def replaceable(place: Path, refusal: type[E4TError] = CheckpointError) -> Path:
@@ -110,7 +143,7 @@ def unfinished(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _explained(place: Path, refusal: type[E4TError]) -> Iterator[None]:
+def _writing(place: Path, refusal: type[E4TError]) -> Iterator[None]:
     """One sentence for what disks raise; safetensors' own error is in place of an OSError."""
     try:
         yield

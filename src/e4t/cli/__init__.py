@@ -106,7 +106,6 @@ def _run(command: Command) -> int:
                 "the device ran out of memory: personalize with --memory auto, draw with --dtype float16 or fewer "
                 "pictures at a time, or train with --gradient-checkpointing, or a smaller --batch-size and more "
                 "--accumulation; a training goes on from its last saved state"
-                "from its last saved state"
             )
             return refuse(advice, kind="OutOfMemoryError")
         say(traceback.format_exc())

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import secrets
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -31,10 +28,6 @@ from e4t.cli.options import (
 from e4t.cli.settings import options_of, overridden
 from e4t.cli.terminal import denoising, device_of, get_console, progress_bar, quiet
 from e4t.config import GenerateConfig, at_least
-
-if TYPE_CHECKING:
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
 
 
 @dataclass(frozen=True)
@@ -139,7 +132,7 @@ class Generate:
         at_least("num-inference-steps", self.num_inference_steps, 1)
 
         from e4t.provenance import picture_notes
-        from e4t.writing import require_room, slug
+        from e4t.writing import require_room, save_anew, slug
 
         quiet()
         require_room(self.output)
@@ -153,7 +146,7 @@ class Generate:
         name = "-".join(slug(text) or "picture" for text in (self._name(), self.prompt))
         for image, seed, made in zip(drawn.images, drawn.seeds, drawn.made, strict=True):
             notes = picture_notes({**made, "concept": self._name()}) if self.metadata else None
-            path = save_anew(image, self.output / f"{name}-{seed}.png", notes)
+            path = save_anew(partial(image.save, format="PNG", pnginfo=notes), self.output / f"{name}-{seed}.png")
             pictures.append({"path": path, "seed": seed, "width": image.width, "height": image.height})
         return Result([picture["path"] for picture in pictures], {"pictures": pictures})
 
@@ -162,28 +155,3 @@ class Generate:
 
     def _given(self) -> dict[str, Any]:
         return options_of(self, GenerateConfig)
-
-
-def save_anew(image: Image.Image, path: Path, notes: PngInfo | None) -> Path:
-    """Write a PNG where no file is yet: at ``path``, or with -2, -3, … behind its name. Gives the place.
-
-    It takes its place once all of it is written.
-    """
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
-    try:
-        image.save(beside, "PNG", pnginfo=notes)
-        place = _taken(path)
-        os.replace(beside, place)
-    finally:
-        beside.unlink(missing_ok=True)
-    return place
-
-
-def _taken(path: Path) -> Path:
-    """A place where no file was, which two processes cannot get: an empty file, not a link, which some disks lack."""
-    place = path
-    for number in itertools.count(2):
-        with suppress(FileExistsError), place.open("xb"):
-            break
-        place = path.with_stem(f"{path.stem}-{number}")
-    return place

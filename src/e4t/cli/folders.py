@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -15,6 +14,7 @@ from tyro.conf import OmitArgPrefixes
 from e4t.cli.options import BaseOptions, Device, Dtype, Folder, OptionalBase
 from e4t.cli.terminal import device_of, dtype_of, printable, say, status
 from e4t.errors import CheckpointError
+from e4t.shipped import WEIGHTS, resolve
 
 if TYPE_CHECKING:
     from e4t.checkpoint import Concept
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 def shipped() -> dict[str, Path]:
     """Models inside the package, by name."""
-    weights = Path(str(resources.files("e4t.tiny") / "weights"))
-    folders = sorted(weights.iterdir()) if weights.is_dir() else []
-    return {folder.name: folder for folder in folders if kind_of(folder)}
+    return {folder.name: folder for folder in sorted(WEIGHTS.glob("*")) if kind_of(folder)}
 
 
 @dataclass(frozen=True)
@@ -65,17 +63,17 @@ class ConceptOptions(BaseOptions):
             return self._pipeline(concept, folder, {"dtype": dtype_of(dtype), "look": look})
 
     def _pipeline(self, concept: Concept, folder: Path, options: Mapping[str, Any]) -> E4TPipeline:
-        from e4t.backbone import resolve
         from e4t.pipeline import E4TPipeline
 
-        base = self.base
+        base, made_with = self.base, concept.base.name
         placed: dict[str, Any] = {"device": device_of(self.device), **options, **self.given()}
-        if base is None and (concept.domain_id is None or _is_here(concept.base.name)):
-            base = resolve(concept.base.name, shipped_first=True)
+        # names of shipped ones mean those, whatever lies here
+        if base is None and (concept.domain_id is None or (made_with not in shipped() and Path(made_with).exists())):
+            base = resolve(made_with, shipped_first=True)
             placed = concept.base.reading.given() | placed
         if concept.domain_id is None:
             placed = {"image_encoder": concept.base.image_encoder} | placed
-            return E4TPipeline.from_base(base or concept.base.name, class_word=concept.domain.class_word, **placed)
+            return E4TPipeline.from_base(base or made_with, class_word=concept.domain.class_word, **placed)
         return E4TPipeline.from_pretrained(self.domain or find_domain(folder, concept.domain_id), base=base, **placed)
 
 
@@ -90,19 +88,11 @@ def made_in(concept: Concept) -> str | None:
 
 def is_domain(name: str) -> bool:
     """Whether ``name`` is that of a domain folder or of a shipped domain, and not just a word."""
-    from e4t.backbone import resolve
-
     return kind_of(Path(resolve(name))) == "domain"
-
-
-def _is_here(base: str) -> bool:
-    """Whether a base is a file or folder; names of shipped ones mean those, whatever lies here."""
-    return base not in shipped() and Path(base).exists()
 
 
 def remember_domain(concept: Path, domain: str) -> None:
     """Note in a concept folder where its domain lies, so that drawing it needs no further argument."""
-    from e4t.backbone import resolve
     from e4t.writing import new_files
 
     place = Path(resolve(domain))

@@ -14,6 +14,7 @@ from e4t.cli.folders import ConceptOptions, OfConcept, describe, description, ki
 from e4t.cli.options import Integer, Json, Result, Text
 from e4t.cli.terminal import get_console, printable, progress_bar, quiet
 from e4t.config import at_least
+from e4t.shipped import resolve
 
 if TYPE_CHECKING:
     from e4t.export import LoraRow
@@ -90,8 +91,6 @@ class Info:
             return Result(
                 [f"{name}: {kind}" for name, kind in kinds.items()] or ["no models are shipped"], {"shipped": kinds}
             )
-        from e4t.backbone import resolve
-
         rows = description(Path(resolve(self.path)))
         return Result(describe(rows), {"folder": rows})
 

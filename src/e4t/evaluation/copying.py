@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from e4t.errors import CheckpointError
-from e4t.evaluation.judge import RESOLUTION, SHIPPED, ResidualBlock, degrade, staged
+from e4t.evaluation.judge import RESOLUTION, ResidualBlock, degrade, staged
 from e4t.precision import training_dtype
+from e4t.shipped import WEIGHTS
 from e4t.tiny.canvas import Pose
 from e4t.tiny.captions import training_picture
 from e4t.tiny.pictures import Shards, load_shards, to_pixels
@@ -96,7 +97,7 @@ class PoseReader:
 
     @classmethod
     def shipped(cls) -> PoseReader:
-        return cls.load(SHIPPED / "pose-reader")
+        return cls.load(WEIGHTS / "pose-reader")
 
     @classmethod
     def load(cls, folder: Path) -> PoseReader:

@@ -30,6 +30,7 @@ from e4t.errors import CheckpointError, ConfigError, DataError
 from e4t.evaluation.metrics import READABLE, explained, readable
 from e4t.evaluation.truth import Readings, Truth, classes_of, shows
 from e4t.precision import training_dtype
+from e4t.shipped import WEIGHTS
 from e4t.tiny.album import snapshot
 from e4t.tiny.captions import picture_about, training_picture
 from e4t.tiny.columns import Layout
@@ -38,7 +39,6 @@ from e4t.tiny.trained import Trained
 from e4t.tiny.world import WORLD_VERSION, Picture, draw
 
 RESOLUTION = 128
-SHIPPED = Path(__file__).parents[1] / "tiny" / "weights"
 
 RoundTrip = Callable[[Tensor], Tensor]
 """Pixels ``[n, 3, h, w]`` in [-1, 1] through an autoencoder and back."""
@@ -182,7 +182,7 @@ class Judge:
 
         Raises CheckpointError where there is none, and ConfigError for one of another kind.
         """
-        judge = cls.load(folder or SHIPPED / "judge-2" / kind, device=device)
+        judge = cls.load(folder or WEIGHTS / "judge-2" / kind, device=device)
         if judge.kind != kind:
             raise ConfigError(f"the judge in '{folder}' reads a {judge.kind}; this is about a {kind}")
         return judge

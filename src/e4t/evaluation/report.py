@@ -6,7 +6,6 @@ with E4T on the same concepts (paired bootstrap).
 
 from __future__ import annotations
 
-import base64
 import csv
 import html
 import io
@@ -28,7 +27,7 @@ from e4t.evaluation.methods import OURS, Lineup
 from e4t.evaluation.metrics import Statistic
 from e4t.evaluation.similarity import same_face
 from e4t.evaluation.truth import joined
-from e4t.images import square
+from e4t.images import data_url, square
 from e4t.writing import new_files
 
 Tuning = tuple[str, int]
@@ -283,7 +282,7 @@ def _section(report: dict[str, Any], pictures: str) -> str:
             f"<table><tr>{titles}{costs}</tr>\n{rows}</table>",
             f"<p>Left out, for want of what they need: {missing}.</p>" if missing else "",
             f"<h3>Against ours, concept by concept</h3>\n<table><tr>{titles}</tr>\n{gaps}</table>" if gaps else "",
-            f'<img alt="plots" src="{_data(plot(report), "svg+xml")}">',
+            f'<img alt="plots" src="{data_url(plot(report), "svg+xml")}">',
             pictures,
         ]
     )
@@ -368,11 +367,12 @@ def grids(contest: Contest, records: Mapping[Tuning, Sequence[Record]], lineup: 
     rule = f"Chosen by {rule} of {by} after {shown[by]} steps."
     parts = [f"<h3>What was drawn</h3>\n<p>{html.escape(rule)}</p>"]
     for name, concept in {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}.items():
-        given = f"<img alt='input' width='{RESOLUTION}' src='{_data(_jpeg(contest.examples(concept, 1)[0].image))}'>"
+        photo = data_url(_jpeg(contest.examples(concept, 1)[0].image))
+        given = f"<img alt='input' width='{RESOLUTION}' src='{photo}'>"
         asked = " · ".join(map(html.escape, contest.texts(concept)))
         rows = [
             f"<tr><td>{html.escape(method)}, {steps} steps</td>"
-            f"<td><img alt='' src='{_data(records[method, steps][concept].strip)}'></td></tr>"
+            f"<td><img alt='' src='{data_url(records[method, steps][concept].strip)}'></td></tr>"
             for method, steps in shown.items()
         ]
         parts.append(f"<h4>{name} of {len(order)}</h4>\n{given}\n<p>{asked}</p>\n<table>{''.join(rows)}</table>")
@@ -400,7 +400,3 @@ def _jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     small(square(image.convert("RGB"), min(image.size))).save(buffer, "JPEG", quality=88)
     return buffer.getvalue()
-
-
-def _data(content: bytes, kind: str = "jpeg") -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -18,8 +18,9 @@ from PIL import Image
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from e4t.backbone import fingerprint_of, resolve
+from e4t.backbone import fingerprint_of
 from e4t.errors import ConfigError, install_extra
+from e4t.shipped import resolve
 from e4t.tiny.architecture import load_clip
 
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from e4t.errors import CheckpointError
 from e4t.export.places import MARK
 from e4t.export.probe import PROBE_STEPS
 from e4t.export.source import Source, is_sd1
+from e4t.images import data_url
 from e4t.provenance import public_name
 
 
@@ -49,7 +49,7 @@ def file_metadata(source: Source, kind: str | None = None) -> dict[str, str]:
         "modelspec.trigger_phrase": source.places.trigger,
     }
     if concept.preview:
-        metadata["modelspec.thumbnail"] = f"data:image/jpeg;base64,{base64.b64encode(concept.preview).decode()}"
+        metadata["modelspec.thumbnail"] = data_url(concept.preview)
     if is_sd1(backbone.unet.config):
         kinds = {"textual-inversion": "/textual-inversion", "pipeline": "", "single-file": ""}
         metadata["modelspec.architecture"] = f"stable-diffusion-v1{kinds.get(kind or source.to, '/lora')}"

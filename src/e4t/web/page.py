@@ -23,7 +23,6 @@ from e4t.web.studio import (
     MOST_STEPS,
     TO_KEEP,
     Moment,
-    Request,
     Studio,
     Work,
     explanation,
@@ -121,17 +120,20 @@ def launch(studio: Studio, *, host: str, port: int) -> Any:
 def build(studio: Studio) -> Any:
     """The page on a studio, not served yet."""
     with gr.Blocks(title="e4t", analytics_enabled=False, delete_cache=(_IDLE_SECONDS // 60, _IDLE_SECONDS)) as blocks:
-        work = gr.State(None, time_to_live=_IDLE_SECONDS, delete_callback=_forget)
-        # pictures are in memory: the files that were sent go after an hour, also while the tab is in use
-        given = {"picture": gr.State(None), "own_mask": gr.State(None)}
+        parts: dict[str, Any] = {
+            "work": gr.State(None, time_to_live=_IDLE_SECONDS, delete_callback=_forget),
+            # pictures are in memory: the files that were sent go after an hour, also while the tab is in use
+            "picture": gr.State(None),
+            "own_mask": gr.State(None),
+        }
         gr.Markdown(_WELCOME, elem_id="intro")
         with gr.Row():
             with gr.Column(min_width=320):
-                parts = _picture(studio) | _tuning(studio)
+                _picture(studio, parts)
+                _tuning(studio, parts)
             with gr.Column(min_width=320):
-                parts |= _prompt(studio)
-                parts |= _shelf(studio)
-        parts |= {"work": work, **given}
+                _prompt(studio, parts)
+                _shelf(studio, parts)
         _Events(studio, parts).bind(blocks)
     return blocks
 
@@ -141,27 +143,31 @@ def _forget(work: Work | None) -> None:
         work.discard()
 
 
-# Layout: named parts
+# Layout: each names its parts
 
 
-def _picture(studio: Studio) -> dict[str, Any]:
+def _picture(studio: Studio, parts: dict[str, Any]) -> None:
     with gr.Column(elem_classes="stage"):
         gr.Markdown(f"## 1. Your picture\nUp to {MAX_BYTES // 2**20} MB. One face, clearly seen, works best.")
-        upload = gr.File(label="Drop a picture here", file_types=["image"], height=110, elem_id="upload")
-        frame = gr.Image(label="What counts is bright", interactive=False, height=220, elem_id="frame", buttons=[])
-        counted = gr.HTML("", js_on_load=_LIVE, elem_id="counted", elem_classes="progress")
-        domain = gr.Radio(
+        parts["upload"] = gr.File(label="Drop a picture here", file_types=["image"], height=110, elem_id="upload")
+        parts["frame"] = gr.Image(
+            label="What counts is bright", interactive=False, height=220, elem_id="frame", buttons=[]
+        )
+        parts["counted"] = gr.HTML("", js_on_load=_LIVE, elem_id="counted", elem_classes="progress")
+        parts["domain"] = gr.Radio(
             list(studio.domains), value=studio.domains[0], label="What it shows (domain)", elem_id="domain"
         )
         with gr.Accordion("Crop and mask", open=False, elem_id="framing"):
-            face = gr.Button("Crop to the largest human face", size="sm", elem_id="face")
-            size = gr.Slider(1, 100, 100, step=1, label="Crop: size in %", elem_id="crop-size")
-            across = gr.Slider(0, 100, 50, step=1, label="Crop: from left to right")
-            down = gr.Slider(0, 100, 50, step=1, label="Crop: from top to bottom")
-            mask = gr.Radio([_NO_MASK, _FOUND_MASK, _OWN_MASK], value=_NO_MASK, label="Mask", elem_id="mask")
-            mask_file = gr.File(label="White where the subject is", file_types=["image"], height=90, visible=False)
-            grow = gr.Slider(-10, 10, 0, step=0.5, label="Mask: narrower or wider, in %")
-            brush = gr.HTML(
+            parts["face"] = gr.Button("Crop to the largest human face", size="sm", elem_id="face")
+            parts["size"] = gr.Slider(1, 100, 100, step=1, label="Crop: size in %", elem_id="crop-size")
+            parts["across"] = gr.Slider(0, 100, 50, step=1, label="Crop: from left to right")
+            parts["down"] = gr.Slider(0, 100, 50, step=1, label="Crop: from top to bottom")
+            parts["mask"] = gr.Radio([_NO_MASK, _FOUND_MASK, _OWN_MASK], value=_NO_MASK, label="Mask", elem_id="mask")
+            parts["mask_file"] = gr.File(
+                label="White where the subject is", file_types=["image"], height=90, visible=False
+            )
+            parts["grow"] = gr.Slider(-10, 10, 0, step=0.5, label="Mask: narrower or wider, in %")
+            parts["brush"] = gr.HTML(
                 "",
                 html_template=BRUSH.with_suffix(".html").read_text(encoding="utf-8"),
                 js_on_load=BRUSH.read_text(encoding="utf-8"),
@@ -169,20 +175,6 @@ def _picture(studio: Studio) -> dict[str, Any]:
                 does_not=DOES_NOT,
                 elem_id="brush",
             )
-    return {
-        "upload": upload,
-        "frame": frame,
-        "counted": counted,
-        "domain": domain,
-        "face": face,
-        "size": size,
-        "across": across,
-        "down": down,
-        "mask": mask,
-        "mask_file": mask_file,
-        "grow": grow,
-        "brush": brush,
-    }
 
 
 def _caption_hints(placeholder: str) -> dict[str, str]:
@@ -192,17 +184,17 @@ def _caption_hints(placeholder: str) -> dict[str, str]:
     }
 
 
-def _tuning(studio: Studio) -> dict[str, Any]:
+def _tuning(studio: Studio, parts: dict[str, Any]) -> None:
     placeholder = studio.pipe(studio.domains[0]).domain.placeholder
     with gr.Column(elem_classes="stage"):
         gr.Markdown("## 2. Personalize")
-        caption = gr.Textbox(
+        parts["caption"] = gr.Textbox(
             **_caption_hints(placeholder),
             label="What the picture shows (not needed)",
             max_length=_MOST_CAPTION,
             elem_id="caption",
         )
-        keep = gr.Radio(
+        parts["keep"] = gr.Radio(
             list(TO_KEEP),
             value=AS_MEASURED,
             label="What to keep",
@@ -211,9 +203,11 @@ def _tuning(studio: Studio) -> dict[str, Any]:
             elem_classes="chips",
             elem_id="keep",
         )
-        start = gr.Button("Personalize", variant="primary", elem_id="personalize")
-        progress = gr.HTML("<p>No concept yet.</p>", js_on_load=_LIVE, elem_id="progress", elem_classes="progress")
-        step = gr.Slider(
+        parts["start"] = gr.Button("Personalize", variant="primary", elem_id="personalize")
+        parts["progress"] = gr.HTML(
+            "<p>No concept yet.</p>", js_on_load=_LIVE, elem_id="progress", elem_classes="progress"
+        )
+        parts["step"] = gr.Slider(
             0,
             MOST_STEPS,
             0,
@@ -224,75 +218,53 @@ def _tuning(studio: Studio) -> dict[str, Any]:
             elem_id="step",
         )
         with gr.Row():
-            glimpse = gr.Image(
+            parts["glimpse"] = gr.Image(
                 label="A quick look at this step", interactive=False, height=220, elem_id="glimpse", buttons=[]
             )
-    return {
-        "caption": caption,
-        "keep": keep,
-        "start": start,
-        "progress": progress,
-        "glimpse": glimpse,
-        "step": step,
-    }
 
 
-def _prompt(studio: Studio) -> dict[str, Any]:
+def _prompt(studio: Studio, parts: dict[str, Any]) -> None:
     pipe = studio.pipe(studio.domains[0])
     kind, guidance_scale = pipe.domain, pipe.generate_config.guidance_scale
     with gr.Column(elem_classes="stage"):
         gr.Markdown("## 3. Draw")
         kinds = prompts.styles_of(kind.class_word)
-        style = gr.Radio(kinds, value=kinds[0], label="Style", elem_classes="chips", elem_id="style")
-        place = gr.Radio(list(prompts.PLACES), value=prompts.NOWHERE, label="Place", elem_classes="chips")
-        worn = gr.Radio(list(prompts.WORN), value=prompts.NOTHING, label="Wearing", elem_classes="chips")
+        parts["style"] = gr.Radio(kinds, value=kinds[0], label="Style", elem_classes="chips", elem_id="style")
+        parts["place"] = gr.Radio(list(prompts.PLACES), value=prompts.NOWHERE, label="Place", elem_classes="chips")
+        parts["worn"] = gr.Radio(list(prompts.WORN), value=prompts.NOTHING, label="Wearing", elem_classes="chips")
         plain = prompts.compose(kind.class_word, kind.placeholder, kinds[0], prompts.NOWHERE, prompts.NOTHING)
-        text = gr.Textbox(plain, label=_prompt_label(kind.placeholder), max_length=500, elem_id="prompt")
-        composed = gr.State(plain)  # what the chips wrote last: anything else was typed
+        parts["prompt"] = gr.Textbox(plain, label=_prompt_label(kind.placeholder), max_length=500, elem_id="prompt")
+        parts["composed"] = gr.State(plain)  # what the chips wrote last: anything else was typed
         with gr.Row():
-            count = gr.Slider(1, MOST_PICTURES, 1, step=1, label="Pictures", elem_id="count")
-            strength = gr.Slider(0, 1.5, 1, step=0.05, label="Strength")
-        compare = gr.Checkbox(label="Beside it, the same without the concept", elem_id="compare")
+            parts["count"] = gr.Slider(1, MOST_PICTURES, 1, step=1, label="Pictures", elem_id="count")
+            parts["strength"] = gr.Slider(0, 1.5, 1, step=0.05, label="Strength")
+        parts["compare"] = gr.Checkbox(label="Beside it, the same without the concept", elem_id="compare")
         with gr.Accordion("More settings", open=False):
-            negative = gr.Textbox("", label="Negative prompt: what to keep out", max_length=500)
+            parts["negative"] = gr.Textbox("", label="Negative prompt: what to keep out", max_length=500)
             with gr.Row():
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31, elem_id="seed")
-                randomise = gr.Checkbox(label="A new seed every time")
-            guidance = gr.Slider(1, 15, guidance_scale, step=0.5, label="Guidance: how strictly to follow the prompt")
-            scheduler = gr.Dropdown(list(_SCHEDULERS), value=_OWN_SCHEDULER, label="Scheduler")
-        draw = gr.Button("Draw", variant="primary", elem_id="draw")
+                parts["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31, elem_id="seed")
+                parts["randomise"] = gr.Checkbox(label="A new seed every time")
+            parts["guidance"] = gr.Slider(
+                1, 15, guidance_scale, step=0.5, label="Guidance: how strictly to follow the prompt"
+            )
+            parts["scheduler"] = gr.Dropdown(list(_SCHEDULERS), value=_OWN_SCHEDULER, label="Scheduler")
+        parts["draw"] = gr.Button("Draw", variant="primary", elem_id="draw")
         with gr.Row():
-            gallery = gr.Gallery(label="With the concept", columns=2, format="png", elem_id="gallery", height="auto")
-            without = gr.Gallery(
+            parts["gallery"] = gr.Gallery(
+                label="With the concept", columns=2, format="png", elem_id="gallery", height="auto"
+            )
+            parts["without"] = gr.Gallery(
                 label="Without the concept", columns=2, format="png", elem_id="without", height="auto", visible=False
             )
-    return {
-        "style": style,
-        "place": place,
-        "worn": worn,
-        "prompt": text,
-        "composed": composed,
-        "negative": negative,
-        "seed": seed,
-        "randomise": randomise,
-        "count": count,
-        "guidance": guidance,
-        "scheduler": scheduler,
-        "strength": strength,
-        "compare": compare,
-        "draw": draw,
-        "gallery": gallery,
-        "without": without,
-    }
 
 
-def _shelf(studio: Studio) -> dict[str, Any]:
+def _shelf(studio: Studio, parts: dict[str, Any]) -> None:
     with gr.Column(elem_classes="stage"):
         gr.Markdown("## 4. My concepts")
         with gr.Row():
-            name = gr.Textbox("", label="Name", placeholder="anna", max_length=60, elem_id="name")
-            save = gr.Button("Save this step", elem_id="save")
-        saved = gr.Gallery(
+            parts["name"] = gr.Textbox("", label="Name", placeholder="anna", max_length=60, elem_id="name")
+            parts["save"] = gr.Button("Save this step", elem_id="save")
+        parts["saved"] = gr.Gallery(
             studio.shelf.previews(),
             label="Saved",
             columns=4,
@@ -303,27 +275,15 @@ def _shelf(studio: Studio) -> dict[str, Any]:
             interactive=False,
             buttons=[],
         )
-        chosen = gr.Dropdown(studio.shelf.names(), value=None, label="A saved concept", elem_id="chosen")
+        parts["chosen"] = gr.Dropdown(studio.shelf.names(), value=None, label="A saved concept", elem_id="chosen")
         with gr.Row():
-            reopen = gr.Button("Reopen", elem_id="reopen")
-            delete = gr.Button("Delete", variant="stop", elem_id="delete")
-        sure = gr.Checkbox(label="Yes, delete it for good", elem_id="sure")
+            parts["reopen"] = gr.Button("Reopen", elem_id="reopen")
+            parts["delete"] = gr.Button("Delete", variant="stop", elem_id="delete")
+        parts["sure"] = gr.Checkbox(label="Yes, delete it for good", elem_id="sure")
         with gr.Accordion("Export for other programs", open=False, elem_id="exporting"):
-            to = gr.Dropdown(["concept", *EXPORTS], value="concept", label="Format", elem_id="to")
-            give = gr.Button("Export the concept in work", elem_id="export")
-            files = gr.File(label="Files", file_count="multiple", interactive=False, elem_id="files")
-    return {
-        "name": name,
-        "save": save,
-        "saved": saved,
-        "chosen": chosen,
-        "reopen": reopen,
-        "delete": delete,
-        "sure": sure,
-        "to": to,
-        "export": give,
-        "files": files,
-    }
+            parts["to"] = gr.Dropdown(["concept", *EXPORTS], value="concept", label="Format", elem_id="to")
+            parts["export"] = gr.Button("Export the concept in work", elem_id="export")
+            parts["files"] = gr.File(label="Files", file_count="multiple", interactive=False, elem_id="files")
 
 
 class _Events:
@@ -522,17 +482,17 @@ class _Events:
             work = _in_work(work)
             _require_same(work.domain, domain)
             chosen = random_seed() if randomise or seed is None else int(seed)
-            request = Request(
-                prompt or "",  # a field that was never typed into can be None
-                negative or "",
-                seed=chosen,
-                num_images=int(count),
-                guidance_scale=float(guidance),
-                scheduler=None if scheduler == _OWN_SCHEDULER else scheduler,
-                strength=float(strength),
-            )
-            drawn = self.studio.draw(work, int(step), request)
-            bare = self.studio.draw(work, None, request) if compare else []
+            asked: dict[str, Any] = {
+                "prompt": prompt or "",  # a field that was never typed into can be None
+                "negative_prompt": negative or "",
+                "seed": chosen,
+                "num_images": int(count),
+                "guidance_scale": float(guidance),
+                "strength": float(strength),
+                **({"scheduler": scheduler} if scheduler not in (None, _OWN_SCHEDULER) else {}),
+            }
+            drawn = self.studio.draw(work, int(step), **asked)
+            bare = self.studio.draw(work, None, **asked) if compare else []
             return [str(path) for path in drawn], [str(path) for path in bare], chosen, _in_use(work)
 
     # Saved concepts

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from e4t.checkpoint import Concept
-from e4t.config import GenerateConfig, PersonalizeConfig
+from e4t.config import PersonalizeConfig
 from e4t.errors import ConfigError, E4TError, MismatchError, out_of_memory
 from e4t.export import export
 from e4t.precision import chosen_precision
@@ -74,28 +74,6 @@ class Moment:
     loss: float | None
     seconds_left: float
     work: Work | None = None
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to draw."""
-
-    prompt: str
-    negative_prompt: str = ""
-    seed: int = 0
-    num_images: int = 1
-    guidance_scale: float | None = None
-    scheduler: str | None = None
-    strength: float = 1.0
-    num_inference_steps: int | None = None
-
-    def settings(self, config: GenerateConfig) -> GenerateConfig:
-        """On top of a domain's. Raises ConfigError for more pictures than the page draws at a time."""
-        if not 1 <= self.num_images <= MOST_PICTURES:
-            raise ConfigError(f"{self.num_images} pictures were asked for; the page draws 1 to {MOST_PICTURES}")
-        names = ("seed", "num_images", "guidance_scale", "scheduler", "strength", "num_inference_steps")
-        given = {name: getattr(self, name) for name in names}
-        return config.updated({name: value for name, value in given.items() if value is not None})
 
 
 class Studio:
@@ -195,17 +173,32 @@ class Studio:
 
     # Drawing
 
-    def draw(self, work: Work, step: int | None, request: Request) -> list[Path]:
-        """PNG files that say how they were made. Without ``step``, what the domain draws for the bare class word."""
+    def draw(
+        self,
+        work: Work,
+        step: int | None,
+        prompt: str,
+        *,
+        negative_prompt: str = "",
+        num_images: int = 1,
+        **settings: Any,
+    ) -> list[Path]:
+        """PNG files that say how they were made. Without ``step``, what the domain draws for the bare class word.
+
+        ``settings`` are of `GenerateConfig`, on top of the domain's. Raises ConfigError for more pictures than the page
+        draws at a time.
+        """
+        if not 1 <= num_images <= MOST_PICTURES:
+            raise ConfigError(f"{num_images} pictures were asked for; the page draws 1 to {MOST_PICTURES}")
         pipe = self.pipe(work.domain)
-        settings = request.settings(pipe.generate_config)
+        config = pipe.generate_config.updated({"num_images": num_images, **settings})
         concept = work.concept(step) if step is not None else None
-        negative = request.negative_prompt.strip() or None
+        negative = negative_prompt.strip() or None
         with self._turn:
-            drawn = pipe(request.prompt, concept=concept, negative_prompt=negative, config=settings)
+            drawn = pipe(prompt, concept=concept, negative_prompt=negative, config=config)
         folder = self._scratch.new_folder(work.folder)
         paths = []
-        stem = slug(request.prompt) or "picture"
+        stem = slug(prompt) or "picture"
         for image, seed, made in zip(drawn.images, drawn.seeds, drawn.made, strict=True):
             paths.append(folder / f"{stem}-{seed}{'' if concept else '-without'}.png")
             notes = picture_notes({**made, "concept": (work.name or _UNSAVED) if concept else None})
