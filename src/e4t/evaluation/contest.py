@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from e4t.backbone import fingerprint_of, resolve
+from e4t.backbone import fingerprint_of
 from e4t.config import Section, at_least
 from e4t.errors import ConfigError, DataError
 from e4t.evaluation.baselines import Example, Learned, image_vectors
@@ -48,6 +48,7 @@ from e4t.photos import fitting_mask
 from e4t.pictures import with_masks
 from e4t.pipeline import E4TPipeline
 from e4t.provenance import image_digest
+from e4t.shipped import resolve
 from e4t.tiny.album import snapshot
 from e4t.tiny.captions import describe, names
 from e4t.tiny.world import TRAINING_NAMESPACES, WORLD_VERSION, Identity, draw, identity, stream, words
