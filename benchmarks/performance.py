@@ -198,10 +198,11 @@ def _short(value: float) -> float:
 # Tuning
 
 
-def optimizer_of(config: PerformanceConfig, parameters: Any) -> torch.optim.Optimizer:
+def optimizer_of(config: PerformanceConfig, parameters: Any, *, fused: bool = False) -> torch.optim.Optimizer:
+    """Of the other side: as diffusers' scripts make it, or fused as ours is."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=1e-6)
-    return torch.optim.AdamW(parameters, lr=1e-6)
+    return torch.optim.AdamW(parameters, lr=1e-6, fused=fused)
 
 
 class DreamBooth:
@@ -220,11 +221,11 @@ class DreamBooth:
         self.pixels = torch.rand(config.batch_size, 3, *(2 * [self.backbone.resolution])) * 2 - 1
         self.tokens = pipe.model.tokens([PROMPT.format("face")] * config.batch_size, expected=False)
 
-    def run(self, steps: int, *, looking: bool = False) -> list[float]:
+    def run(self, steps: int, *, looking: bool = False, fused: bool = False) -> list[float]:
         """Seconds of each step; weights and their values stay as they were."""
         unet, backbone, seconds = self.backbone.unet, self.backbone, []
         unet.requires_grad_(True)
-        optimizer = optimizer_of(self.config, [{"params": list(unet.parameters()), "lr": 0.0}])
+        optimizer = optimizer_of(self.config, [{"params": list(unet.parameters()), "lr": 0.0}], fused=fused)
         for _ in range(steps):
             synchronize(self.config.device)
             began = time.perf_counter()
@@ -252,7 +253,7 @@ def prepared(pipe: E4TPipeline) -> personalize.Constants:
 def tuning_steps(
     pipe: E4TPipeline, config: PerformanceConfig, constants: personalize.Constants, steps: int, **changes: Any
 ) -> list[float]:
-    """Seconds of each step of `e4t.personalize`, by the other side's optimiser or by Muon."""
+    """Seconds of each step of `e4t.personalize`, by its own AdamW, by Muon, or by the other side's SGD."""
     return [step.seconds for step in steps_of_tuning(pipe, config, constants, steps, **changes)]
 
 
@@ -261,7 +262,7 @@ def steps_of_tuning(
 ) -> list[Step]:
     settings = tuning_settings(config, steps=steps, **changes)
     theirs = mock.patch.object(personalize, "new_optimizer", lambda _, groups, **__: optimizer_of(config, groups))
-    with nullcontext() if settings.optimizer == "muon" else theirs:
+    with theirs if config.optimizer == "sgd" and settings.optimizer != "muon" else nullcontext():
         done = personalize.tune(pipe.model, constants, config=settings, provenance={})
         return [step.training for step in done if step.training]
 
@@ -272,18 +273,23 @@ def tuning_settings(config: PerformanceConfig, **changes: Any) -> PersonalizeCon
 
 
 def tuning(config: PerformanceConfig) -> dict[str, Any]:
-    """A step of the whole U-Net, by AdamW and on tiny by Muon, and of small deltas against DreamBooth's."""
+    """A step of the whole U-Net, by AdamW and on tiny by Muon, and of small deltas against DreamBooth's.
+
+    DreamBooth's by AdamW as the scripts make it, and as fast as torch can.
+    """
     pipe = pipeline(config)
     plain, constants = DreamBooth(pipe, config), prepared(pipe)
     jobs: dict[str, Callable[[], float]] = {
         "dreambooth": lambda: min(plain.run(3)[1:]),
+        "dreambooth, fused": lambda: min(plain.run(3, fused=True)[1:]),
         "small": lambda: min(tuning_steps(pipe, config, constants, 3, tune=SMALL)[1:]),
         "whole": lambda: min(tuning_steps(pipe, config, constants, 3, tune=WHOLE)[1:]),
     }
-    if config.model == "sd15":
-        return compared(jobs, config.pairs, warm=True)
-    jobs["muon"] = lambda: min(tuning_steps(pipe, config, constants, 3, tune=WHOLE, optimizer="muon")[1:])
-    return compared(jobs, config.pairs, warm=True, also=(("muon", "whole"),))
+    also = [(ours, "dreambooth, fused") for ours in ("small", "whole")]
+    if config.model == "tiny":
+        jobs["muon"] = lambda: min(tuning_steps(pipe, config, constants, 3, tune=WHOLE, optimizer="muon")[1:])
+        also.append(("muon", "whole"))
+    return compared(jobs, config.pairs, warm=True, also=tuple(also))
 
 
 def tuning_memory(config: PerformanceConfig) -> dict[str, Any]:

@@ -66,6 +66,23 @@ def test_the_state_in_8_bits_is_saved_and_goes_on(tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(stepped(resumed), whole, strict=True))
 
 
+def test_adamw_takes_torch_s_steps_in_one_pass():
+    def new():
+        torch.manual_seed(0)
+        return torch.nn.Parameter(torch.randn(64, 64))
+
+    ours, plain = new(), new()
+    groups = [{"params": [ours], "lr": 1e-2}]
+    fused = new_optimizer("adamw", groups, weight_decay=0.1, device=torch.device("cpu"))
+    assert fused.param_groups[0]["fused"]
+    slow = torch.optim.AdamW([plain], lr=1e-2, weight_decay=0.1)
+    for seed in range(3):
+        (one,), (other,) = stepped(fused, ours, seed=seed), stepped(slow, plain, seed=seed)
+    assert torch.allclose(one, other, atol=1e-6)
+    elsewhere = new_optimizer("adamw", groups, weight_decay=0.1, device=torch.device("xpu"))
+    assert not elsewhere.param_groups[0]["fused"]  # torch may have no kernel there
+
+
 @pytest.mark.parametrize("works", [True, False])
 def test_eight_bits_are_tried_out_before_they_are_chosen(works, monkeypatch):
     """An older library may be installed and know nothing of a device; of one that is not here, nothing can be tried."""

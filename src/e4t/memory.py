@@ -33,11 +33,10 @@ class Need:
     states: int  # of what is trained: its own copy and the optimiser's state
     passing: int  # that come and go in one micro-batch, gradients included
     preparing: int  # all networks, while latents and image features are computed
-    updating: int  # gradients and what comes and goes while the optimiser steps
 
     @property
     def peak(self) -> int:
-        return max(self.preparing, self.weights + self.states + max(self.passing, self.updating))
+        return max(self.preparing, self.weights + self.states + self.passing)
 
 
 def needed(model: E4TModel, config: PersonalizeConfig, *, device: torch.device | None = None) -> Need:
@@ -48,16 +47,14 @@ def needed(model: E4TModel, config: PersonalizeConfig, *, device: torch.device |
     looking = _looking(model.blank).bytes * backbone.dtype.itemsize // 4
     weights = sum(map(bytes_of, staying)) if config.unload and device.type != "cpu" else all_networks
     if not config.steps:
-        return Need(weights, 0, 0, all_networks + looking, 0)
+        return Need(weights, 0, 0, all_networks + looking)
     numbers, counted = _step_bytes(model.blank, config)
     state = STATE_BYTES[config.optimizer]
-    at_once = 2 if device.type == "cuda" and config.optimizer == "adamw" else 1  # gradients, and as much again
     return Need(
         weights=weights,
         states=numbers * (4 + state),
         passing=held(counted, backbone, device=device, config=config, trained=numbers),
         preparing=all_networks + looking,
-        updating=4 * numbers * at_once,
     )
 
 

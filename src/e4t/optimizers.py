@@ -19,6 +19,9 @@ STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "muon": 4}
 """What is kept of every trained number between two steps; by Muon of those in matrices, and of the few others 8."""
 
 
+_FUSED = ("cpu", "cuda")  # where torch's fused AdamW was tried, or is what everybody takes
+
+
 def new_optimizer(
     kind: str,
     groups: list[dict[str, Any]],
@@ -32,7 +35,9 @@ def new_optimizer(
     Raises ConfigError where "adamw8bit" is not installed or not made for the device.
     """
     if kind == "adamw":
-        return torch.optim.AdamW(groups, weight_decay=weight_decay)
+        # One pass over each tensor instead of several. Not for Muon: fp16's scaler leaves it to a fused optimiser to
+        # pass by a step whose gradients overflow, and Muon's matrices would not.
+        return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=device.type in _FUSED)
     if kind == "muon":
         return Muon(groups, weight_decay=weight_decay, tables=tables)
     try:
