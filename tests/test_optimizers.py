@@ -71,16 +71,18 @@ def test_adamw_takes_torch_s_steps_in_one_pass():
         torch.manual_seed(0)
         return torch.nn.Parameter(torch.randn(64, 64))
 
+    def made(place):
+        groups = [{"params": [ours], "lr": 1e-2}]
+        return new_optimizer("adamw", groups, weight_decay=0.1, device=torch.device(place))
+
     ours, plain = new(), new()
-    groups = [{"params": [ours], "lr": 1e-2}]
-    fused = new_optimizer("adamw", groups, weight_decay=0.1, device=torch.device("cpu"))
+    fused = made("cpu")
     assert fused.param_groups[0]["fused"]
     slow = torch.optim.AdamW([plain], lr=1e-2, weight_decay=0.1)
     for seed in range(3):
         (one,), (other,) = stepped(fused, ours, seed=seed), stepped(slow, plain, seed=seed)
     assert torch.allclose(one, other, atol=1e-6)
-    elsewhere = new_optimizer("adamw", groups, weight_decay=0.1, device=torch.device("xpu"))
-    assert not elsewhere.param_groups[0]["fused"]  # torch may have no kernel there
+    assert not made("xpu").param_groups[0]["fused"]  # torch may have no kernel there
 
 
 @pytest.mark.parametrize("works", [True, False])
