@@ -80,7 +80,9 @@ def train(
             raise TrainingError(f"the loss of step {step + 1} is {means[0]}, so training stopped; {_MAY_HELP}")
         scaler.unscale_(optimizer)
         parameters = [p for g in optimizer.param_groups for p in g["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf)  # infinity shortens nothing
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if max_grad_norm is not None:  # else a pass over all of them would change nothing
+            nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
         overflow = scaler.is_enabled() and scaler.get_scale() > _LEAST_SCALE
         if not math.isfinite(norm) and not overflow:
             raise TrainingError(f"the gradients of step {step + 1} are no numbers, so training stopped; {_MAY_HELP}")
