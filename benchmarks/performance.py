@@ -202,7 +202,7 @@ def optimizer_of(config: PerformanceConfig, parameters: Any, *, fused: bool = Fa
     """Of the other side: as diffusers' scripts make it, or fused as ours is."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=1e-6)
-    return torch.optim.AdamW(parameters, lr=1e-6, fused=fused)
+    return torch.optim.AdamW(parameters, lr=1e-6, fused=fused or None)  # False would also forbid the default's loop
 
 
 class DreamBooth:

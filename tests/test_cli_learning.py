@@ -270,7 +270,7 @@ def test_what_a_gpu_is_fast_at_is_chosen_unless_something_else_is_asked_for(
     domain_folder: Path, noise_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The choice is made for a GPU that has bfloat16; what is chosen then runs here."""
-    monkeypatch.setattr("e4t.precision.chosen_precision", lambda device, weights=torch.float32: "bf16")
+    monkeypatch.setattr("e4t.precision.chosen_precision", lambda device, weights=torch.float32, measured="no": "bf16")
     command = ["personalize", str(domain_folder), str(noise_folder / "0.png"), "--steps", "1", "--batch-size", "1"]
     for number, (further, wanted) in enumerate(
         (([], "bf16"), (["--mixed-precision", "no"], "no"), (["--set", "mixed_precision=fp16"], "fp16"))

@@ -62,6 +62,8 @@ def test_gpus_learn_in_what_they_are_fast_at_and_half_weights_in_their_own(suppo
     assert chosen_precision("cpu") == chosen_precision("mps") == "no"
     assert {chosen_precision(device, torch.float16) for device in ("cpu", "cuda")} == {"fp16"}
     assert chosen_precision("cpu", torch.bfloat16) == "bf16"
+    assert chosen_precision("cpu", measured="bf16") == chosen_precision("cuda", measured="bf16") == "bf16"
+    assert chosen_precision("cpu", torch.float16, measured="bf16") == "fp16"
 
 
 def test_a_gpu_that_is_not_here_is_taken_for_one_of_today(monkeypatch):

@@ -17,9 +17,7 @@ from e4t.precision import is_here
 
 STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "muon": 4}
 """What is kept of every trained number between two steps; by Muon of those in matrices, and of the few others 8."""
-
-
-_FUSED = ("cpu", "cuda")  # where torch's fused AdamW was tried, or is what everybody takes
+_FUSED = ("cpu", "cuda")  # where torch's fused AdamW is taken; elsewhere torch decides
 
 
 def new_optimizer(
@@ -37,7 +35,7 @@ def new_optimizer(
     if kind == "adamw":
         # One pass over each tensor instead of several. Not for Muon: fp16's scaler leaves it to a fused optimiser to
         # pass by a step whose gradients overflow, and Muon's matrices would not.
-        return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=device.type in _FUSED)
+        return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=device.type in _FUSED or None)
     if kind == "muon":
         return Muon(groups, weight_decay=weight_decay, tables=tables)
     try:

@@ -274,7 +274,8 @@ class E4TPipeline:
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             ).images
             scheduler = settings.scheduler or type(self.stock.scheduler).__name__
-        if self.backbone.dtype == torch.float16 and not all(image.getbbox() for image in images):
+        hidden = self.stock.safety_checker is not None  # which makes pictures black on purpose
+        if self.backbone.dtype == torch.float16 and not hidden and not all(image.getbbox() for image in images):
             warnings.warn("a picture is black: numbers overflow in float16; use float32 (--dtype)", stacklevel=2)
         texts = zip(prompts, _each(negative_prompt, len(prompts)), strict=True)
         asked = [pair for pair in texts for _ in range(settings.num_images)]

@@ -53,13 +53,15 @@ AUTOCAST_OF = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 """What mixed precision has to be, by the type of the frozen weights; with float32 it may be any."""
 
 
-def chosen_precision(device: torch.device | str, weights: torch.dtype = torch.float32) -> str:
-    """Mixed precision where nobody asks for one: what ``weights`` need, else "bf16" on CUDA's GPUs that are fast at it.
+def chosen_precision(device: torch.device | str, weights: torch.dtype = torch.float32, *, measured: str = "no") -> str:
+    """Mixed precision where nobody asks for one: what ``weights`` need, else what a domain was ``measured`` with.
 
-    Processors stay with float32, which the shipped domains were measured in, and Apple's GPUs, where nothing was tried.
+    Where that is none, "bf16" on CUDA's GPUs that are fast at it. Processors stay with float32, which the shipped
+    domains were measured in, and so do Apple's GPUs, where nothing was tried.
     """
     fast = torch.device(device).type == "cuda" and has_fast_bfloat16(device)
-    return AUTOCAST_OF.get(weights, "bf16" if fast else "no")
+    usual = "bf16" if fast and measured == "no" else measured
+    return AUTOCAST_OF.get(weights, usual)
 
 
 def training_dtype(device: torch.device | str) -> torch.dtype:

@@ -210,9 +210,8 @@ class Personalize:
         from e4t.precision import chosen_precision
 
         config = PersonalizeConfig.paper() if self.preset == "paper" else pipe.personalize_config
-        if config.mixed_precision == "no":
-            config = config.updated({"mixed_precision": chosen_precision(pipe.backbone.device, pipe.backbone.dtype)})
-        config = overridden(config, self.settings, self._given())
+        chosen = chosen_precision(pipe.backbone.device, pipe.backbone.dtype, measured=config.mixed_precision)
+        config = overridden(config.updated({"mixed_precision": chosen}), self.settings, self._given())
         return config if config.memory is None else _fitted(pipe, config)
 
     def _dtype(self) -> str:

@@ -184,7 +184,7 @@ def effort(config: SearchConfig, contest: DrawnContest) -> dict[str, Any]:
         "namespace": contest.plan.namespace,
         "concepts": [config.concepts, config.others],
         "prompts": config.prompts,
-        **({"captions": True} if contest.examples(0, 1)[0].caption else {}),
+        "captions": contest.examples(0, 1)[0].caption is not None,
         "steps": {"ours": list(config.our_steps), "others": list(config.steps)},
         "sampling": contest.sampling,
     }

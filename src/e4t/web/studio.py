@@ -268,8 +268,10 @@ def _config(pipe: E4TPipeline, keep: str) -> PersonalizeConfig:
     """Raises ConfigError for a ``keep`` that is none of `TO_KEEP`."""
     if keep not in TO_KEEP:
         raise ConfigError(f"the page keeps nothing called {keep[:40]!r} of a concept; it can {', '.join(TO_KEEP)}")
-    changes = {"mixed_precision": chosen_precision(pipe.backbone.device, pipe.backbone.dtype)}
-    return pipe.personalize_config.updated(changes if keep == AS_MEASURED else {**changes, "keep": keep})
+    config = pipe.personalize_config
+    chosen = chosen_precision(pipe.backbone.device, pipe.backbone.dtype, measured=config.mixed_precision)
+    changes = {"mixed_precision": chosen}
+    return config.updated(changes if keep == AS_MEASURED else {**changes, "keep": keep})
 
 
 @contextmanager
