@@ -49,6 +49,10 @@ class Row:
     use_mask: bool = True
     domain: bool = True  # False: no pre-trained domain at all
 
+    def differs_before_tuning(self) -> bool:
+        """Whether a concept after 0 steps is another than the reference's."""
+        return bool(self.pretrain or self.generate or not self.use_mask or not self.domain)
+
 
 VECTORS = ["residual", "bias"]
 # Whether ‖E‖² is summed or averaged is no row: λ summed and λ times the width averaged are the same loss.
@@ -166,6 +170,10 @@ def _without_domain(pipe: E4TPipeline) -> E4TPipeline:
 def measure(config: AblationConfig, name: str, seed: int, judge: Judge) -> dict[str, Table]:
     """The scores of one row and seed, by method of evaluation; kept in the work folder."""
     row = ROWS[name]
+    if name != "reference" and not row.differs_before_tuning() and 0 in config.steps and max(config.steps) > 0:
+        before = measure(config, "reference", seed, judge)
+        tuned = replace(config, steps=tuple(step for step in config.steps if step > 0))
+        return {**before, **measure(tuned, name, seed, judge)}
     pipe = pipeline_of(config, name, row, seed)
     depends = [pipe.trained.id if pipe.trained else None, pipe.personalize_config.to_dict()]
     depends += [pipe.generate_config.to_dict(), row.use_mask, row.domain, judge.fingerprint, config.namespace]
@@ -180,6 +188,7 @@ def measure(config: AblationConfig, name: str, seed: int, judge: Judge) -> dict[
             judge=judge,
             num_inference_steps=config.num_inference_steps,
             use_mask=row.use_mask,
+            class_word=False,
         ).tables
         kept = {method: {key: value.tolist() for key, value in vars(table).items()} for method, table in tables.items()}
         with new_files([path]) as (place,):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from e4t.config import PersonalizeConfig, PretrainConfig
 from e4t.errors import ConfigError
-from e4t.evaluation.evaluate import DRAWINGS, Table, method_of
+from e4t.evaluation.evaluate import DRAWINGS, Evaluation, Table, method_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import ablations
@@ -49,6 +50,23 @@ def test_rows_are_measured_once_and_compared_with_the_reference(
     assert "| frozen embedding |" in (tmp_path / "out.md").read_text()
     with pytest.raises(ConfigError, match="no row 'magic'"):
         ablations.main(config(tmp_path, "magic"))
+
+
+def test_what_differs_in_tuning_alone_is_not_drawn_again_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, evaluate = list[tuple[int, ...]](), ablations.evaluate
+
+    def watched(*arguments: Any, steps: tuple[int, ...], **options: Any) -> Evaluation:
+        drawn.append(steps)
+        return evaluate(*arguments, steps=steps, **options)
+
+    monkeypatch.setattr(ablations, "evaluate", watched)
+    ablations.main(config(tmp_path, "batch 1", "no mask"))
+    assert drawn == [(0, 1), (1,), (0, 1)]
+    of = json.loads((tmp_path / "out.json").read_text())["rows"]["batch 1"]
+    assert of["0"]["identity"]["gap"]["value"] == 0
+    assert of["1"]["identity"]["gap"]["value"] != 0
 
 
 def test_seeds_are_averaged_inside_an_individual(tmp_path: Path) -> None:

@@ -162,6 +162,13 @@ def test_contact_sheet_is_by_the_fixed_rule(world: World) -> None:
     assert pipe.seeds == [0, 0, 1000, 1000, 2000, 2000]  # it shows what was judged: nothing is drawn for it alone
 
 
+def test_the_class_word_is_not_drawn_where_it_is_not_wanted(world: World) -> None:
+    pipe = Pipeline(world)
+    found = examined(pipe, "unseen", 3, steps=(0, 5), judge=Oracle(world), class_word=False)
+    assert list(found.tables) == [DRAWINGS, "0 steps", "5 steps"]
+    assert pipe.seeds == [0, 0, 1000, 1000, 2000, 2000]
+
+
 def test_captions_of_the_inputs_are_told_where_they_are_wanted(world: World) -> None:
     pipe = Pipeline(world)
     for use_caption in (False, True):

@@ -209,6 +209,7 @@ def make_pictures(
     *,
     use_mask: bool,
     use_caption: bool,
+    class_word: bool,
     progress: Progress,
 ) -> Pictures:
     """Learn every individual once, up to the largest number of steps, and draw it wherever ``steps`` says."""
@@ -217,8 +218,9 @@ def make_pictures(
         texts, seed = drawer.texts(subject), drawer.seed + 1000 * number
         began = time.perf_counter()
         pictures.add(DRAWINGS, drawer.drawings(subject), time.perf_counter() - began)
-        began = time.perf_counter()
-        pictures.add(CLASS_WORD, drawer.generate(texts, None, seed), time.perf_counter() - began)
+        if class_word:
+            began = time.perf_counter()
+            pictures.add(CLASS_WORD, drawer.generate(texts, None, seed), time.perf_counter() - began)
         photo, mask = input_picture(subject)
         told = input_caption(subject, drawer.pipe.domain.placeholder) if use_caption else None
         concepts = learn(drawer.pipe, photo, mask if use_mask else None, steps, caption=told)
@@ -421,9 +423,13 @@ def evaluate(
     num_inference_steps: int = 25,
     use_mask: bool = True,
     use_caption: bool = False,
+    class_word: bool = True,
     progress: Progress = lambda _: None,
 ) -> Evaluation:
-    """Examine the first ``count`` individuals of ``namespace``. Raises ConfigError where that would not be fair."""
+    """Examine the first ``count`` individuals of ``namespace``. Raises ConfigError where that would not be fair.
+
+    With ``class_word`` what the base draws without a concept is examined too, which is the same for all settings.
+    """
     if namespace in TRAINING_NAMESPACES:
         raise ConfigError(f"individuals of the namespace '{namespace}' were trained on; use any other word")
     if judge.kind != pipe.domain.class_word:
@@ -436,7 +442,13 @@ def evaluate(
         raise ConfigError("the judge reads no parameter of drawings well enough to count")
     examination = Examination(judge.layout, subjects, prompts, judge.readable, namespace)
     pictures = make_pictures(
-        drawer, subjects, sorted(steps), use_mask=use_mask, use_caption=use_caption, progress=progress
+        drawer,
+        subjects,
+        sorted(steps),
+        use_mask=use_mask,
+        use_caption=use_caption,
+        class_word=class_word,
+        progress=progress,
     )
     tables = {m: score(examination, judge.read(pictures.stacked(m))) for m in pictures.by_method}
     if tables[DRAWINGS].identity < metrics.LEAST_CEILING:
