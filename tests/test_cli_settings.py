@@ -114,7 +114,10 @@ def test_views_that_no_picture_has_are_refused_at_once(
     ("command", "says"),
     [
         ("info nowhere", "neither a concept"),
-        ("generate nowhere S*", "no concept folder"),
+        (
+            "generate nowhere S*",
+            "no concept folder 'nowhere'; 'e4t personalize DOMAIN IMAGE --output FOLDER' makes one",
+        ),
         ("personalize nowhere PICTURE --output x", "no domain folder"),
         ("personalize dog PICTURE --output x", "a class word needs --base MODEL"),
         ("personalize nowhere nothing.png --output x", "there is no picture"),
