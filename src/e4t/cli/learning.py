@@ -204,7 +204,8 @@ class Personalize:
         with status("loading the model"):
             if self.base is None or is_domain(domain):
                 return E4TPipeline.from_pretrained(domain, base=self.base, **options)
-            return E4TPipeline.from_base(self.base, class_word=domain, **options)
+            look = self.preview or self.base_model.image_encoder is not None  # only the likeness takes a look
+            return E4TPipeline.from_base(self.base, class_word=domain, look=look, **options)
 
     def _config(self, pipe: E4TPipeline) -> PersonalizeConfig:
         from e4t.precision import chosen_precision
