@@ -83,13 +83,13 @@ class Pretrain:
     accumulation: Accumulation = None
     """Batches in an optimiser step. Default: 1."""
     learning_rate: Number = None
-    """Learning rate of the encoder, and of the offsets unless --set offsets_learning_rate says otherwise. Default:
-    1.6e-05."""
+    """Learning rate of the encoder, and of the offsets unless --set offsets_learning_rate says otherwise.
+    Default: 1.6e-05."""
     resolution: Integer = None
     """Side of the pictures, in pixels. Default: the base's own."""
     mixed_precision: Precision = None
-    """Autocast; what is trained stays float32. Default: what --dtype needs, bf16 on CUDA's GPUs that are fast at it,
-    else no."""
+    """Autocast; what is trained stays float32.
+    Default: what --dtype needs, bf16 on CUDA's GPUs that are fast at it, else no."""
     dtype: Dtype = "float32"
     """Number type of the base's weights, not of what is trained; float16 takes --mixed-precision fp16, bfloat16
     bf16."""
@@ -108,8 +108,8 @@ class Pretrain:
         Literal["constant", "linear", "cosine", "constant_with_warmup"] | None,
         arg(aliases=["--lr-scheduler"], metavar="{constant,linear,cosine}", help_behavior_hint=""),
     ] = None
-    """How the learning rate goes on after the warm-up. constant_with_warmup, as diffusers has it, is constant. Default:
-    constant."""
+    """How the learning rate goes on after the warm-up. constant_with_warmup, as diffusers has it, is constant.
+    Default: constant."""
     warmup_steps: Annotated[int | None, arg(aliases=["--lr-warmup-steps"], metavar="N", help_behavior_hint="")] = None
     """Steps over which the learning rate rises. Default: 0."""
     max_grad_norm: Number = None

@@ -108,8 +108,8 @@ class Generate:
     guidance_scale: Number = None
     """How strictly to follow the prompt; 1 is without guidance. Default: the domain's, else 7.5."""
     strength: Number = None
-    """How much of the concept: 0 is the bare domain, 1 the concept as tuned; more is allowed. Default: the domain's,
-    else 1."""
+    """How much of the concept: 0 is the bare domain, 1 the concept as tuned; more is allowed.
+    Default: the domain's, else 1."""
     embedding: Annotated[Literal["live", "frozen"] | None, arg(metavar="{live,frozen}", help_behavior_hint="")] = None
     """live: the word predicted anew at every denoising step; frozen: one for all of them, faster, as exports have it.
     Default: the domain's, else live."""

@@ -87,21 +87,22 @@ class Personalize:
     """What to tune and therefore to store: the whole U-Net, its biases and norms (vectors), low-rank changes, the word
     alone, or (replay) what tuning starts from, to repeat it. Default: what was measured for the domain."""
     steps: StepsOrAuto = None
-    """Tuning steps; auto: as many as the picture needs, 15 at most. Default: the domain's, else 5; from a class word
-    100."""
+    """Tuning steps; auto: as many as the picture needs, 15 at most.
+    Default: the domain's, else 5; from a class word 100."""
     batch_size: BatchSize = None
     """Noise levels in a batch. Default: the domain's, else 16."""
     accumulation: Accumulation = None
-    """Batches in a step: so many times the noise levels, in the memory of one batch. Default: the domain's, else 1."""
+    """Batches in a step: so many times the noise levels, in the memory of one batch.
+    Default: the domain's, else 1."""
     learning_rate: Number = None
-    """Learning rate of the weights that are tuned; --set residual_learning_rate is that of the word. Default: the
-    domain's, else 1.6e-05; from a class word 5e-05."""
+    """Learning rate of the weights that are tuned; --set residual_learning_rate is that of the word.
+    Default: the domain's, else 1.6e-05; from a class word 5e-05."""
     memory: Memory = None
     """Keep within so many gigabytes, such as 24, 16, 12 or 8, or (auto) within what is free: fewer noise levels at a
     time, networks unloaded, checkpointing, and if it must be, less tuned. On a GPU, weights are float16 then."""
     mixed_precision: Precision = None
-    """Autocast; what is tuned stays float32. Default: what --dtype needs, bf16 on CUDA's GPUs that are fast at it, else
-    no."""
+    """Autocast; what is tuned stays float32.
+    Default: what --dtype needs, bf16 on CUDA's GPUs that are fast at it, else no."""
     dtype: OptionalDtype = None
     """Number type of the model's weights; float16 takes --mixed-precision fp16, bfloat16 bf16. What is tuned stays
     float32. Default: float32, but float16 with --memory on a GPU."""

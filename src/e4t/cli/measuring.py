@@ -49,7 +49,7 @@ class Benchmark:
     output: Output = Path("out/benchmark")
     """Where report.html, results.csv, results.json and the records go."""
     method: Annotated[Many[str], arg(metavar="NAME ...", help_behavior_hint="")] = ()
-    """Some of the methods only, as docs/benchmark.md names them. Default: those of the size."""
+    """Some of the methods only, such as "DreamBooth + prior"; a wrong name lists all. Default: those of the size."""
     images: Folder = None
     """Your own concepts instead of drawn ones: a folder of pictures, and of folders with several pictures of one."""
     prompts: Annotated[Many[str], arg(metavar="PROMPT ...", help_behavior_hint="")] = ()
