@@ -258,5 +258,5 @@ def device_of(name: str) -> str:
         torch.empty(0, device=name)
     except Exception as error:
         first = str(error).splitlines()[0]
-        raise ConfigError(f"the device {name!r} cannot be used here ({first})") from error
+        raise ConfigError(f"the device {name!r} cannot be used here ({first}); 'e4t doctor' lists what can") from error
     return name
