@@ -420,7 +420,7 @@ class E4TPipeline:
         kind = getattr(diffusers, name, None)
         if not isinstance(kind, type) or not name.endswith("Scheduler"):
             raise ConfigError(
-                f"diffusers has no scheduler {name!r}; name a class of it, as EulerAncestralDiscreteScheduler"
+                f"diffusers has no scheduler {name!r}; name one of its classes, as EulerDiscreteScheduler"
             )
         try:
             self.stock.scheduler = kind.from_config(own.config)  # type: ignore[attr-defined]
