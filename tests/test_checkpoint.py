@@ -224,6 +224,16 @@ def test_a_preview_is_kept_small_and_shown_in_the_card(concept, tmp_path):
     assert not (folder / "preview.jpg").exists()
 
 
+def test_a_card_says_how_a_concept_is_opened(concept, tmp_path):
+    card = concept.save(tmp_path / "anna").joinpath("README.md").read_text()
+    assert f"Needs its domain (`{concept.domain_id}`) and" in card
+    assert 'E4TPipeline.from_pretrained("path/to/the/domain")' in card
+    bare = dataclasses.replace(concept, domain_id=None, steps=1).save(tmp_path / "bare")
+    card = (bare / "README.md").read_text()
+    assert "in 1 step. Needs no domain, only" in card
+    assert f'E4TPipeline.from_base("path/to/the/base", class_word="{concept.domain.class_word}")' in card
+
+
 def test_how_the_base_is_read_is_remembered(trained, tmp_path):
     base = dataclasses.replace(trained.base, reading=BaseConfig(variant="fp16", revision="main"))
     folder = dataclasses.replace(trained, base=base).save(tmp_path / "face")

@@ -95,7 +95,7 @@ def test_what_is_no_scheduler_is_refused(
 ) -> None:
     command = ["generate", str(concept_folder), "S*", "--scheduler", name, "--output", str(tmp_path / "out")]
     assert cli.main(command) == 2
-    assert f"diffusers has no scheduler '{name}'" in capsys.readouterr().err
+    assert f"diffusers has no scheduler '{name}'; name one of its classes, as Euler" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -129,6 +129,18 @@ def test_personalize_without_a_domain(model_folder: Path, noise_folder: Path, tm
     assert (tmp_path / "rex-a-photo-of-s-0.png").is_file()
 
 
+def test_without_a_domain_an_image_encoder_is_only_for_the_likeness(
+    model_folder: Path, noise_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ViT-H is 3.9 GB to fetch: without a preview, and however little memory there is, nobody needs it."""
+    monkeypatch.setattr("e4t.memory._step_bytes", lambda *_: (10, 1000))  # test_ladder counts
+    base, picture = shutil.copytree(model_folder, tmp_path / "base"), str(noise_folder / "0.png")
+    shutil.rmtree(base / "image_encoder")
+    command = ["personalize", "cat", picture, "--base", str(base), "--steps", "1", "--batch-size", "1", "--output"]
+    assert cli.main([*command, str(tmp_path / "rex"), "--memory", "auto", "--no-preview"]) == 0
+    assert cli.main([*command, str(tmp_path / "seen")]) == 2
+
+
 def recorded(folder: Path) -> dict[str, str]:
     return json.loads((folder / "config.json").read_text())["base"]["reading"]
 

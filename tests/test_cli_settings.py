@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from e4t import cli
 from e4t.cli import learning, settings
 from e4t.cli.domains import Pretrain
+from e4t.cli.drawing import Generate
 from e4t.cli.elsewhere import ELSEWHERE
 from e4t.cli.options import each
 from e4t.config import GenerateConfig, PersonalizeConfig, PretrainConfig
@@ -46,6 +51,33 @@ def test_options_of_diffusers_scripts_are_understood() -> None:
     told = cli._parsed(["personalize", "tiny-art", "a.png", "-o", "anna", "--instance_prompt", "a cat by S*"])
     assert isinstance(told, learning.Personalize)
     assert told._given()["caption"] == "a cat by S*"
+
+
+def documented(command: type) -> dict[str, str]:
+    """What --help says of each option."""
+    (defined,) = ast.parse(inspect.getsource(command)).body
+    assert isinstance(defined, ast.ClassDef)
+    return {
+        one.target.id: " ".join(text.value.value.split())
+        for one, text in pairwise(defined.body)
+        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }
+
+
+@pytest.mark.parametrize(
+    ("command", "config"),
+    [(Pretrain, PretrainConfig()), (learning.Personalize, PersonalizeConfig()), (Generate, GenerateConfig())],
+)
+def test_help_says_the_default_of_every_setting(command: type, config: Any) -> None:
+    said = documented(command)
+    options = {name: value for name, value in config.to_dict().items() if name in said and value is not None}
+    assert {"seed", "batch_size"} <= set(options) or "guidance_scale" in options
+    for name, value in options.items():
+        if name == "keep":  # what is tuned says that
+            continue
+        default = "off" if value is False else value if isinstance(value, str) else f"{value:g}"
+        assert re.search(rf"Default: .*\b{re.escape(default)}\b", said[name]), f"{name} is {default}: {said[name]}"
 
 
 OF_DIFFUSERS = """
@@ -114,7 +146,10 @@ def test_views_that_no_picture_has_are_refused_at_once(
     ("command", "says"),
     [
         ("info nowhere", "neither a concept"),
-        ("generate nowhere S*", "no concept folder"),
+        (
+            "generate nowhere S*",
+            "no concept folder 'nowhere'; 'e4t personalize DOMAIN IMAGE --output FOLDER' makes one",
+        ),
         ("personalize nowhere PICTURE --output x", "no domain folder"),
         ("personalize dog PICTURE --output x", "a class word needs --base MODEL"),
         ("personalize nowhere nothing.png --output x", "there is no picture"),

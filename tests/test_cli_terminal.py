@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -218,6 +219,11 @@ def test_warnings_of_libraries_alone_are_kept_back(
     monkeypatch.setattr(terminal, "_OWN", Path("/people/anna/diffusers/src/e4t"))
     terminal.show_warning("and here", UserWarning, str(terminal._OWN / "memory.py"), 1)
     assert "and here" in capsys.readouterr().err
+
+
+def test_what_libraries_lack_is_not_said_either() -> None:
+    terminal.quiet()
+    assert not logging.getLogger("bitsandbytes").isEnabledFor(logging.WARNING)
 
 
 def unread(code: str) -> tuple[int, str]:

@@ -251,13 +251,35 @@ def test_the_site_builds(tmp_path: Path) -> None:
     assert "keep_steps" in reference
 
 
+def _readme_tables() -> tuple[list[list[str]], list[list[str]]]:
+    """The cells of the results, and of the comparison with other methods."""
+    results, compared = README.read_text().split("## Results")[1].split("##")[0].split("| joint success,")
+    return tuple(
+        [
+            [cell.strip("* ") for cell in line.strip("|").split("|")]
+            for line in table.splitlines()
+            if line.startswith("|") and "%" in line
+        ]
+        for table in (results, compared)
+    )
+
+
+def test_the_comparison_of_the_readme_is_of_the_benchmark() -> None:
+    _, rows = _readme_tables()
+    assert len(rows) == 5
+    for place, kind in enumerate(("face", "cat", "art"), 1):
+        (benchmark,) = json.loads((DOCS / "results" / f"benchmark-{kind}.json").read_text())
+        measured = {(row["method"], row["steps"]): row["joint_success"]["value"] for row in benchmark["rows"]}
+        for name, *shares in rows:
+            found = [int(number) for number in re.findall(r"\d+", name.replace("E4T", ""))]
+            steps = found[min(place, len(found)) - 1]
+            assert float(shares[place - 1].strip("* %")) / 100 == pytest.approx(
+                measured[name.split(",")[0].split(" from")[0], steps], abs=0.00501
+            )
+
+
 def test_the_table_of_the_readme_is_of_the_results() -> None:
-    table = README.read_text().split("## Results")[1].split("##")[0]
-    rows = [
-        [cell.strip("* ") for cell in line.strip("|").split("|")]
-        for line in table.splitlines()
-        if line.startswith("|") and "%" in line
-    ]
+    rows, _ = _readme_tables()
     methods = ("class word", "0 steps", "5 steps", "drawings")
     measured = [
         json.loads((DOCS / "results" / f"tiny-{kind}.json").read_text())["methods"][method]

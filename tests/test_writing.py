@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from e4t import writing
 from e4t.errors import CheckpointError, DataError
@@ -196,6 +198,20 @@ def test_the_disk_holds_what_takes_a_place(tmp_path: Path, monkeypatch: pytest.M
         beside.write_text("b")
         places[beside.stat().st_ino] = "b"
     assert done == ["b", "replace", tmp_path.name]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files have other permissions there")
+def test_others_may_read_weights_as_any_file(tmp_path: Path) -> None:
+    """So that a web UI of another user can: safetensors writes for the owner alone."""
+    (tmp_path / "plain").touch()
+    with new_files([tmp_path / "word.safetensors"]) as (beside,):
+        save_file({"S*": torch.ones(1)}, beside)
+    with new_folder(tmp_path / "concept", ()) as folder:
+        (folder / "deep").mkdir()
+        save_file({"S*": torch.ones(1)}, folder / "deep" / "word.safetensors")
+    written = [tmp_path / "word.safetensors", tmp_path / "concept" / "deep" / "word.safetensors"]
+    assert {path.stat().st_mode for path in written} == {(tmp_path / "plain").stat().st_mode}
+    assert names(tmp_path) == ["concept", "plain", "word.safetensors"]
 
 
 @pytest.mark.parametrize(

@@ -123,13 +123,13 @@ class Backbone:
         with torch.device("meta"):
             unet, vae = (type(part).from_config(part.config) for part in (self.unet, self.vae))
             text_encoder = type(self.text_encoder)(self.text_encoder.config)
-            image_encoder = type(self.image_encoder)(self.image_config)
+            image_encoder = None if self.image_encoder is None else type(self.image_encoder)(self.image_config).float()
         return replace(
             self,
             unet=unet,
             vae=vae,
             text_encoder=text_encoder.float(),
-            image_encoder=image_encoder.float(),
+            image_encoder=image_encoder,
             **_UNKNOWN,
         )
 

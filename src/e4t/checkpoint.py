@@ -382,8 +382,11 @@ def _write(
 
 def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not folder.exists():
-        hint = "; 'e4t info' lists what is shipped" if kind == "domain" else ""
-        raise CheckpointError(f"there is no {kind} folder '{folder}'{hint}")
+        hints = {
+            "domain": "; 'e4t info' lists what is shipped",
+            "concept": "; 'e4t personalize DOMAIN IMAGE --output FOLDER' makes one",
+        }
+        raise CheckpointError(f"there is no {kind} folder '{folder}'{hints.get(kind, '')}")
     if not (folder / _CONFIG).is_file():
         raise CheckpointError(f"'{folder}' is no {kind} folder: it has no {_CONFIG}")
     config = read_json(folder / _CONFIG)
@@ -467,6 +470,9 @@ def _concept_card(concept: Concept) -> str:
     domain, base = concept.domain, public_name(concept.base.name)
     shown = f"![What it draws]({_PREVIEW})\n\n" if concept.preview else ""
     warning = _REPLAY_WARNING if PersonalizeConfig.from_dict(concept.config).keep == "replay" else ""
+    needs, opened = f"its domain (`{concept.domain_id}`) and", 'from_pretrained("path/to/the/domain")'
+    if concept.domain_id is None:
+        needs, opened = "no domain, only", f'from_base("path/to/the/base", class_word="{domain.class_word}")'
     return f"""---
 base_model: {base}
 library_name: e4t
@@ -475,13 +481,13 @@ tags: [text-to-image, diffusers, personalization, e4t]
 ---
 # A concept of the domain “{domain.name}”
 
-{shown}{warning}Learned from one image in {concept.steps} steps. Needs its domain (`{concept.domain_id or "none"}`)
-and the base model `{base}`; say `{domain.placeholder}` in a prompt to draw it:
+{shown}{warning}Learned from one image in {concept.steps} step{"s" * (concept.steps != 1)}. Needs {needs}
+the base model `{base}`; say `{domain.placeholder}` in a prompt to draw it:
 
 ```python
 from e4t import Concept, E4TPipeline
 
-pipe = E4TPipeline.from_pretrained("path/to/the/domain")
+pipe = E4TPipeline.{opened}
 concept = Concept.load("path/to/this/folder")
 pipe("{domain.example}", concept=concept).images[0].save("drawn.png")
 ```

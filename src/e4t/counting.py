@@ -81,10 +81,10 @@ def count_step(
 def count_looking(model: E4TModel, *, rows: int, resolution: int) -> Count:
     """Autoencoder and, where it is used, image encoder, on so many pictures."""
     backbone = model.backbone
-    side = backbone.image_encoder.config.image_size
     with torch.no_grad(), torch.device("meta"), counting() as counter:
         backbone.vae.encode(torch.empty(rows, 3, resolution, resolution))
         if model.encoder.config.use_image:
+            side = backbone.image_config.image_size
             backbone.image_encoder(pixel_values=torch.empty(rows, 3, side, side), output_hidden_states=True)
     return Count(counter.peak, counter.operations)
 

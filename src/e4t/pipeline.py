@@ -419,7 +419,9 @@ class E4TPipeline:
         own = self.stock.scheduler
         kind = getattr(diffusers, name, None)
         if not isinstance(kind, type) or not name.endswith("Scheduler"):
-            raise ConfigError(f"diffusers has no scheduler {name!r}")
+            raise ConfigError(
+                f"diffusers has no scheduler {name!r}; name one of its classes, as EulerDiscreteScheduler"
+            )
         try:
             self.stock.scheduler = kind.from_config(own.config)  # type: ignore[attr-defined]
         except (ImportError, TypeError, ValueError) as error:

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,6 +46,7 @@ def new_files(places: Sequence[Path], refusal: type[E4TError] = CheckpointError)
                 place.parent.mkdir(parents=True, exist_ok=True)
             yield beside
             for new in beside:
+                _let_read(new, _usual_mode(new.parent))
                 _sync(new)
             for new, place in zip(beside, places, strict=True):
                 os.replace(new, place)
@@ -71,7 +73,10 @@ def new_folder(place: Path, own: Collection[str], refusal: type[E4TError] = Chec
         with _writing(place, refusal):
             beside.mkdir(parents=True)
             yield beside
+            mode = _usual_mode(beside)
             for path in beside.rglob("*"):
+                if path.is_file():
+                    _let_read(path, mode)
                 _sync(path)
             _sync(beside)
             _exchange(beside, whole, own)
@@ -151,6 +156,21 @@ def _writing(place: Path, refusal: type[E4TError]) -> Iterator[None]:
         raise refusal(
             f"'{place}' cannot be written ({error}); what was there before is whole: make room and run the same again"
         ) from error
+
+
+def _usual_mode(folder: Path) -> int:
+    """Who may read and write what a program writes into a folder: safetensors lets nobody but the owner."""
+    probe = _beside(folder / "mode", _UNFINISHED)
+    probe.touch()
+    try:
+        return stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink()
+
+
+def _let_read(path: Path, mode: int) -> None:
+    with suppress(OSError):  # some disks have no such modes
+        path.chmod(mode)
 
 
 def _beside(place: Path, ending: str) -> Path:

@@ -77,29 +77,30 @@ class Pretrain:
     config: File = None
     """A JSON file with sections "pretrain", "personalize" and "generate"; options given here come on top."""
     steps: Steps = None
-    """Optimiser steps."""
+    """Optimiser steps. Default: 30000; with --preset paper 60000 for cats and 100000 for art."""
     batch_size: BatchSize = None
-    """Pictures in a batch."""
+    """Pictures in a batch, in each process. Default: 16."""
     accumulation: Accumulation = None
-    """Batches in an optimiser step."""
+    """Batches in an optimiser step. Default: 1."""
     learning_rate: Number = None
-    """Learning rate of the encoder, and of the offsets unless --set offsets_learning_rate says otherwise."""
+    """Learning rate of the encoder, and of the offsets unless --set offsets_learning_rate says otherwise.
+    Default: 1.6e-05."""
     resolution: Integer = None
-    """Side of the pictures. Default: the base's own."""
+    """Side of the pictures, in pixels. Default: the base's own."""
     mixed_precision: Precision = None
-    """Autocast; what is trained stays float32. Default: bf16 on CUDA's GPUs that are fast at it, and what --dtype
-    needs."""
+    """Autocast; what is trained stays float32.
+    Default: what --dtype needs, bf16 on CUDA's GPUs that are fast at it, else no."""
     dtype: Dtype = "float32"
     """Number type of the base's weights, not of what is trained; float16 takes --mixed-precision fp16, bfloat16
     bf16."""
     gradient_checkpointing: Switch = None
-    """Less memory, more time."""
+    """Less memory, about a third more time. Default: off."""
     compile: Switch = None
-    """Compile the U-Net: minutes before the first step, faster ones afterwards."""
+    """Compile the U-Net: minutes before the first step, faster ones afterwards. Default: off."""
     checkpoint_every: Every = None
-    """Steps between two saved states."""
+    """Steps between two saved states. Default: 1000."""
     keep_states: KeepStates = None
-    """How many of the last saved states stay on the disk."""
+    """How many of the last saved states stay on the disk. Default: 1."""
     resume: Annotated[str, arg(aliases=["--resume-from-checkpoint"], metavar="latest|DIR")] = "latest"
     """Where to go on from: the last saved state beside the output, if there is one, or a folder of states. Where one is
     named, learning rates, max_grad_norm and the like may change."""
@@ -107,19 +108,20 @@ class Pretrain:
         Literal["constant", "linear", "cosine", "constant_with_warmup"] | None,
         arg(aliases=["--lr-scheduler"], metavar="{constant,linear,cosine}", help_behavior_hint=""),
     ] = None
-    """How the learning rate goes on after the warm-up. constant_with_warmup, as diffusers has it, is constant."""
+    """How the learning rate goes on after the warm-up. constant_with_warmup, as diffusers has it, is constant.
+    Default: constant."""
     warmup_steps: Annotated[int | None, arg(aliases=["--lr-warmup-steps"], metavar="N", help_behavior_hint="")] = None
-    """Steps over which the learning rate rises."""
+    """Steps over which the learning rate rises. Default: 0."""
     max_grad_norm: Number = None
-    """Longer gradients are shortened to this."""
+    """Longer gradients are shortened to this. Default: none are."""
     ema_decay: Number = None
-    """Save a moving average of the weights, of this decay, e.g. 0.9999."""
+    """Save a moving average of the weights, of this decay, e.g. 0.9999. Default: 0, the weights themselves."""
     use_8bit_adam: Switch = None
-    """Keep the optimiser's moments in 8 bits (the extra 8bit)."""
+    """Keep the optimiser's moments in 8 bits (the extra 8bit). Default: off."""
     workers: Annotated[int | None, arg(aliases=["--dataloader-num-workers"], metavar="N", help_behavior_hint="")] = None
-    """Threads that prepare pictures ahead."""
+    """Threads that prepare pictures ahead. Default: 0, each when it is needed."""
     seed: Integer = None
-    """Seed of weights, order, noise and timesteps."""
+    """Seed of weights, order, noise and timesteps. Default: 0."""
     validation: Text = None
     """Pictures to look at while training, not among those of DATA: as DATA, and a cache if that is one."""
     validate_every: Annotated[int, arg(aliases=["--validation-steps"], metavar="N")] = 1_000
@@ -325,13 +327,13 @@ class Cache:
     views: Annotated[int, arg(metavar="N")] = 1
     """How many views of every picture to keep, each cropped in its own way."""
     resolution: Integer = None
-    """Side of the pictures. Default: the base's own."""
+    """Side of the pictures, in pixels. Default: the base's own."""
     crop_scale: Annotated[tuple[float, float], arg(metavar="LOW HIGH")] = (1.0, 1.0)
     """The share of a picture's area that a random square crop keeps; 1 1 is the centre square."""
     flip: bool = False
     """Mirror half of the views; mirroring changes identities."""
     color_jitter: Annotated[float, arg(metavar="X")] = 0.0
-    """How far colours change in what the image encoder sees."""
+    """How far colours change in what the image encoder sees: brightness, contrast, saturation by up to this share."""
     layer_stride: Annotated[int, arg(metavar="N")] = 2
     """Keep every N-th layer of the image encoder."""
     shard_size: Annotated[int, arg(metavar="N")] = 1_000

@@ -98,25 +98,27 @@ class Generate:
     output: Output = Path("out")
     """The folder that the pictures go into."""
     num_images: Integer = None
-    """How many pictures. Default: the domain's, 1."""
+    """How many pictures. Default: the domain's, else 1."""
     seed: Integer = None
-    """The first picture's seed; picture i has seed + i. Default: the domain's, 0."""
+    """The first picture's seed; picture i has seed + i. Default: the domain's, else 0."""
     negative_prompt: Text = None
     """What to keep out of the pictures."""
     num_inference_steps: Integer = None
-    """Denoising steps."""
+    """Denoising steps. Default: the domain's, else 50."""
     guidance_scale: Number = None
-    """How strictly to follow the prompt."""
+    """How strictly to follow the prompt; 1 is without guidance. Default: the domain's, else 7.5."""
     strength: Number = None
-    """How much of the concept: 0 is the bare domain, 1 the concept as tuned."""
+    """How much of the concept: 0 is the bare domain, 1 the concept as tuned; more is allowed.
+    Default: the domain's, else 1."""
     embedding: Annotated[Literal["live", "frozen"] | None, arg(metavar="{live,frozen}", help_behavior_hint="")] = None
-    """The word predicted anew at every denoising step, or once."""
+    """live: the word predicted anew at every denoising step; frozen: one for all of them, faster, as exports have it.
+    Default: the domain's, else live."""
     scheduler: Text = None
-    """A scheduler class of diffusers, e.g. DPMSolverMultistepScheduler."""
+    """A scheduler class of diffusers, e.g. DPMSolverMultistepScheduler. Default: the domain's, else the base's."""
     height: Integer = None
-    """Height of the pictures, in pixels."""
+    """Height of the pictures, in pixels; a multiple of 8. Default: the base's own."""
     width: Integer = None
-    """Width of the pictures, in pixels."""
+    """Width of the pictures, in pixels; a multiple of 8. Default: the base's own."""
     settings: Settings = ()
     """Any other setting of GenerateConfig, e.g. --set guidance_rescale=0.7. Can be repeated."""
     dtype: OptionalDtype = None

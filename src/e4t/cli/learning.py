@@ -87,30 +87,33 @@ class Personalize:
     """What to tune and therefore to store: the whole U-Net, its biases and norms (vectors), low-rank changes, the word
     alone, or (replay) what tuning starts from, to repeat it. Default: what was measured for the domain."""
     steps: StepsOrAuto = None
-    """Tuning steps; auto: as many as the picture needs, 15 at most."""
+    """Tuning steps; auto: as many as the picture needs, 15 at most.
+    Default: the domain's, else 5; from a class word 100."""
     batch_size: BatchSize = None
-    """Noise levels in a batch."""
+    """Noise levels in a batch. Default: the domain's, else 16."""
     accumulation: Accumulation = None
-    """Batches in a step: so many times the noise levels, in the memory of one batch."""
+    """Batches in a step: so many times the noise levels, in the memory of one batch.
+    Default: the domain's, else 1."""
     learning_rate: Number = None
-    """Learning rate of the weights that are tuned; --set residual_learning_rate is that of the word."""
+    """Learning rate of the weights that are tuned; --set residual_learning_rate is that of the word.
+    Default: the domain's, else 1.6e-05; from a class word 5e-05."""
     memory: Memory = None
     """Keep within so many gigabytes, such as 24, 16, 12 or 8, or (auto) within what is free: fewer noise levels at a
     time, networks unloaded, checkpointing, and if it must be, less tuned. On a GPU, weights are float16 then."""
     mixed_precision: Precision = None
-    """Autocast; what is tuned stays float32. Default: bf16 on CUDA's GPUs that are fast at it, and what --dtype
-    needs."""
+    """Autocast; what is tuned stays float32.
+    Default: what --dtype needs, bf16 on CUDA's GPUs that are fast at it, else no."""
     dtype: OptionalDtype = None
     """Number type of the model's weights; float16 takes --mixed-precision fp16, bfloat16 bf16. What is tuned stays
     float32. Default: float32, but float16 with --memory on a GPU."""
     gradient_checkpointing: Switch = None
-    """Less memory, more time."""
+    """Less memory, about a third more time. Default: off."""
     use_8bit_adam: Switch = None
-    """Keep the optimiser's moments in 8 bits (the extra 8bit)."""
+    """Keep the optimiser's moments in 8 bits (the extra 8bit). Default: off."""
     preview: bool = True
-    """Draw one picture for the model card; --no-preview saves its time."""
+    """Draw one picture for the model card, and say how like it is; --no-preview saves the time."""
     seed: Integer = None
-    """Seed of noise and timesteps."""
+    """Seed of noise and timesteps. Default: the domain's, else 0."""
     settings: Settings = ()
     """Any other setting of PersonalizeConfig, e.g. --set tune=residual,deltas. Can be repeated."""
     device: Device = "auto"
@@ -204,7 +207,8 @@ class Personalize:
         with status("loading the model"):
             if self.base is None or is_domain(domain):
                 return E4TPipeline.from_pretrained(domain, base=self.base, **options)
-            return E4TPipeline.from_base(self.base, class_word=domain, **options)
+            look = self.preview or self.base_model.image_encoder is not None  # only the likeness takes a look
+            return E4TPipeline.from_base(self.base, class_word=domain, look=look, **options)
 
     def _config(self, pipe: E4TPipeline) -> PersonalizeConfig:
         from e4t.precision import chosen_precision

@@ -49,11 +49,11 @@ class Benchmark:
     output: Output = Path("out/benchmark")
     """Where report.html, results.csv, results.json and the records go."""
     method: Annotated[Many[str], arg(metavar="NAME ...", help_behavior_hint="")] = ()
-    """Some of the methods only."""
+    """Some of the methods only, such as "DreamBooth + prior"; a wrong name lists all. Default: those of the size."""
     images: Folder = None
     """Your own concepts instead of drawn ones: a folder of pictures, and of folders with several pictures of one."""
     prompts: Annotated[Many[str], arg(metavar="PROMPT ...", help_behavior_hint="")] = ()
-    """What your own concepts are drawn for, with S* in each."""
+    """What your own concepts are drawn for, with S* in each. Default: up to eight that suit anything."""
     clip: Text = None
     """The CLIP that measures likeness: a folder or hub id. Default: the base's own, where it has a whole one."""
     faces: bool = False
@@ -65,7 +65,7 @@ class Benchmark:
     concepts: Integer = None
     """How many concepts of each domain. Default: as the size says, and all of your own pictures."""
     seeds: Integer = None
-    """How many pictures of every prompt."""
+    """How many pictures of every prompt. Default: as the size says."""
     processes: Integer = None
     """Work on so many concepts at a time, each in a process of one thread. Default: 2 on a processor of several cores,
     else 1."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
 import os
 import sys
@@ -225,7 +226,7 @@ def quiet() -> None:
     import transformers
 
     torch.set_flush_denormal(True)
-
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # diffusers imports it, and it names kernels it lacks
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
@@ -257,5 +258,5 @@ def device_of(name: str) -> str:
         torch.empty(0, device=name)
     except Exception as error:
         first = str(error).splitlines()[0]
-        raise ConfigError(f"the device {name!r} cannot be used here ({first})") from error
+        raise ConfigError(f"the device {name!r} cannot be used here ({first}); 'e4t doctor' lists what can") from error
     return name

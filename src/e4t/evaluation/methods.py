@@ -103,7 +103,7 @@ class Lineup:
         named = contest.plan.methods
         unknown = sorted(set(named) - set(METHODS))
         if unknown:
-            raise ConfigError(f"there is no method {unknown[0]!r}; there are {', '.join(METHODS)}")
+            raise ConfigError(f"there is no method {unknown[0]!r}; there are {', '.join(map(repr, METHODS))}")
         self.contest = contest
         wanted = [name for name in METHODS if name in named or not named]
         self.names = tuple(name for name in wanted if self._runs(name))
