@@ -113,7 +113,7 @@ def test_nobody_waits_for_a_pipe_among_pictures(image_folder):
 def test_threads_read_a_tar_beside_one_another(tmp_path):
     entries = open_pictures(write_tar(tmp_path / "all.tar", {f"{n:02d}.png": png(n) for n in range(20)}))
     with ThreadPoolExecutor(4) as threads:
-        seen = list(threads.map(pixels, entries * 5))
+        seen = list(threads.map(pixels, [*entries] * 5))
     for number, shown in enumerate(seen):
         assert (shown == np.asarray(Image.open(io.BytesIO(png(number % 20))))).all()
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from e4t.errors import ConfigError, install_extra
+from e4t.errors import ConfigError, lacks
 from e4t.precision import is_here
 
 STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "muon": 4}
@@ -41,7 +41,7 @@ def new_optimizer(
     try:
         import bitsandbytes
     except ImportError as error:
-        raise ConfigError(f"this needs bitsandbytes: {install_extra('8bit')}") from error
+        raise lacks("bitsandbytes", "8bit") from error
     optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, weight_decay=weight_decay)
     _try_out(bitsandbytes, device)
     return optimizer

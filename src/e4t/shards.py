@@ -23,10 +23,11 @@ from time import sleep
 from typing import IO, Any, cast
 
 import numpy as np
+from PIL import Image
 
-from e4t.errors import ConfigError, DataError, ImageError, install_extra
-from e4t.images import SUFFIXES
-from e4t.pictures import MAX_CAPTION_BYTES, Packed, check_size
+from e4t.errors import DataError, ImageError, lacks
+from e4t.images import SUFFIXES, decode_image
+from e4t.pictures import MAX_CAPTION_BYTES, check_size, decode_caption
 
 _TEXTS = ("txt", "caption", "text")
 _PICTURES = {suffix.removeprefix(".") for suffix in SUFFIXES}
@@ -49,7 +50,7 @@ def shard_urls(source: str | Path) -> list[str]:
     try:
         from webdataset.shardlists import expand_urls
     except ImportError as error:
-        raise ConfigError(f"this needs webdataset: {install_extra('data')}") from error
+        raise lacks("webdataset", "data") from error
     found: list[str] = []
     for part in text.split("::"):
         try:
@@ -93,6 +94,33 @@ def _globbed(url: str) -> list[str]:
 
 def _is_remote(url: str) -> bool:
     return re.match("(?i)https?://", url) is not None
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A picture and its caption as the bytes of their files; without ``picture``, whatever is there is none.
+
+    ``fault`` says what is wrong with it.
+    """
+
+    name: str
+    picture: bytes | None
+    text: bytes | None = None
+    fault: str | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.picture or b"") + len(self.text or b"")
+
+    def image(self) -> Image.Image:
+        if self.fault is not None:
+            raise ImageError(self.fault)
+        if self.picture is None:
+            raise ImageError(f"'{self.name}' has no picture ({', '.join(SUFFIXES)})")
+        return decode_image(self.picture, self.name)
+
+    def caption(self) -> str | None:
+        return decode_caption(self.text) if self.text is not None else None
 
 
 @dataclass
