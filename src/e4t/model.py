@@ -204,7 +204,8 @@ class E4TModel(nn.Module):
         if part == "encoder":
             return TunedWeights(self.encoder, skip=(self.encoder.bias, self.encoder.residual))
         if part == "unet_vectors":
-            return TunedWeights(self.backbone.unet, skip=[p for p in self.backbone.unet.parameters() if p.ndim > 1])
+            matrices = [p for p in self.backbone.unet.parameters() if p.ndim > 1]
+            return TunedWeights(self.backbone.unet, skip=matrices, packed=True)
         if part == "unet":
             return TunedWeights(self.backbone.unet, skip=[linear.weight for linear, _ in self.offsets.items()])
         return TunedWeights(self.backbone.text_encoder)
@@ -268,10 +269,8 @@ class E4TModel(nn.Module):
         self.offsets.set_strength(strength)
         for part in _WHOLE:
             if difference := concept.group(part):
-                self.tuned[part] = tuned = self.tunable(part)
-                if part == "unet_vectors":
-                    difference = tuned.unpacked(_only(difference, "value"))
-                tuned.apply(difference, strength=1.0 if part == "encoder" else strength)
+                self.tuned[part] = self.tunable(part)
+                self.tuned[part].apply(difference, strength=1.0 if part == "encoder" else strength)
         self.offsets.fuse()
         self.offsets.drop_concept()  # it is in the weights now, and may be as large as they are
 
@@ -323,12 +322,6 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):  # the CPU's, on which modules are made
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would set those of GPUs too
         yield
-
-
-def _only(tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    if tensors.keys() != {name}:
-        raise CheckpointError(f"tuned vectors are one tensor, '{name}'; these are {', '.join(sorted(tensors))[:60]}")
-    return tensors[name]
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size | None:

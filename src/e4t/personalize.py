@@ -325,11 +325,8 @@ class _Tuning:
             tensors |= prefixed("replay", self.constants.tensors())
         image_side = {f"image_linears.{name}" for name, _ in encoder.image_linears.named_parameters()}  # in image_half
         for part, tuned in model.tuned.items():
-            if part == "unet_vectors":
-                tensors |= prefixed(part, {"value": tuned.packed()})
-                continue
-            difference = tuned.difference()
-            tensors |= prefixed(part, {name: d for name, d in difference.items() if name not in image_side})
+            kept = {name: tensor for name, tensor in tuned.difference().items() if name not in image_side}
+            tensors |= prefixed(part, kept)
         return Concept(
             domain=model.domain,
             domain_id=model.domain_id,

@@ -255,7 +255,7 @@ class WeightOffsets(nn.Module):
         numbers. Empty without offsets.
         """
         factors = [d.factors() for _, o in self.items() if isinstance(d := o.domain, (PaperForm, LowRank))]
-        return _stacked(("left", "right"), factors)
+        return _stacked(factors)
 
     def load_domain_state(self, state: Mapping[str, Tensor]) -> None:
         """Take Δ from `domain_state`, whatever form it was trained in: it is low-rank from then on.
@@ -276,7 +276,7 @@ class WeightOffsets(nn.Module):
         concepts = [offset.concept for _, offset in self.items() if offset.concept is not None]
         if concepts and isinstance(concepts[0], Dense):
             return {"value": torch.cat([concept().detach().flatten() for concept in concepts])}
-        return _stacked(("left", "right"), [concept.factors() for concept in concepts if isinstance(concept, LowRank)])
+        return _stacked([concept.factors() for concept in concepts if isinstance(concept, LowRank)])
 
     def load_concept_state(self, state: Mapping[str, Tensor]) -> None:
         """Take D from `concept_state`. Raises OffsetsError if it does not fit this U-Net."""
@@ -321,15 +321,17 @@ class WeightOffsets(nn.Module):
 class TunedWeights:
     """All parameters of a module made tunable, with the base ones kept beside them and swapped by reference.
 
-    Serves the paper's whole-model tuning. ``skip`` holds parameters to leave alone. Tuned copies are float32.
+    Serves the paper's whole-model tuning. ``skip`` holds parameters to leave alone. Tuned copies are float32. What is
+    ``packed`` is stored in one vector, parameter by parameter: hundreds of names would outweigh short tensors.
     """
 
-    def __init__(self, module: nn.Module, *, skip: Sequence[Tensor] = ()) -> None:
+    def __init__(self, module: nn.Module, *, skip: Sequence[Tensor] = (), packed: bool = False) -> None:
         left_out = {id(parameter) for parameter in skip}
         found = [place for place in _named_places(module) if id(place[-1]) not in left_out]
         self._places = [(name, owner, leaf) for name, owner, leaf, _ in found]
         self._base = [parameter for *_, parameter in found]
         self._live: list[nn.Parameter] = []
+        self._packed = packed
 
     def start(self) -> list[nn.Parameter]:
         """Put trainable float32 copies in place and return them."""
@@ -338,11 +340,13 @@ class TunedWeights:
         return self._live
 
     def apply(self, difference: Mapping[str, Tensor], *, strength: float = 1.0) -> None:
-        """Put base + strength * difference in place, composed in float32 and cast once.
+        """Put base + strength * `difference` in place, composed in float32 and cast once.
 
         Raises OffsetsError for a difference of a parameter that is not here, or of another shape.
         """
-        shapes = self._shapes()
+        shapes = {name: base.shape for (name, _, _), base in zip(self._places, self._base, strict=True)}
+        if self._packed:
+            difference = _unpacked(difference, shapes)
         for name, tensor in difference.items():
             if shapes.get(name) != tensor.shape:
                 raise OffsetsError(f"a tuned weight does not fit the model: '{name}' of shape {list(tensor.shape)}")
@@ -355,23 +359,13 @@ class TunedWeights:
         self._put(self._live)
 
     def difference(self) -> dict[str, Tensor]:
-        """Tuned minus base, by parameter name, float32 on the CPU: there may be no room for all of it on a GPU."""
+        """Tuned minus base, by parameter name or, packed, as ``value``.
+
+        Float32 on the CPU: there may be no room for all of it on a GPU.
+        """
         pairs = zip(self._places, self._live, self._base, strict=True)
-        return {name: (live.detach() - base.float()).cpu() for (name, _, _), live, base in pairs}
-
-    def packed(self) -> Tensor:
-        """`difference` in one vector, parameter by parameter: hundreds of names would outweigh short tensors."""
-        return torch.cat([tensor.flatten() for tensor in self.difference().values()])
-
-    def unpacked(self, vector: Tensor) -> dict[str, Tensor]:
-        """What was `packed`, by name. Raises OffsetsError for a vector of another length."""
-        shapes = self._shapes()
-        sizes = [shape.numel() for shape in shapes.values()]
-        if vector.shape != (sum(sizes),):
-            raise OffsetsError(
-                f"tuned vectors have shape {list(vector.shape)}, but the model's are {sum(sizes)} numbers"
-            )
-        return {name: part.view(shapes[name]) for name, part in zip(shapes, torch.split(vector, sizes), strict=True)}
+        found = {name: (live.detach() - base.float()).cpu() for (name, _, _), live, base in pairs}
+        return {"value": torch.cat([tensor.flatten() for tensor in found.values()])} if self._packed else found
 
     @contextmanager
     def base_weights(self) -> Iterator[None]:
@@ -387,12 +381,18 @@ class TunedWeights:
         self._live = []
         self._put(self._base)
 
-    def _shapes(self) -> dict[str, torch.Size]:
-        return {name: base.shape for (name, _, _), base in zip(self._places, self._base, strict=True)}
-
     def _put(self, parameters: list[nn.Parameter]) -> None:
         for (_, owner, leaf), parameter in zip(self._places, parameters, strict=True):
             owner._parameters[leaf] = parameter
+
+
+def _unpacked(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """Packed differences by name. Raises OffsetsError for anything but one vector of as many numbers."""
+    sizes = [shape.numel() for shape in shapes.values()]
+    if {name: tensor.shape for name, tensor in state.items()} != {"value": (sum(sizes),)}:
+        raise OffsetsError(f"tuned vectors are one, 'value', of {sum(sizes)} numbers; these are {_told(state):.120}")
+    parts = torch.split(state["value"], sizes)
+    return {name: part.view(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
 
 
 _AXES: dict[str, int | None] = {"left": 0, "right": 1, "value": None}
@@ -405,8 +405,14 @@ def _check_names(state: Mapping[str, Tensor]) -> None:
         return
     ranks = {tensor.shape[-1] for tensor in state.values() if tensor.ndim == 2}
     if state.keys() != {"left", "right"} or len(ranks) != 1 or 0 in ranks:
-        found = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in sorted(state.items())[:4]) or "nothing"
-        raise OffsetsError(f"offsets must be two factors, left and right, of one rank, or one value; not {found:.120}")
+        raise OffsetsError(
+            f"offsets must be two factors, left and right, of one rank, or one value; not {_told(state):.120}"
+        )
+
+
+def _told(state: Mapping[str, Tensor]) -> str:
+    """Names and shapes of the first tensors."""
+    return ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in sorted(state.items())[:4]) or "nothing"
 
 
 def _fill(module: nn.Module, values: Mapping[str, Tensor], device: torch.device) -> None:
@@ -415,10 +421,9 @@ def _fill(module: nn.Module, values: Mapping[str, Tensor], device: torch.device)
         setattr(module, name, nn.Parameter(values[name].reshape(parameter.shape).to(device, copy=True)))
 
 
-def _stacked(names: tuple[str, str], factors: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    if not factors:
-        return {}
-    return {name: torch.cat([pair[side].detach() for pair in factors]) for side, name in enumerate(names)}
+def _stacked(factors: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    sides = zip(("left", "right"), zip(*factors, strict=True), strict=False)  # no sides without factors
+    return {name: torch.cat([factor.detach() for factor in side]) for name, side in sides}
 
 
 def _named_places(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
