@@ -9,17 +9,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from e4t.checkpoint import (
-    BaseModel,
-    Concept,
-    TrainedDomain,
-    TrainingState,
-    require_place,
-)
+from e4t.checkpoint import BaseModel, Concept, TrainedDomain
 from e4t.config import BaseConfig, EncoderConfig, OffsetsConfig
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, MismatchError
 from e4t.optimizers import load_optimizer_tensors, optimizer_tensors
+from e4t.saved import require_place
+from e4t.states import TrainingState
 
 
 @pytest.fixture

@@ -13,12 +13,13 @@ import torch
 from bases import save_folder
 from conftest import build_backbone
 from e4t import cli
-from e4t.checkpoint import TrainedDomain, TrainingState, prefixed
+from e4t.checkpoint import TrainedDomain
 from e4t.config import PretrainConfig
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError, TrainingError
 from e4t.pretrain import Pretraining
-from e4t.states import States, require_fitting
+from e4t.saved import prefixed
+from e4t.states import States, TrainingState, require_fitting
 from packed import png, write_shards
 from runs import command, kill_after, start
 

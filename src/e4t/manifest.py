@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-from e4t.checkpoint import Concept, require_place
+from e4t.checkpoint import Concept
 from e4t.config import PersonalizeConfig
 from e4t.errors import CheckpointError, ConfigError, E4TError, out_of_memory
 from e4t.images import SUFFIXES
@@ -30,6 +30,7 @@ from e4t.photos import opened
 from e4t.pictures import caption_beside, with_masks
 from e4t.pipeline import E4TPipeline
 from e4t.provenance import image_digest
+from e4t.saved import require_place
 
 MANIFESTS = (".jsonl", ".csv")
 _KEYS = ("image", "name", "word", "mask", "output", "domain", "overrides")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from e4t.backbone import Backbone
-from e4t.checkpoint import BaseModel, Concept, TrainedDomain, group, prefixed
+from e4t.checkpoint import BaseModel, Concept, TrainedDomain
 from e4t.config import EncoderConfig, OffsetsConfig, PretrainConfig
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError, MismatchError
@@ -24,6 +24,7 @@ from e4t.models.encoder import ConceptEncoder
 from e4t.models.features import feature_widths, pooled_features
 from e4t.models.offsets import TunedWeights, WeightOffsets
 from e4t.models.text import Tokens, class_token, encode, tokenize
+from e4t.saved import group, prefixed
 
 _WHOLE = ("encoder", "unet", "unet_vectors", "text_encoder")
 """What can be tuned as a whole module, or all of its kind in it."""

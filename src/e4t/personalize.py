@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from e4t.backbone import draw_noise
-from e4t.checkpoint import Concept, prefixed
+from e4t.checkpoint import Concept
 from e4t.config import PersonalizeConfig
 from e4t.data import square_mask, square_pixels
 from e4t.errors import CheckpointError, ConfigError, MismatchError
@@ -23,6 +23,7 @@ from e4t.model import E4TModel
 from e4t.objective import Batch, E4TObjective, Prior
 from e4t.optimizers import new_optimizer
 from e4t.provenance import image_digest, versions
+from e4t.saved import prefixed
 from e4t.training import Step, autocast, draw_timesteps, generator_at, timestep_range, train
 
 _PROBE = -2  # a batch that no step trains on

@@ -13,14 +13,7 @@ from torch import Tensor, nn
 from e4t.backbone import Backbone
 from e4t.batches import batches
 from e4t.cache import CachedData
-from e4t.checkpoint import (
-    BaseModel,
-    TrainedDomain,
-    TrainingState,
-    group,
-    prefixed,
-    require_place,
-)
+from e4t.checkpoint import BaseModel, TrainedDomain
 from e4t.config import PretrainConfig
 from e4t.data import ImageData, require_pictures
 from e4t.domain import Domain
@@ -29,8 +22,9 @@ from e4t.model import E4TModel, new_model
 from e4t.objective import E4TObjective
 from e4t.optimizers import MovingAverage, load_optimizer_tensors, new_optimizer, optimizer_tensors
 from e4t.processes import Processes
+from e4t.saved import group, prefixed, require_place
 from e4t.shards import source_name
-from e4t.states import LATEST, States, require_fitting
+from e4t.states import LATEST, States, TrainingState, require_fitting
 from e4t.training import Step, gradient_scaler, train
 
 _MAY_CHANGE = (

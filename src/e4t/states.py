@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from e4t.checkpoint import TrainingState
 from e4t.config import PretrainConfig, fits
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError
+from e4t.saved import group, read_saved, reading_config, typed, write_saved
 from e4t.writing import remove_folder
 
 LATEST = "latest"
@@ -32,6 +32,30 @@ _ARGUMENTS: dict[str, Any] = {
     "broken": dict,
 }
 _MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")  # of a parameter's shape; what else there is has its own
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Everything needed to go on training exactly where it stopped; random numbers follow from the step."""
+
+    step: int
+    arguments: Mapping[str, Any]
+    tensors: Mapping[str, Tensor] = field(repr=False)
+
+    def save(self, folder: str | Path) -> Path:
+        config = {"kind": "training", "step": self.step, "arguments": dict(self.arguments)}
+        return write_saved(
+            Path(folder), config, dict(self.tensors), "State of an unfinished training; safe to delete.\n"
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TrainingState:
+        config, tensors = read_saved(Path(folder), "training")
+        with reading_config(folder):
+            return cls(typed(config, "step", int), typed(config, "arguments", dict), tensors)
+
+    def group(self, name: str) -> dict[str, Tensor]:
+        return group(self.tensors, name)
 
 
 @dataclass(frozen=True)

@@ -144,9 +144,9 @@ class Pretrain:
         config = PretrainConfig.paper(self.domain) if self.preset == "paper" else PretrainConfig()
         config = overridden(config.updated(file.get("pretrain", {})), self.settings, self._given())
 
-        from e4t.checkpoint import require_place
         from e4t.pretrain import Pretraining
         from e4t.processes import Processes
+        from e4t.saved import require_place
 
         require_place(self.output)
         domain = self._domain()

@@ -124,10 +124,10 @@ class Personalize:
         return self._many() if means_many(self.image) else self._one()
 
     def _one(self) -> Result:
-        from e4t.checkpoint import require_place
         from e4t.images import load_image
         from e4t.manifest import noted
         from e4t.photos import fitting_mask
+        from e4t.saved import require_place
 
         require_place(self.output, "concept")
         picture = load_image(self.image)  # what cannot be read is refused before anything slow
