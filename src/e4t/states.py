@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,26 @@ _ARGUMENTS: dict[str, Any] = {
     "broken": dict,
 }
 _MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")  # of a parameter's shape; what else there is has its own
+
+_MAY_CHANGE = ("checkpoint_every", "keep_states", "workers", "save_dtype", "compile", "gradient_checkpointing")
+"""Settings that can change without making a resumed training another one; so may ``steps`` where rates are constant."""
+
+_STEERING = (
+    "learning_rate",
+    "offsets_learning_rate",
+    "weight_decay",
+    "max_grad_norm",
+    "warmup_steps",
+    "mixed_precision",
+    "seed",
+)
+"""Settings of the steps to come, which fit any state: they can change where one is named to go on from, on purpose."""
+
+_SHARES = ("batch_size", "accumulation", "processes")
+"""What the effective batch is the product of."""
+
+_SAME = {"base": "base weights", "image_encoder": "image encoder weights", "pictures": "numbers of pictures"}
+"""What else makes a training the one it is, and how to say that it is another."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +165,46 @@ def require_fitting(
         raise CheckpointError(
             f"the state after step {state.step} cannot be gone on from: {what}; delete it, or name another one"
         ) from error
+
+
+def changes_since(
+    state: TrainingState, arguments: Mapping[str, Any], *, named: bool, place: Path
+) -> list[dict[str, Any]]:
+    """The changes so far of a training that goes on from ``state`` with ``arguments``, as settings were before them.
+
+    How a step's pictures are shared out is none, unless they are drawn in other sizes. Raises CheckpointError for
+    another training than the one in ``place``; one whose state is ``named`` may be steered anew.
+    """
+    before, now = _compared(state.arguments), _compared(arguments)
+    changed = {name for name in now if before[name] != now[name]}.difference(_MAY_CHANGE, _SHARES, ["steps"])
+    if before["steps"] != now["steps"] and any(
+        one["schedule"] != "constant" or one["cooldown_steps"] for one in (before, now)
+    ):
+        changed.add("steps")  # the rate of every step depends on how many there are
+    if math.prod(before[name] for name in _SHARES) != math.prod(now[name] for name in _SHARES):
+        changed.add("effective batch")
+    other = [said for name, said in _SAME.items() if state.arguments.get(name) != arguments[name]]
+    steered = not other and changed <= set(_STEERING)
+    if other or (changed and not (named and steered)):
+        what = " and ".join(other) or f"settings ({', '.join(sorted(changed))})"
+        instead = "resume from another state" if named else "delete it or choose another output"
+        if steered:
+            instead = f"to change them from here on, name it: --resume '{place}'"
+        raise CheckpointError(f"'{place}' was begun with other {what}; {instead}")
+    redrawn = before["batch_size"] * before["processes"] != now["batch_size"] * now["processes"]
+    names = (*_STEERING, *(_SHARES if redrawn else ()))
+    was = {name: before[name] for name in names if before[name] != now[name]}
+    return [*state.arguments.get("changes", []), *([{"after_step": state.step, "was": was}] if was else [])]
+
+
+def _compared(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """All that can make a training another one."""
+    said = {name: arguments[name] for name in ("data", "processes")}
+    return {
+        **said,
+        "domain": Domain.from_dict(arguments["domain"]),
+        **PretrainConfig.from_dict(arguments["config"]).to_dict(),
+    }
 
 
 def _begun(state: TrainingState) -> dict[str, Any]:
