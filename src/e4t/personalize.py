@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -153,11 +153,10 @@ def tune(
     model.offsets.require("ejected", "tune")
     model.backbone.require_in_place()
     batch_at = batches(model, constants, config)  # before anything: it refuses a caption that is too long
-    tuning = _Tuning(model, config, constants, provenance)
+    concept_at = partial(_concept, model, config, constants, provenance)
     objective = E4TObjective(model, config)
-    try:
-        groups = tuning.start()
-        first = tuning.concept(0) if _kept(0, keep_steps) or not config.steps else None
+    with tuning(model, config) as groups:
+        first = concept_at(0) if _kept(0, keep_steps) or not config.steps else None
         yield PersonalizeStep(0, config.steps, None, first)
         if not config.steps:
             return
@@ -183,12 +182,10 @@ def tune(
         ):
             left = loss_left() if loss_left else None
             last = step.number == config.steps or (left is not None and left <= config.automatic_loss)
-            concept = tuning.concept(step.number) if last or _kept(step.number, keep_steps) else None
+            concept = concept_at(step.number) if last or _kept(step.number, keep_steps) else None
             yield PersonalizeStep(step.number, config.steps, step, concept, left)
             if last:
                 return
-    finally:
-        tuning.stop()
 
 
 def _part_at(batch_at: Callable[[int], Batch], config: PersonalizeConfig) -> Callable[[int], Batch]:
@@ -282,70 +279,62 @@ def _priors(model: E4TModel, pictures: ClassPictures, config: PersonalizeConfig)
     return prior_at
 
 
-class _Tuning:
-    """Makes the chosen parts of a model trainable, reads the concept off them, and puts everything back."""
+@contextmanager
+def tuning(model: E4TModel, config: PersonalizeConfig) -> Iterator[list[dict[str, Any]]]:
+    """Groups of parameters for an optimiser, one for each tuned part, which can be trained inside the ``with``.
 
-    def __init__(
-        self, model: E4TModel, config: PersonalizeConfig, constants: Constants, provenance: Mapping[str, Any]
-    ) -> None:
-        self.model = model
-        self.config = config
-        self.constants = constants
-        self.provenance = provenance
-        self._during = ExitStack()
-
-    def start(self) -> list[dict[str, Any]]:
-        """Parameter groups for the optimiser, one for each tuned part."""
-        model, config = self.model, self.config
+    Base, domain and encoder are exactly as before after it.
+    """
+    with ExitStack() as during:
         if config.unload:
-            self._during.enter_context(model.backbone.unloaded())
+            during.enter_context(model.backbone.unloaded())
+        during.callback(model.requires_grad_, False)
+        during.callback(model.take_off)
         parts = model.start_tuning(config.tune, delta_rank=config.delta_rank, seed=config.seed)
         if config.gradient_checkpointing:
-            self._during.enter_context(model.backbone.gradient_checkpointing())
-        return [{"params": p, "lr": config.rate(part)} for part, p in parts.items() if p]
+            during.enter_context(model.backbone.gradient_checkpointing())
+        yield [{"params": p, "lr": config.rate(part)} for part, p in parts.items() if p]
 
-    def stop(self) -> None:
-        """Base, domain and encoder exactly as before."""
-        with self._during:  # ends what was entered at the start, also after an error
-            self.model.take_off()
-            self.model.requires_grad_(False)
 
-    @torch.no_grad()
-    def concept(self, steps: int) -> Concept:
-        """A copy of the state after so many steps."""
-        model, encoder = self.model, self.model.encoder
-        image_half = encoder.image_half(self.constants.image_features)
-        tensors = {
-            "image_half": image_half[0].cpu().clone(),
-            "bias": encoder.bias.detach().cpu().clone(),
-            "residual": encoder.residual.detach().cpu().clone(),
-            "frozen_offset": self._mean_offset(image_half).cpu(),
-        }
-        tensors |= prefixed("deltas", model.offsets.concept_state())
-        if self.config.keep == "replay":
-            tensors |= prefixed("replay", self.constants.tensors())
-        image_side = {f"image_linears.{name}" for name, _ in encoder.image_linears.named_parameters()}  # in image_half
-        for part, tuned in model.tuned.items():
-            kept = {name: tensor for name, tensor in tuned.difference().items() if name not in image_side}
-            tensors |= prefixed(part, kept)
-        return Concept(
-            domain=model.domain,
-            domain_id=model.domain_id,
-            base=model.base,
-            steps=steps,
-            tensors=tensors,
-            config=self.config.to_dict(),
-            provenance=self.provenance,
-        )
+@torch.no_grad()
+def _concept(
+    model: E4TModel, config: PersonalizeConfig, constants: Constants, provenance: Mapping[str, Any], steps: int
+) -> Concept:
+    """A copy of what is tuned, after so many steps."""
+    encoder = model.encoder
+    image_half = encoder.image_half(constants.image_features)
+    tensors = {
+        "image_half": image_half[0].cpu().clone(),
+        "bias": encoder.bias.detach().cpu().clone(),
+        "residual": encoder.residual.detach().cpu().clone(),
+        "frozen_offset": _mean_offset(model, config, constants, image_half).cpu(),
+    }
+    tensors |= prefixed("deltas", model.offsets.concept_state())
+    if config.keep == "replay":
+        tensors |= prefixed("replay", constants.tensors())
+    image_side = {f"image_linears.{name}" for name, _ in encoder.image_linears.named_parameters()}  # in image_half
+    for part, tuned in model.tuned.items():
+        kept = {name: tensor for name, tensor in tuned.difference().items() if name not in image_side}
+        tensors |= prefixed(part, kept)
+    return Concept(
+        domain=model.domain,
+        domain_id=model.domain_id,
+        base=model.base,
+        steps=steps,
+        tensors=tensors,
+        config=config.to_dict(),
+        provenance=provenance,
+    )
 
-    def _mean_offset(self, image_half: Tensor) -> Tensor:
-        """E averaged over evenly spaced timesteps of the noised image, [D]."""
-        count, backbone = self.config.frozen_timesteps, self.model.backbone
-        spaced = (torch.arange(count) + 0.5) / count * backbone.num_timesteps
-        timesteps = spaced.long().to(backbone.device)
-        latents = self.constants.latents[:1].expand(count, -1, -1, -1)
-        noise = draw_noise(latents.shape, generator_at(self.config.seed, -1), backbone.device)
-        noisy = backbone.add_noise(latents, noise, timesteps)
-        size = min(count, self.config.micro_batch_size or count)
-        parts = zip(torch.split(noisy, size), torch.split(timesteps, size), strict=True)
-        return torch.cat([self.model.offset(*part, image_half) for part in parts]).mean(dim=0)
+
+def _mean_offset(model: E4TModel, config: PersonalizeConfig, constants: Constants, image_half: Tensor) -> Tensor:
+    """E averaged over evenly spaced timesteps of the noised image, [D]."""
+    count, backbone = config.frozen_timesteps, model.backbone
+    spaced = (torch.arange(count) + 0.5) / count * backbone.num_timesteps
+    timesteps = spaced.long().to(backbone.device)
+    latents = constants.latents[:1].expand(count, -1, -1, -1)
+    noise = draw_noise(latents.shape, generator_at(config.seed, -1), backbone.device)
+    noisy = backbone.add_noise(latents, noise, timesteps)
+    size = min(count, config.micro_batch_size or count)
+    parts = zip(torch.split(noisy, size), torch.split(timesteps, size), strict=True)
+    return torch.cat([model.offset(*part, image_half) for part in parts]).mean(dim=0)
