@@ -43,6 +43,12 @@ class PersonalizeStep:
     concept: Concept | None
     loss_left: float | None = None  # of the loss on the image before tuning, at the same noises; automatic tuning only
 
+    @property
+    def kept(self) -> Concept:
+        """The concept of a step that it was asked for of; the last one always has it."""
+        assert self.concept is not None, f"no concept was asked for of step {self.number}"
+        return self.concept
+
 
 @dataclass(frozen=True)
 class ClassPictures:
@@ -127,8 +133,7 @@ def replayed(model: E4TModel, concept: Concept) -> Concept:
     constants = Constants.of(concept.group("replay"), model.backbone.device)
     _check_fit(model, constants)
     *_, last = tune(model, constants, config=config, provenance=concept.provenance)
-    assert last.concept is not None
-    return last.concept
+    return last.kept
 
 
 def _check_fit(model: E4TModel, constants: Constants) -> None:

@@ -282,15 +282,11 @@ def _fitted(pipe: E4TPipeline, config: PersonalizeConfig) -> PersonalizeConfig:
 
 def tuned(pipe: E4TPipeline, image: Image.Image, mask: Image.Image | None, config: PersonalizeConfig) -> Concept:
     """Personalize with a bar."""
-    concept: Concept | None = None
     with progress_bar("personalize") as progress:
         for step in pipe.personalize_steps(image, mask=mask, config=config):
             loss = step.training.loss if step.training else None
             progress.at(step.number, step.total_steps, f"loss {loss:.4f}" if loss is not None else "", loss=loss)
-            concept = step.concept or concept
-    if concept is None:
-        raise CheckpointError("personalizing ended without a concept; please report this")
-    return concept
+    return step.kept
 
 
 def _told(outcome: Outcome) -> dict[str, Any]:

@@ -159,11 +159,10 @@ class Studio:
         ):  # closed before the turn ends: until then the models are not as they were
             began = time.perf_counter()
             for step in run:
-                assert step.concept is not None
-                glimpse = pipe.glimpse(step.concept, prompt)
+                glimpse = pipe.glimpse(step.kept, prompt)
                 glimpses[step.number] = folder / f"glimpse-{step.number:02d}.png"
                 with self._scratch.writing():
-                    steps[step.number] = step.concept.with_preview(glimpse).save(folder / f"step-{step.number:02d}")
+                    steps[step.number] = step.kept.with_preview(glimpse).save(folder / f"step-{step.number:02d}")
                     glimpse.save(glimpses[step.number])
                 last = step.number == step.total_steps
                 work = Work(folder, domain, None, pipe.domain.placeholder, steps, best, glimpses) if last else None
