@@ -325,10 +325,6 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size | None:
-    return tensors[name].shape if name in tensors else None
-
-
 def _build_encoder(backbone: Backbone, config: EncoderConfig, heads: Mapping[str, Tensor] | None) -> ConceptEncoder:
     with torch.device("meta") if heads is not None else nullcontext():  # what is known need not be drawn at random
         encoder = ConceptEncoder(
@@ -360,8 +356,8 @@ def _image_widths(backbone: Backbone, config: EncoderConfig, heads: Mapping[str,
 def _fill(encoder: ConceptEncoder, heads: Mapping[str, Tensor]) -> None:
     """Copies of known heads into an encoder without values; the concept's own vectors are zero."""
     wanted = encoder.heads()
-    odd = [name for name in wanted.keys() | heads.keys() if _shape(wanted, name) != _shape(heads, name)]
-    if odd:
+    needed, found = ({name: tensor.shape for name, tensor in one.items()} for one in (wanted, heads))
+    if odd := [name for name, _ in needed.items() ^ found.items()]:
         raise CheckpointError(f"the domain's encoder does not fit this base model: '{min(odd)}' is missing or odd")
     values = {name: tensor.to(torch.float32, copy=True) for name, tensor in heads.items()}
     own = {name: torch.zeros(encoder.embedding_dim) for name in ("bias", "residual")}
