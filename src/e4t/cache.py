@@ -420,7 +420,7 @@ class CachedData:
             mean, std, features = (tuple(shard.get_slice(name).get_shape()) for name in _TENSORS)
         except (KeyError, ValueError, RecursionError, SafetensorError) as error:
             raise _broken(path, str(error)) from error
-        if not isinstance(captions, list) or not all(isinstance(one, str | None) for one in captions):
+        if not fits(captions, list[str | None]):
             raise _broken(path, "its captions are no list of texts")
         if (len(mean), len(features)) != (4, 3) or mean != std or {len(captions), mean[0], features[0]} != {rows}:
             raise _broken(path, f"it does not have {rows} rows of everything")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -115,7 +115,7 @@ def typed(config: Mapping[str, Any], name: str, hint: Any) -> Any:
     """A value of a config. Raises KeyError where it is missing and ValueError where it is of another type."""
     value = config[name]
     if not fits(value, hint):
-        raise ValueError(f"{name!r} is not of type {getattr(hint, '__name__', hint)}")
+        raise ValueError(f"{name!r} is not of type {hint if get_args(hint) else hint.__name__}")
     return value
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from e4t.config import PretrainConfig, fits
+from e4t.config import PretrainConfig
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError
 from e4t.saved import group, read_saved, reading_config, typed, write_saved
@@ -27,10 +27,10 @@ _ARGUMENTS: dict[str, Any] = {
     "config": dict,
     "domain": dict,
     "data": str,
-    "first_losses": list,
+    "first_losses": list[float],
     "processes": int,
-    "shards": dict,
-    "broken": dict,
+    "shards": dict[str, list[list[int]]],  # `e4t.shards.ShardStream.sizes`
+    "broken": dict[str, str],
 }
 _MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")  # of a parameter's shape; what else there is has its own
 
@@ -211,20 +211,13 @@ def _begun(state: TrainingState) -> dict[str, Any]:
     """The settings a state was begun with. Raises KeyError, ValueError or ConfigError for what is none."""
     given = state.arguments
     for name, kind in _ARGUMENTS.items():
-        if not fits(given[name], kind):
-            raise ValueError(f"its {name!r} is not of type {kind.__name__}")
+        typed(given, name, kind)
+    typed({"changes": [], **given}, "changes", list[dict[str, Any]])
     if state.step < 0 or given["processes"] < 1:
         raise ValueError("it counts steps or processes below zero")
-    if not all(fits(loss, float) for loss in given["first_losses"]):
-        raise ValueError("its first losses are no numbers")
-    if not all(isinstance(reason, str) for reason in given["broken"].values()):
-        raise ValueError("what it says of broken pictures is no text")
-    for pairs in given["shards"].values():  # `e4t.shards.ShardStream.sizes`
-        whole = isinstance(pairs, list) and pairs and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
-        if not whole or not all(fits(number, int) and number >= 0 for pair in pairs for number in pair):
-            raise ValueError("the sizes of its shards are no numbers")
-    if not all(isinstance(change, dict) for change in given.get("changes", [])):
-        raise ValueError("its changes of settings are no list of such")
+    for pairs in given["shards"].values():
+        if not pairs or not all(len(pair) == 2 and min(pair) >= 0 for pair in pairs):
+            raise ValueError("the sizes of its shards are no pairs of an epoch and a number")
     Domain.from_dict(given["domain"])
     return PretrainConfig.from_dict(given["config"]).to_dict()
 
