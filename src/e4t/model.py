@@ -22,8 +22,9 @@ from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError, MismatchError
 from e4t.models.encoder import ConceptEncoder
 from e4t.models.features import feature_widths, pooled_features
-from e4t.models.offsets import TunedWeights, WeightOffsets
+from e4t.models.offsets import WeightOffsets
 from e4t.models.text import Tokens, class_token, encode, tokenize
+from e4t.models.tuned import TunedWeights
 from e4t.saved import group, prefixed
 
 _WHOLE = ("encoder", "unet", "unet_vectors", "text_encoder")
