@@ -82,9 +82,9 @@ class TunedWeights:
 def _unpacked(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
     """Packed differences by name. Raises OffsetsError for anything but one vector of as many numbers."""
     sizes = [shape.numel() for shape in shapes.values()]
-    found = {name: list(tensor.shape) for name, tensor in state.items()}
-    if found != {"value": [sum(sizes)]}:
-        raise OffsetsError(f"tuned vectors must be one, 'value', of {sum(sizes)} numbers; not {found!s:.120}")
+    if {name: tensor.shape for name, tensor in state.items()} != {"value": (sum(sizes),)}:
+        found = ", ".join(f"{name} of shape {list(tensor.shape)}" for name, tensor in sorted(state.items()))
+        raise OffsetsError(f"tuned vectors must be one, 'value', of {sum(sizes)} numbers, not {found:.120}")
     parts = torch.split(state["value"], sizes)
     return {name: part.view(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
 
