@@ -22,6 +22,7 @@ from e4t.errors import ConfigError, E4TError, MismatchError, out_of_memory
 from e4t.export import export
 from e4t.precision import chosen_precision
 from e4t.provenance import picture_notes
+from e4t.saved import PREVIEW
 from e4t.web.scratch import Scratch
 from e4t.web.shelf import Shelf
 from e4t.writing import slug
@@ -290,7 +291,7 @@ def _remove(folder: Path) -> None:
 
 
 def _preview(step: Path, concept: Concept) -> dict[int, Path]:
-    return {concept.steps: step / "preview.jpg"} if concept.preview else {}
+    return {concept.steps: step / PREVIEW} if concept.preview else {}
 
 
 def _by_a_thread(moments: Generator[Moment, None, None], forget: Callable[[], None]) -> Iterator[Moment]:
