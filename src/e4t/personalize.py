@@ -175,16 +175,8 @@ def tune(
             tables=[part.weight for part in model.backbone.text_encoder.modules() if isinstance(part, nn.Embedding)],
         )
         loss_left = _watched(objective, batch_at(_PROBE), config) if config.automatic else None
-        parts = config.parts
-        for step in train(
-            objective,
-            _part_at(batch_at, config) if parts > 1 else batch_at,
-            optimizer,
-            steps=config.steps,
-            accumulation=config.accumulation * parts,
-            mixed_precision=config.mixed_precision,
-            max_grad_norm=config.max_grad_norm,
-        ):
+        part_at = _part_at(batch_at, config) if config.parts > 1 else batch_at
+        for step in train(objective, part_at, optimizer, parts=config.parts):
             left = loss_left() if loss_left else None
             last = step.number == config.steps or (left is not None and left <= config.automatic_loss)
             concept = concept_at(step.number) if last or _kept(step.number, keep_steps) else None

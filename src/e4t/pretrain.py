@@ -163,19 +163,7 @@ class Pretraining:
             stack.enter_context(backbone.differentiable_attention())
             stack.enter_context(backbone.compiled() if config.compile else nullcontext())
             yield from train(
-                objective,
-                batch_at,
-                self.optimizer,
-                steps=config.steps,
-                start=self.start,
-                accumulation=config.accumulation,
-                mixed_precision=config.mixed_precision,
-                max_grad_norm=config.max_grad_norm,
-                warmup_steps=config.warmup_steps,
-                cooldown_steps=config.cooldown_steps,
-                schedule=config.schedule,
-                scaler=self.scaler,
-                processes=self.processes,
+                objective, batch_at, self.optimizer, start=self.start, scaler=self.scaler, processes=self.processes
             )
 
     def _trained(self, skipped: int) -> TrainedDomain:
