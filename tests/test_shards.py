@@ -8,13 +8,14 @@ import threading
 
 import pytest
 
+from e4t.config import PretrainConfig
 from e4t.data import Ahead, ImageData
 from e4t.errors import DataError, ImageError
 from e4t.shards import ShardStream, bare, shard_urls, source_name
 from packed import png, write_shards, write_tar
 
 pytest.importorskip("webdataset")
-PLAIN = {"resolution": 8, "crop_scale": (0.8, 1.0), "flip": False, "color_jitter": 0.0, "seed": 0}
+PLAIN = PretrainConfig(shuffle_buffer=1)
 
 
 @pytest.fixture
@@ -55,13 +56,13 @@ def test_what_is_there_under_a_name_is_no_pattern(shards, image_folder):
         folder = image_folder.with_name(name)
         image_folder.rename(folder)
         assert shard_urls(folder) == []
-        assert len(ImageData(folder, **PLAIN)) == 5
+        assert len(ImageData(folder, PLAIN, 8)) == 5
         folder.rename(image_folder)
     odd = shards[0].rename(shards[0].with_name("p{0..1}*.tar"))
     assert shard_urls(f"{odd}::{shards[1]}") == [str(odd), str(shards[1])]
     write_tar(image_folder / "backup.tar", {"0.png": png(0)})
     with pytest.raises(DataError, match=r"images' holds both pictures and .tar files; .*'.*images/\*.tar'"):
-        ImageData(image_folder, **PLAIN)
+        ImageData(image_folder, PLAIN, 8)
     assert shard_urls(f"{image_folder}/*.tar") == [str(image_folder / "backup.tar")]
 
 
@@ -201,7 +202,7 @@ def test_streams_from_a_server(shards):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}/{{000..002}}.tar"
-        far, near = ImageData(url, **PLAIN), ImageData(shards[0].parent, **PLAIN)
+        far, near = ImageData(url, PLAIN, 8), ImageData(shards[0].parent, PLAIN, 8)
         assert (far.views(1, 3).target == near.views(1, 3).target).all()
         server.shutdown()
 
@@ -214,7 +215,7 @@ class _Silent(http.server.SimpleHTTPRequestHandler):
 def test_broken_samples_and_shards_are_left_out_and_counted(tmp_path, shards):
     write_tar(shards[1], {"a.txt": b"no picture", "b.png": b"broken", "c.png": png(50)})
     shards[2].write_bytes(shards[2].read_bytes()[:700])  # in the middle of its first picture
-    data = ImageData(tmp_path / "shards", **PLAIN)
+    data = ImageData(tmp_path / "shards", PLAIN, 8)
     data.views(0, 12)
     assert {name.rpartition("/")[2] for name in data.broken} == {"001.tar:a", "001.tar:b", "002.tar"}
     assert data.broken[str(shards[2])].startswith(f"'{shards[2]}' ends early, after 0 samples: ")
@@ -225,7 +226,7 @@ def test_what_is_broken_does_not_depend_on_how_far_is_read_ahead(shards):
     shards[2].write_bytes(shards[2].read_bytes()[:700])
 
     def broken_after(batches, depth):
-        data = ImageData(shards[0].parent, **PLAIN)
+        data = ImageData(shards[0].parent, PLAIN, 8)
         views = [data.views_at(range(2 * n, 2 * n + 2)) for n in range(batches + depth)]
         for number in range(batches):
             data.use(views[number], 2 * number + 2)
@@ -275,7 +276,7 @@ def test_a_shard_that_breaks_off_on_its_way_is_fetched_again(shards, monkeypatch
 
 def test_workers_show_the_same(shards):
     def run(workers, source, start=0):
-        data = ImageData(source, **PLAIN)
+        data = ImageData(source, PLAIN, 8)
         ahead = Ahead(lambda index, run: data.views_at(range(3 * index, 3 * index + 3), run), workers)
         shown = [ahead(index) for index in range(start, 6)]
         ahead.close()

@@ -143,10 +143,10 @@ def _description(data: ImageData, backbone: Backbone, config: CacheConfig) -> di
         "pictures": {
             "source": source_name(data.source),
             "resolution": data.resolution,
-            "crop_scale": list(data.crop_scale),
-            "flip": data.flip,
-            "color_jitter": data.color_jitter,
-            "seed": data.seed,
+            "crop_scale": list(data.config.crop_scale),
+            "flip": data.config.flip,
+            "color_jitter": data.config.color_jitter,
+            "seed": data.config.seed,
         },
         "views": config.views,
         "layer_stride": config.layer_stride,
@@ -260,7 +260,7 @@ def _decoded(numbered: tuple[int, Undecoded | Packed], *, data: ImageData, views
         image, caption = entry.image(), entry.caption()
     except ImageError as error:
         return _Shown(number, entry.name, fault=str(error))
-    crops = (np.random.default_rng([data.seed, 3, number, view]) for view in range(views))
+    crops = (np.random.default_rng([data.config.seed, 3, number, view]) for view in range(views))
     return _Shown(number, entry.name, [data.views_of(image, rng) for rng in crops], caption)
 
 

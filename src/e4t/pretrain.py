@@ -244,16 +244,8 @@ def require_data(source: str | Path) -> None:
 
 
 def pictures_of(data: str | Path, backbone: Backbone, config: PretrainConfig) -> ImageData:
-    """The training pictures, as the settings crop, mirror and colour them."""
-    return ImageData(
-        data,
-        resolution=config.resolution or backbone.resolution,
-        crop_scale=config.crop_scale,
-        flip=config.flip,
-        color_jitter=config.color_jitter,
-        seed=config.seed,
-        shuffle_buffer=config.shuffle_buffer,
-    )
+    """The training pictures, of the side that the settings say, else the base's own."""
+    return ImageData(data, config, config.resolution or backbone.resolution)
 
 
 def data_of(source: str | Path, backbone: Backbone, config: PretrainConfig) -> ImageData | CachedData:
