@@ -238,42 +238,32 @@ def batches(model: E4TModel, constants: Constants, config: PersonalizeConfig) ->
     prompts = model.tokens([domain.captioned(caption) for caption in captions] or domain.prompts)
     rows = torch.arange(size, device=device)
     low, high = timestep_range(config, model.backbone.num_timesteps)
-    prior_at = _priors(model, constants.prior, config) if constants.prior and config.prior_weight else None
+    pictures = constants.prior if config.prior_weight else None
+    class_prompts = model.tokens(pictures.prompts, expected=False) if pictures else prompts  # else not read
+
+    def noised(latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents, and noise and timesteps for them."""
+        timesteps = draw_timesteps(size, low, high, generator, stratified=config.stratified_timesteps)
+        return latents, draw_noise(latents.shape, generator, device), timesteps.to(device)
+
+    def prior_at(pictures: ClassPictures, generator: torch.Generator) -> Prior:
+        """As many pictures of the class as of the concept, any of them."""
+        picks = torch.randint(len(pictures.prompts), (size,), generator=generator).to(device)
+        return Prior(*noised(pictures.latents[picks], generator), class_prompts[picks])
 
     def batch_at(index: int) -> Batch:
         generator = generator_at(config.seed, index)
-        picks = torch.randint(len(prompts), (size,), generator=generator)
-        timesteps = draw_timesteps(size, low, high, generator, stratified=config.stratified_timesteps)
+        picks = torch.randint(len(prompts), (size,), generator=generator).to(device)
         shown = (rows + index * size) % len(constants.latents)
-        says = shown if constants.captions else picks.to(device)
-        latents = constants.latents[shown]
         return Batch(
-            latents=latents,
-            noise=draw_noise(latents.shape, generator, device),
-            timesteps=timesteps.to(device),
-            tokens=prompts[says],
+            *noised(constants.latents[shown], generator),
+            tokens=prompts[shown if constants.captions else picks],
             image_features=constants.image_features,
             mask=constants.mask[shown] if constants.mask is not None else None,
-            prior=prior_at(generator) if prior_at else None,
+            prior=prior_at(pictures, generator) if pictures else None,
         )
 
     return batch_at
-
-
-def _priors(model: E4TModel, pictures: ClassPictures, config: PersonalizeConfig) -> Callable[[torch.Generator], Prior]:
-    """As many pictures of the class as of the concept, any of them."""
-    size, device = config.batch_size, model.backbone.device
-    tokens = model.tokens(pictures.prompts, expected=False)
-    low, high = timestep_range(config, model.backbone.num_timesteps)
-
-    def prior_at(generator: torch.Generator) -> Prior:
-        picks = torch.randint(len(pictures.prompts), (size,), generator=generator).to(device)
-        timesteps = draw_timesteps(size, low, high, generator, stratified=config.stratified_timesteps)
-        latents = pictures.latents[picks]
-        noise = draw_noise(latents.shape, generator, device)
-        return Prior(latents, noise, timesteps.to(device), tokens[picks])
-
-    return prior_at
 
 
 @contextmanager
