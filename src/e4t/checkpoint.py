@@ -66,18 +66,18 @@ class BaseModel:
             BaseConfig.from_dict(typed(seen, "reading", dict)),
         )
 
-    def check(self, other: BaseModel, *, owner: str) -> None:
-        """Raise MismatchError, with both names, where the weights differ from those that are loaded, ``other``."""
+    def check(self, other: BaseModel, *, owner: str, eyes: bool = False) -> None:
+        """Raise MismatchError, with both names, where the weights differ from those that are loaded, ``other``.
+
+        With ``eyes``, also where the image encoder's do, if they were recorded.
+        """
         if self.fingerprint != other.fingerprint:
             raise MismatchError(
                 f"{owner} was made for the base model '{self.name}' ({self.fingerprint}), "
                 f"but '{other.name}' ({other.fingerprint}) is loaded"
             )
-
-    def check_image_encoder(self, other: BaseModel, *, owner: str) -> None:
-        """The same of the image encoder, where its weights were recorded."""
         made, loaded = self.image_encoder_fingerprint, other.image_encoder_fingerprint
-        if made is not None and made != loaded:
+        if eyes and made is not None and made != loaded:
             raise MismatchError(
                 f"{owner} was made for the image encoder of '{self.image_encoder or self.name}' ({made}), "
                 f"but that of '{other.image_encoder or other.name}' ({loaded}) is loaded"

@@ -77,10 +77,8 @@ class E4TModel(nn.Module):
     @classmethod
     def from_domain(cls, backbone: Backbone, trained: TrainedDomain) -> E4TModel:
         """Raises MismatchError if the domain was trained on other weights of the base or of the image encoder."""
-        loaded, owner = BaseModel.of(backbone), f"the domain '{trained.domain.name}'"
-        trained.base.check(loaded, owner=owner)
-        if trained.encoder.use_image and backbone.image_encoder is not None:
-            trained.base.check_image_encoder(loaded, owner=owner)
+        looks = trained.encoder.use_image and backbone.image_encoder is not None
+        trained.base.check(BaseModel.of(backbone), owner=f"the domain '{trained.domain.name}'", eyes=looks)
         model = cls(
             backbone,
             trained.domain,

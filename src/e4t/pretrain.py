@@ -259,10 +259,7 @@ def data_of(source: str | Path, backbone: Backbone, config: PretrainConfig) -> I
             raise ConfigError(f"'{source}' is no cache, and the base was opened without its autoencoder")
         return pictures_of(source, backbone, config)
     cached = CachedData(source, seed=config.seed)
-    loaded, owner = BaseModel.of(backbone), f"the cache '{source}'"
-    cached.base.check(loaded, owner=owner)
-    if config.encoder.use_image:
-        cached.base.check_image_encoder(loaded, owner=owner)
+    cached.base.check(BaseModel.of(backbone), owner=f"the cache '{source}'", eyes=config.encoder.use_image)
     return cached
 
 
