@@ -213,13 +213,10 @@ class E4TModel(nn.Module):
     def start_tuning(self, parts: Sequence[str], *, delta_rank: int, seed: int) -> dict[str, list[nn.Parameter]]:
         """Make parts (`config.TUNABLE`) trainable, and nothing else, with offsets injected; `take_off` undoes it."""
         self.requires_grad_(False)
-        parts = list(dict.fromkeys(parts))
-        for part in parts:
+        found: dict[str, list[nn.Parameter]] = {}
+        for part in dict.fromkeys(parts):
             if part in _WHOLE:
                 self.tuned[part] = self.tunable(part)
-        found: dict[str, list[nn.Parameter]] = {}
-        for part in parts:
-            if part in _WHOLE:
                 found[part] = self.tuned[part].start()
             elif part == "deltas":
                 with _seeded(seed):

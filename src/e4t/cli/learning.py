@@ -259,10 +259,11 @@ class Replay:
         config = PersonalizeConfig.from_dict(concept.config).updated({"steps": concept.steps})
         again = tuned(pipe, image, mask, config)
         differences = concept.differences(again)
-        inputs = [f"the {name} is another one" for name in ("image", "mask") if _differs(concept, again, name)]
+        then, by_now = concept.provenance, again.provenance
+        inputs = [f"the {name} is another one" for name in ("image", "mask") if then.get(name) != by_now.get(name)]
         if inputs and self.mask is None:
             inputs.append("if it was made with --mask, give the same mask here")
-        before, now = (c.provenance.get("versions", {}) for c in (concept, again))
+        before, now = then.get("versions", {}), by_now.get("versions", {})
         changed = [f"{name} {before.get(name)} then, {now[name]} now" for name in now if before.get(name) != now[name]]
         changed += [f"weights in {made} then, in {used} now"] if made not in (None, used) else []
         rows = [f"{name} differs by {share:.2g} of its largest value" for name, share in sorted(differences.items())]
@@ -293,7 +294,3 @@ def _told(outcome: Outcome) -> dict[str, Any]:
     """An outcome as names and values."""
     values = {name: getattr(outcome, name) for name in ("status", "seconds", "error", "likeness")}
     return {"image": outcome.entry.image, "output": outcome.entry.output, **values}
-
-
-def _differs(concept: Concept, again: Concept, name: str) -> bool:
-    return bool(concept.provenance.get(name) != again.provenance.get(name))
