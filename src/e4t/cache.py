@@ -28,7 +28,7 @@ from e4t.data import Ahead, ImageData, Shuffle
 from e4t.errors import ConfigError, DataError, ImageError
 from e4t.pictures import Undecoded
 from e4t.processes import Processes
-from e4t.shards import Packed, source_name
+from e4t.shards import source_name
 from e4t.sources import read_json
 from e4t.writing import new_files, unfinished
 
@@ -195,7 +195,7 @@ def _begin(output: Path, said: Mapping[str, Any], processes: Processes) -> None:
 class _Part:
     """Pictures that go into a shard together; ``shard`` is what they come from, by its name in a stream."""
 
-    entries: Iterable[Undecoded | Packed]
+    entries: Iterable[Undecoded]
     shard: str | None = None
 
 
@@ -254,7 +254,7 @@ def _shown(part: _Part, first: int, data: ImageData, config: CacheConfig) -> Gen
             yield from some
 
 
-def _decoded(numbered: tuple[int, Undecoded | Packed], *, data: ImageData, views: int) -> _Shown:
+def _decoded(numbered: tuple[int, Undecoded], *, data: ImageData, views: int) -> _Shown:
     number, entry = numbered
     try:
         image, caption = entry.image(), entry.caption()

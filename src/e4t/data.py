@@ -19,7 +19,7 @@ from torch import Tensor
 from e4t.config import PretrainConfig
 from e4t.errors import DataError, ImageError
 from e4t.pictures import Undecoded, open_pictures
-from e4t.shards import Packed, ShardStream, shard_urls
+from e4t.shards import ShardStream, shard_urls
 
 _MOST_IN_A_ROW = 1_000  # pictures that cannot be decoded, before that is taken for the fault of the source
 _UNDER_WAY = 2  # batches that are read or ready at a time: the one that is asked for, and the next
@@ -115,7 +115,7 @@ class ImageData:
         if self.stream is not None:
             self.stream.release(before)
 
-    def _entry(self, position: int) -> Undecoded | Packed:
+    def _entry(self, position: int) -> Undecoded:
         """The picture at a position of the order of training."""
         return self.stream.at(position) if self.stream is not None else self.entries[self._shuffle.pick(position)]
 

@@ -38,6 +38,7 @@ class Undecoded:
     name: str  # for messages
     image: Callable[[], Image.Image]  # upright 8-bit RGB; raises ImageError
     caption: Callable[[], str | None]  # what is written about it
+    num_bytes: int = 0  # that wait with it
 
 
 @dataclass(frozen=True)
