@@ -20,7 +20,7 @@ from e4t.config import BaseConfig, EncoderConfig, GenerateConfig, OffsetsConfig,
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, MismatchError
 from e4t.images import MAX_PREVIEW_BYTES, preview
-from e4t.saved import PREVIEW, group, read_saved, reading_config, typed, write_saved
+from e4t.saved import PREVIEW, group, read_saved, typed, write_saved
 
 _VECTORS = ("image_half", "bias", "residual", "frozen_offset")
 _GROUPS = {
@@ -137,8 +137,7 @@ class TrainedDomain:
 
     @classmethod
     def load(cls, folder: str | Path) -> TrainedDomain:
-        config, tensors = read_saved(Path(folder), "domain")
-        with reading_config(folder):
+        with read_saved(Path(folder), "domain") as (config, tensors):
             trained = cls(
                 domain=Domain.from_dict(config["domain"]),
                 base=BaseModel.from_dict(config["base"]),
@@ -221,8 +220,7 @@ class Concept:
 
     @classmethod
     def load(cls, folder: str | Path) -> Concept:
-        config, tensors = read_saved(Path(folder), "concept")
-        with reading_config(folder):
+        with read_saved(Path(folder), "concept") as (config, tensors):
             concept = cls(
                 domain=Domain.from_dict(config["domain"]),
                 domain_id=typed(config, "domain_id", str | None),

@@ -57,6 +57,7 @@ def write_saved(
     card: str,
     files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Path:
+    """A folder of the kind that its config names; ``files`` are further ones, by name. Gives its path."""
     kind = config["kind"]
     weights = f"{kind}.safetensors"
     _require_own(replaceable(folder), folder, kind)
@@ -70,7 +71,23 @@ def write_saved(
     return folder
 
 
-def read_saved(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+@contextmanager
+def read_saved(folder: Path, kind: str) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+    """Config and weights of a folder; what an edited or broken config raises inside the ``with`` becomes one sentence.
+
+    Raises CheckpointError for no folder of this kind, another format version, and weights that are not those of its
+    config.
+    """
+    saved = _read(folder, kind)
+    try:
+        yield saved
+    except KeyError as error:
+        raise CheckpointError(f"'{folder / _CONFIG}' has no {error}; save or download it anew") from error
+    except (TypeError, ValueError, AttributeError, ConfigError) as error:
+        raise CheckpointError(f"'{folder / _CONFIG}' is incomplete or broken: {error}") from error
+
+
+def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not folder.exists():
         hint = "; 'e4t info' lists what is shipped" if kind == "domain" else ""
         raise CheckpointError(f"there is no {kind} folder '{folder}'{hint}")
@@ -98,17 +115,6 @@ def _sha256(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
-
-
-@contextmanager
-def reading_config(folder: str | Path) -> Iterator[None]:
-    """Turns what a hand-edited or broken config raises into one sentence."""
-    try:
-        yield
-    except KeyError as error:
-        raise CheckpointError(f"'{Path(folder) / _CONFIG}' has no {error}; save or download it anew") from error
-    except (TypeError, ValueError, AttributeError, ConfigError) as error:
-        raise CheckpointError(f"'{Path(folder) / _CONFIG}' is incomplete or broken: {error}") from error
 
 
 def typed(config: Mapping[str, Any], name: str, hint: Any) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 from e4t.config import PretrainConfig
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError
-from e4t.saved import group, read_saved, reading_config, typed, write_saved
+from e4t.saved import group, read_saved, typed, write_saved
 from e4t.writing import remove_folder
 
 LATEST = "latest"
@@ -71,8 +71,7 @@ class TrainingState:
 
     @classmethod
     def load(cls, folder: str | Path) -> TrainingState:
-        config, tensors = read_saved(Path(folder), "training")
-        with reading_config(folder):
+        with read_saved(Path(folder), "training") as (config, tensors):
             return cls(typed(config, "step", int), typed(config, "arguments", dict), tensors)
 
     def group(self, name: str) -> dict[str, Tensor]:
