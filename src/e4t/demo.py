@@ -285,9 +285,9 @@ def grid(galleries: Sequence[Gallery]) -> Image.Image:
     return together
 
 
-def _sheet(gallery: Gallery, *, cell: int = 128, gap: int = 6) -> Image.Image:
+def _sheet(gallery: Gallery) -> Image.Image:
     """One domain: a band of three rows for each concept, a column for each prompt, the input at the left."""
-    label, head, margin, between = 104, 58, 20, 26
+    cell, gap, label, head, margin, between = 128, 6, 104, 58, 20, 26
     columns = len(gallery.prompts)
     input_side = cell + cell // 2
     left = margin + input_side + 2 * gap
