@@ -30,7 +30,7 @@ QUICK = PretrainConfig(steps=2, batch_size=2, learning_rate=1e-2).updated(PLAIN)
 
 
 def written(source, backbone, output, processes=None, **options):
-    data = ImageData(source, resolution=16, seed=0, **PLAIN)
+    data = ImageData(source, PretrainConfig(shuffle_buffer=1, **PLAIN), 16)
     list(write_cache(data, backbone, CacheConfig(**{"shard_size": 2, **options}), output, processes))
     return data
 
@@ -88,7 +88,7 @@ def test_shards_and_processes_share_the_work(make_backbone, tmp_path):
     write_shards(tmp_path / "shards", (3, 2))
     backbone = make_backbone()
     written(tmp_path / "shards", backbone, tmp_path / "one")
-    data = ImageData(tmp_path / "shards", resolution=16, seed=0, **PLAIN)
+    data = ImageData(tmp_path / "shards", PretrainConfig(shuffle_buffer=1, **PLAIN), 16)
     first = write_cache(data, backbone, CacheConfig(shard_size=2), tmp_path / "two", Processes(0, 2))
     next(first)
     written(tmp_path / "shards", backbone, tmp_path / "two", Processes(1, 2))
@@ -155,7 +155,7 @@ def test_threads_that_decode_ahead_change_nothing(make_backbone, image_folder, t
 def test_it_goes_on_where_it_was(make_backbone, image_folder, tmp_path):
     backbone = make_backbone()
     written(image_folder, backbone, tmp_path / "whole")
-    data = ImageData(image_folder, resolution=16, seed=0, **PLAIN)
+    data = ImageData(image_folder, PretrainConfig(shuffle_buffer=1, **PLAIN), 16)
     begun = write_cache(data, backbone, CacheConfig(shard_size=2), tmp_path / "half")
     next(begun)
     begun.close()
@@ -178,7 +178,7 @@ def test_it_goes_on_in_another_number_type(make_backbone, image_folder, tmp_path
         Backbone.from_pretrained(tmp_path / "base", device="cpu", dtype=dtype)
         for dtype in (torch.float16, torch.float32)
     )
-    data = ImageData(image_folder, resolution=16, seed=0, **PLAIN)
+    data = ImageData(image_folder, PretrainConfig(shuffle_buffer=1, **PLAIN), 16)
     begun = write_cache(data, half, CacheConfig(shard_size=2), tmp_path / "cache")
     next(begun)
     begun.close()

@@ -9,17 +9,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from e4t.checkpoint import (
-    BaseModel,
-    Concept,
-    TrainedDomain,
-    TrainingState,
-    require_place,
-)
+from e4t.checkpoint import BaseModel, Concept, TrainedDomain
 from e4t.config import BaseConfig, EncoderConfig, OffsetsConfig
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, MismatchError
 from e4t.optimizers import load_optimizer_tensors, optimizer_tensors
+from e4t.saved import require_place
+from e4t.states import TrainingState
 
 
 @pytest.fixture
@@ -87,10 +83,10 @@ def test_mismatches_name_both(concept, trained):
 def test_image_encoders_are_told_apart_where_they_were_recorded():
     one, other = BaseModel("tiny", "abc", None, "123"), BaseModel("tiny", "abc", "a/clip", "456")
     with pytest.raises(MismatchError, match=r"'tiny' \(123\).*'a/clip' \(456\)"):
-        one.check_image_encoder(other, owner="the domain 'face'")
-    one.check_image_encoder(BaseModel("a copy", "abc", "elsewhere", "123"), owner="the domain 'face'")
+        one.check(other, owner="the domain 'face'", eyes=True)
+    one.check(BaseModel("a copy", "abc", "elsewhere", "123"), owner="the domain 'face'", eyes=True)
     older = BaseModel.from_dict({"name": "tiny", "fingerprint": "abc", "image_encoder": None})
-    older.check_image_encoder(other, owner="the domain 'face'")
+    older.check(other, owner="the domain 'face'", eyes=True)
     with pytest.raises(ValueError, match="image_encoder_fingerprint"):
         BaseModel.from_dict({**vars(one), "image_encoder_fingerprint": 7})
 

@@ -5,13 +5,15 @@ import pytest
 import torch
 from PIL import Image
 
+from e4t.config import PretrainConfig
 from e4t.data import ImageData, square_mask, square_pixels
 from e4t.errors import ConfigError, DataError
 
 
 def data(source, **options):
     values = {"resolution": 8, "crop_scale": (0.5, 1.0), "flip": True, "color_jitter": 0.2, "seed": 0}
-    return ImageData(source, **{**values, **options})
+    config = PretrainConfig(**{**values, **options})
+    return ImageData(source, config, config.resolution)
 
 
 def test_views_follow_from_seed_and_position(image_folder):

@@ -40,16 +40,14 @@ def half_masked(picture: Image.Image) -> Image.Image:
 
 def losses_and_gradients(model, config, constants, size):
     """Of one batch in parts of ``size``."""
-    tuning = module._Tuning(model, config, constants, {})
     objective = E4TObjective(model, PersonalizeConfig(regularisation=0.1, prior_weight=config.prior_weight))
-    groups = tuning.start()
     try:
-        losses = [objective(part) for part in module.batches(model, constants, config)(0).split(size)]
-        sum(loss.total for loss in losses).backward()
-        sums = [sum(float(getattr(one, name).detach()) for one in losses) for name in vars(losses[0])]
-        return sums, [p.grad.clone() for group in groups for p in group["params"]]
+        with module.tuning(model, config) as groups:
+            losses = [objective(part) for part in module.batches(model, constants, config)(0).split(size)]
+            sum(loss.total for loss in losses).backward()
+            sums = [sum(float(getattr(one, name).detach()) for one in losses) for name in vars(losses[0])]
+            return sums, [p.grad.clone() for group in groups for p in group["params"]]
     finally:
-        tuning.stop()
         model.zero_grad()
 
 

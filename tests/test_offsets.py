@@ -9,7 +9,8 @@ from torch import nn
 
 from e4t.config import OffsetsConfig
 from e4t.errors import OffsetsError
-from e4t.models.offsets import LowRank, PaperForm, TunedWeights, WeightOffset, WeightOffsets
+from e4t.models.offsets import LowRank, PaperForm, WeightOffset, WeightOffsets
+from e4t.models.tuned import TunedWeights
 
 
 def randomize(module: nn.Module, scale: float = 0.1) -> None:

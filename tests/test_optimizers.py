@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from e4t.config import PretrainConfig
 from e4t.errors import ConfigError
 from e4t.optimizers import (
     MovingAverage,
@@ -180,7 +181,8 @@ def test_the_average_follows_and_forgets_the_start():
 
 def test_schedules():
     def shares(schedule, **options):
-        return [round(rate_at(step, 10, schedule, **options), 3) for step in (0, 1, 2, 6, 9)]
+        config = PretrainConfig(steps=10, schedule=schedule, **options)
+        return [round(rate_at(step, config), 3) for step in (0, 1, 2, 6, 9)]
 
     assert shares("constant") == [1.0] * 5
     assert shares("constant", warmup_steps=2, cooldown_steps=2) == [0.5, 1.0, 1.0, 1.0, 0.5]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from e4t.config import PretrainConfig
 from e4t.data import ImageData
 from e4t.errors import DataError, ImageError
 from e4t.pictures import open_pictures
@@ -113,7 +114,7 @@ def test_nobody_waits_for_a_pipe_among_pictures(image_folder):
 def test_threads_read_a_tar_beside_one_another(tmp_path):
     entries = open_pictures(write_tar(tmp_path / "all.tar", {f"{n:02d}.png": png(n) for n in range(20)}))
     with ThreadPoolExecutor(4) as threads:
-        seen = list(threads.map(pixels, entries * 5))
+        seen = list(threads.map(pixels, [*entries] * 5))
     for number, shown in enumerate(seen):
         assert (shown == np.asarray(Image.open(io.BytesIO(png(number % 20))))).all()
 
@@ -128,15 +129,15 @@ def test_a_cut_archive_still_has_the_pictures_before_the_cut(tmp_path):
 
 
 def test_broken_pictures_are_left_out_counted_and_replaced_by_the_next(image_folder):
-    plain = {"resolution": 8, "crop_scale": (1.0, 1.0), "flip": False, "color_jitter": 0.0, "seed": 0}
-    whole = ImageData(image_folder, **plain)
+    plain = PretrainConfig(crop_scale=(1.0, 1.0))
+    whole = ImageData(image_folder, plain, 8)
     order = whole.picks(range(10))
     (image_folder / f"{order[1]}.png").write_bytes(b"no picture")
-    data = ImageData(image_folder, **plain)
+    data = ImageData(image_folder, plain, 8)
     shown, expected = data.views(0, 4).target, whole.entries
     assert len(data.broken) == 1
     assert next(iter(data.broken)).endswith(f"{order[1]}.png")
     assert (shown[1] == shown[2]).all()
     assert len(expected) == 5
-    again = ImageData(image_folder, **plain).views_at([1])  # alone, as a resumed training meets it
+    again = ImageData(image_folder, plain, 8).views_at([1])  # alone, as a resumed training meets it
     assert (again.target[0] == shown[1]).all()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from e4t.batches import _look
-from e4t.checkpoint import TrainedDomain, require_place
+from e4t.checkpoint import TrainedDomain
 from e4t.config import EncoderConfig, OffsetsConfig, PersonalizeConfig, PretrainConfig
 from e4t.data import Ahead
 from e4t.domain import Domain
@@ -17,6 +17,7 @@ from e4t.model import E4TModel
 from e4t.objective import E4TObjective
 from e4t.pretrain import Pretraining, batches, new_model, pictures_of, pretrain
 from e4t.processes import Processes
+from e4t.saved import require_place
 
 FACE = Domain.named("face")
 

@@ -13,12 +13,13 @@ import torch
 from bases import save_folder
 from conftest import build_backbone
 from e4t import cli
-from e4t.checkpoint import TrainedDomain, TrainingState, prefixed
+from e4t.checkpoint import TrainedDomain
 from e4t.config import PretrainConfig
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError, TrainingError
 from e4t.pretrain import Pretraining
-from e4t.states import States, require_fitting
+from e4t.saved import prefixed
+from e4t.states import States, TrainingState, require_fitting
 from packed import png, write_shards
 from runs import command, kill_after, start
 
@@ -174,11 +175,11 @@ def _changed(start, change):
         *((4, _without(name), None, f"it has no '{name}'") for name in ("config", "domain", "data", "first_losses")),
         (4, lambda a: {**a, "processes": "x"}, None, "'processes' is not of type int"),
         (4, lambda a: {**a, "broken": [1]}, None, "'broken' is not of type dict"),
-        (4, lambda a: {**a, "broken": {"a": 1}}, None, "broken pictures is no text"),
-        (4, lambda a: {**a, "changes": ["a"]}, None, "changes of settings are no list"),
-        (4, lambda a: {**a, "first_losses": ["a"]}, None, "first losses are no numbers"),
-        (4, lambda a: {**a, "shards": {"a.tar": [[0, "x"]]}}, None, "sizes of its shards"),
-        (4, lambda a: {**a, "shards": {"a.tar": [5]}}, None, "sizes of its shards"),
+        (4, lambda a: {**a, "broken": {"a": 1}}, None, r"'broken' is not of type dict\[str, str\]"),
+        (4, lambda a: {**a, "changes": ["a"]}, None, r"'changes' is not of type list\[dict"),
+        (4, lambda a: {**a, "first_losses": ["a"]}, None, r"'first_losses' is not of type list\[float\]"),
+        (4, lambda a: {**a, "shards": {"a.tar": [[0, "x"]]}}, None, "'shards' is not of type dict"),
+        (4, lambda a: {**a, "shards": {"a.tar": [[5]]}}, None, "sizes of its shards are no pairs"),
         (4, lambda a: {**a, "domain": {"name": "face"}}, None, "it has no 'templates'"),
         (4, None, lambda t: {**t, "encoder/foreign": torch.zeros(1)}, "no tensor called 'encoder/foreign'"),
         (4, None, lambda t: {**t, "optimizer/9999.step": torch.zeros(())}, "no tensor called 'optimizer/9999.step'"),

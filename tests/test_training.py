@@ -3,19 +3,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from e4t.config import PersonalizeConfig
+from e4t.config import PersonalizeConfig, PretrainConfig
 from e4t.errors import ConfigError, TrainingError
 from e4t.objective import E4TObjective
 from e4t.training import draw_timesteps, generator_at, train
 from test_objective import make_batch
 
 
-def run(model, **options):
-    objective = E4TObjective(model, PersonalizeConfig(regularisation=0.01))
+def run(model, scaler=None, **settings):
+    objective = E4TObjective(model, PretrainConfig(regularisation=0.01, **settings))
     batch = make_batch(model)
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3)
     with model.offsets.injected():
-        return list(train(objective, lambda index: batch, optimizer, **options))
+        return list(train(objective, lambda index: batch, optimizer, scaler=scaler))
 
 
 def test_it_learns_one_batch(tiny_model):
@@ -58,18 +58,12 @@ def test_a_step_that_overflows_in_fp16_is_done_again(tiny_model):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
     before = [parameter.detach().clone() for parameter in tiny_model.parameters()]
     asked, steps = [], []
-    objective = E4TObjective(tiny_model, PersonalizeConfig(regularisation=0.01))
+    config = PersonalizeConfig(regularisation=0.01, steps=2, mixed_precision="fp16")
+    objective = E4TObjective(tiny_model, config)
     batch = make_batch(tiny_model)
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3)
     with tiny_model.offsets.injected():
-        for step in train(
-            objective,
-            lambda index: asked.append(index) or batch,
-            optimizer,
-            steps=2,
-            mixed_precision="fp16",
-            scaler=scaler,
-        ):
+        for step in train(objective, lambda index: asked.append(index) or batch, optimizer, scaler=scaler):
             steps.append(step.number)
             assert {int(state["step"]) for state in optimizer.state.values()} == {step.number}
             assert any(not torch.equal(*pair) for pair in zip(before, tiny_model.parameters(), strict=True))

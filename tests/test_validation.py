@@ -17,7 +17,7 @@ from bases import save_folder
 from conftest import build_backbone
 from e4t import cli
 from e4t.cli import tracking
-from e4t.cli.tracking import Tracking
+from e4t.cli.tracking import tracked
 from e4t.config import PretrainConfig
 from e4t.domain import Domain
 from e4t.errors import ConfigError, DataError, TrainingError
@@ -175,11 +175,11 @@ def test_trackers_end_also_where_training_fails(tmp_path, monkeypatch):
 
     monkeypatch.setattr("accelerate.Accelerator", Tracked)
     monkeypatch.setattr(tracking, "require_extra", lambda *_: None)
-    with pytest.raises(TrainingError), Tracking.running("tensorboard", tmp_path, {"steps": 2}):
+    with pytest.raises(TrainingError), tracked("tensorboard", tmp_path, {"steps": 2}):
         raise TrainingError("no number")
     assert ended == [True]
-    with Tracking.running(None, tmp_path, {}) as nothing:
-        nothing.log({"loss": 1.0}, 1)
+    with tracked(None, tmp_path, {}) as log:
+        log({"loss": 1.0}, 1)
 
 
 def test_scores_reach_tensorboard_and_weights_and_biases(image_folder, tmp_path, monkeypatch):

@@ -547,7 +547,7 @@ def events(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     both = Studio(
         ["face", "art"], Shelf(tmp_path_factory.mktemp("both"), lambda folder, domain: None), pipes.__getitem__
     )
-    yield page._Events(both, {})
+    yield page.Handlers(both)
     both.close()
 
 

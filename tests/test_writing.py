@@ -143,8 +143,8 @@ def test_a_kill_in_the_middle_of_an_exchange_loses_nothing(tmp_path: Path, renam
 
 def test_where_nothing_can_be_written_is_said_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(DataError, match="file' is a file"):
-        require_room(tmp_path / "file" / "deep" / "out", DataError)
+    with pytest.raises(CheckpointError, match="file' is a file"):
+        require_room(tmp_path / "file" / "deep" / "out")
     require_room(tmp_path / "new" / "deep")
     assert names(tmp_path) == ["file"]
 

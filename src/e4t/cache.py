@@ -143,10 +143,10 @@ def _description(data: ImageData, backbone: Backbone, config: CacheConfig) -> di
         "pictures": {
             "source": source_name(data.source),
             "resolution": data.resolution,
-            "crop_scale": list(data.crop_scale),
-            "flip": data.flip,
-            "color_jitter": data.color_jitter,
-            "seed": data.seed,
+            "crop_scale": list(data.config.crop_scale),
+            "flip": data.config.flip,
+            "color_jitter": data.config.color_jitter,
+            "seed": data.config.seed,
         },
         "views": config.views,
         "layer_stride": config.layer_stride,
@@ -209,22 +209,20 @@ def _parts(data: ImageData, size: int) -> Iterator[_Part]:
 
 
 def _write_shard(file: Path, first: int, part: _Part, data: ImageData, backbone: Backbone, config: CacheConfig) -> None:
-    """Every view of every picture, but of those that are left out (`_Rows`).
+    """Every view of every picture, but of those that are left out (`_rows`).
 
     Nothing is written where the pictures cannot be reached: the next time they may be.
     """
-    rows = _Rows(backbone, config)
+    left_out: dict[int, _Shown] = {}
     with closing(_shown(part, first, data, config)) as pictures:
-        for picture in pictures:
-            rows.add(picture)
-    tensors, captions = rows.finished()
-    for picture in rows.left_out.values():
+        tensors, captions = _rows(pictures, left_out, backbone, config)
+    for picture in left_out.values():
         data.broken.setdefault(picture.name, str(picture.fault))
     if data.stream is not None:
         data.broken |= data.stream.broken
         if part.shard in data.stream.unreachable:
             return
-    metadata = {"rows": str(len(captions)), "skipped": str(len(rows.left_out)), "captions": json.dumps(captions)}
+    metadata = {"rows": str(len(captions)), "skipped": str(len(left_out)), "captions": json.dumps(captions)}
     with new_files([file], DataError) as (beside,):
         save_file(tensors, beside, metadata=metadata)
 
@@ -262,68 +260,54 @@ def _decoded(numbered: tuple[int, Undecoded], *, data: ImageData, views: int) ->
         image, caption = entry.image(), entry.caption()
     except ImageError as error:
         return _Shown(number, entry.name, fault=str(error))
-    crops = (np.random.default_rng([data.seed, 3, number, view]) for view in range(views))
+    crops = (np.random.default_rng([data.config.seed, 3, number, view]) for view in range(views))
     return _Shown(number, entry.name, [data.views_of(image, rng) for rng in crops], caption)
 
 
-class _Rows:
-    """What the networks see in a shard's pictures, a row for each view.
+def _rows(
+    pictures: Iterable[_Shown], left_out: dict[int, _Shown], backbone: Backbone, config: CacheConfig
+) -> tuple[dict[str, Tensor], list[str | None]]:
+    """What the networks see in pictures, and captions, a row for each view. Raises DataError where nothing is a number.
 
-    ``left_out``, by number, are pictures that cannot be decoded, and those in which something that is no number is seen
-    in any view: training would stop at it, and at every repetition again.
+    To ``left_out`` come, by number, pictures that cannot be decoded, and those in which something that is no number is
+    seen in any view: training would stop at it, and at every repetition again.
     """
+    shown: list[_Shown] = []  # of every row
+    seen: dict[str, list[Tensor]] = {name: [] for name in _TENSORS}  # of rows that were looked at together
 
-    def __init__(self, backbone: Backbone, config: CacheConfig) -> None:
-        self.left_out: dict[int, _Shown] = {}
-        self._backbone, self._config = backbone, config
-        self._waiting: list[tuple[Tensor, Tensor]] = []
-        self._pictures: list[_Shown] = []  # of every row
-        self._finite: list[bool] = []  # of every row
-        self._seen: dict[str, list[Tensor]] = {name: [] for name in _TENSORS}  # of rows that were looked at together
+    def views() -> Iterator[tuple[Tensor, Tensor]]:
+        for picture in pictures:
+            if picture.fault is not None:
+                left_out[picture.number] = picture
+            shown.extend([replace(picture, views=())] * len(picture.views))
+            yield from picture.views
 
-    def add(self, picture: _Shown) -> None:
-        if picture.fault is not None:
-            self.left_out[picture.number] = picture
-        for view in picture.views:
-            self._waiting.append(view)
-            self._pictures.append(replace(picture, views=()))
-            if len(self._waiting) == _AT_ONCE:
-                self._look()
-
-    def _look(self) -> None:
-        if not self._waiting:
-            return
-        targets, references = zip(*self._waiting, strict=True)
-        self._waiting.clear()
-        mean, std = self._backbone.posterior(torch.stack(targets))
-        layers = self._backbone.image_features(torch.stack(references), layer_stride=self._config.layer_stride)
-        finite = torch.ones(len(targets), dtype=torch.bool)
+    waiting = views()
+    while some := list(islice(waiting, _AT_ONCE)):
+        targets, references = zip(*some, strict=True)
+        mean, std = backbone.posterior(torch.stack(targets))
+        layers = backbone.image_features(torch.stack(references), layer_stride=config.layer_stride)
         for name, part in zip(_TENSORS, (mean, std, torch.stack(layers, dim=1)), strict=True):
-            seen = part.to("cpu", getattr(torch, self._config.dtype)).contiguous()
-            finite &= seen.isfinite().flatten(1).all(dim=1)
-            self._seen[name].append(seen)
-        self._finite += finite.tolist()
+            seen[name].append(part.to("cpu", getattr(torch, config.dtype)).contiguous())
+    if not shown:
+        return {}, []
+    finite = [torch.cat([part.isfinite().flatten(1).all(dim=1) for part in parts]).tolist() for parts in seen.values()]
+    odd = {p.number: p for p, *whole in zip(shown, *finite, strict=True) if not all(whole)}
+    if len(odd) == len({picture.number for picture in shown}):
+        raise DataError(_no_number(f"all {len(odd)} pictures of a shard", backbone))
+    left_out |= {number: replace(p, fault=_no_number(f"'{p.name}'", backbone)) for number, p in odd.items()}
+    kept = torch.tensor([picture.number not in odd for picture in shown])
+    rows = torch.split(kept, [len(part) for part in seen["mean"]])
+    tensors = {}
+    for name in _TENSORS:  # one after the other: a shard of many pictures is large
+        tensors[name] = torch.cat([part[good] for part, good in zip(seen.pop(name), rows, strict=True)])
+    return tensors, [picture.caption for picture in shown if picture.number not in odd]
 
-    def finished(self) -> tuple[dict[str, Tensor], list[str | None]]:
-        """Tensors and captions of all rows that are not left out. Raises DataError where nothing is a number."""
-        self._look()
-        if not self._pictures:
-            return {}, []
-        odd = {p.number: p for p, finite in zip(self._pictures, self._finite, strict=True) if not finite}
-        if len(odd) == len({picture.number for picture in self._pictures}):
-            raise DataError(self._no_number(f"all {len(odd)} pictures of a shard"))
-        self.left_out |= {n: replace(p, fault=self._no_number(f"'{p.name}'")) for n, p in odd.items()}
-        kept = torch.tensor([picture.number not in odd for picture in self._pictures])
-        rows = torch.split(kept, [len(part) for part in self._seen[_TENSORS[0]]])
-        tensors = {}
-        for name in _TENSORS:  # one after the other: a shard of many pictures is large
-            tensors[name] = torch.cat([part[good] for part, good in zip(self._seen.pop(name), rows, strict=True)])
-        return tensors, [picture.caption for picture in self._pictures if picture.number not in odd]
 
-    def _no_number(self, what: str) -> str:
-        dtype = str(self._backbone.vae.dtype).removeprefix("torch.")
-        advice = "the base may be damaged" if dtype == "float32" else "--dtype float32 may help"
-        return f"what the networks see in {what} is no number in {dtype}; {advice}"
+def _no_number(what: str, backbone: Backbone) -> str:
+    dtype = str(backbone.vae.dtype).removeprefix("torch.")
+    advice = "the base may be damaged" if dtype == "float32" else "--dtype float32 may help"
+    return f"what the networks see in {what} is no number in {dtype}; {advice}"
 
 
 def _counts(file: Path) -> tuple[int, int]:
@@ -436,7 +420,7 @@ class CachedData:
             mean, std, features = (tuple(shard.get_slice(name).get_shape()) for name in _TENSORS)
         except (KeyError, ValueError, RecursionError, SafetensorError) as error:
             raise _broken(path, str(error)) from error
-        if not isinstance(captions, list) or not all(isinstance(one, str | None) for one in captions):
+        if not fits(captions, list[str | None]):
             raise _broken(path, "its captions are no list of texts")
         if (len(mean), len(features)) != (4, 3) or mean != std or {len(captions), mean[0], features[0]} != {rows}:
             raise _broken(path, f"it does not have {rows} rows of everything")

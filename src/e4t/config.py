@@ -385,10 +385,14 @@ def fits(value: Any, hint: Any) -> bool:
         parts = get_args(hint)
         parts = parts[:1] * len(value) if isinstance(value, tuple) and parts[-1] is Ellipsis else parts
         return isinstance(value, tuple) and len(value) == len(parts) and all(map(fits, value, parts))
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(fits(one, get_args(hint)[0]) for one in value)
+    if get_origin(hint) is dict:  # whose names are text, in a file
+        return isinstance(value, dict) and all(fits(one, get_args(hint)[1]) for one in value.values())
     if hint in (int, float):
         kinds = (int, float) if hint is float else int
         return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < _LARGE
-    return isinstance(value, hint)
+    return hint is Any or isinstance(value, hint)
 
 
 def at_least(name: str, value: float | None, least: float) -> None:

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from e4t.config import at_least
-from e4t.errors import ConfigError, DataError, ImageError
+from e4t.config import PretrainConfig
+from e4t.errors import DataError, ImageError
 from e4t.pictures import Undecoded, open_pictures
 from e4t.shards import ShardStream, shard_urls
 
@@ -67,36 +67,21 @@ def require_pictures(source: str | Path) -> None:
 class ImageData:
     """Training pictures: any source of `open_pictures`, or shards (`shard_urls`), whose ``entries`` are not known.
 
-    ``crop_scale`` is the share of the area a random square crop keeps, (1, 1) for the centre square; ``flip`` mirrors
-    half of the pictures; ``color_jitter`` changes brightness, contrast and saturation of the reference by up to
-    that factor. ``broken`` are the pictures and shards that could not be read, and why, of those used so far (`use`).
+    Of the settings it heeds ``crop_scale``, the share of the area a random square crop keeps, (1, 1) for the centre
+    square; ``flip``, which mirrors half of the pictures; ``color_jitter``, which changes brightness, contrast and
+    saturation of the reference by up to that factor; ``seed`` and ``shuffle_buffer``. ``broken`` are the pictures and
+    shards that could not be read, and why, of those used so far (`use`).
     """
 
-    def __init__(
-        self,
-        source: str | Path,
-        *,
-        resolution: int,
-        crop_scale: tuple[float, float],
-        flip: bool,
-        color_jitter: float,
-        seed: int,
-        shuffle_buffer: int = 1,
-    ) -> None:
-        at_least("resolution", resolution, 1)
-        if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-            raise ConfigError(f"crop_scale is {crop_scale}; it must be two shares of the area, 0 < from <= to <= 1")
+    def __init__(self, source: str | Path, config: PretrainConfig, resolution: int) -> None:
         self.source = str(source)
+        self.config = config
         self.resolution = resolution
-        self.crop_scale = crop_scale
-        self.flip = flip
-        self.color_jitter = color_jitter
-        self.seed = seed
         self.broken: dict[str, str] = {}
         urls = shard_urls(source)
-        self.stream = ShardStream(urls, seed, shuffle_buffer) if urls else None
+        self.stream = ShardStream(urls, config.seed, config.shuffle_buffer) if urls else None
         self.entries: Sequence[Undecoded] = () if urls else open_pictures(source)
-        self._shuffle = Shuffle(len(self.entries), seed)
+        self._shuffle = Shuffle(len(self.entries), config.seed)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -136,7 +121,7 @@ class ImageData:
 
     def _see(self, position: int) -> tuple[Tensor, Tensor, str | None, Mapping[str, str]]:
         """A picture's two views, its caption, and what it stands in for."""
-        rng = np.random.default_rng([self.seed, 1, position])
+        rng = np.random.default_rng([self.config.seed, 1, position])
         broken: dict[str, str] = {}
         image, caption = self.first_readable(position, self._decoded, broken)
         return *self.views_of(image, rng), caption, broken
@@ -147,10 +132,10 @@ class ImageData:
 
     def views_of(self, image: Image.Image, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """A target and a reference, [3, R, R] each, of a picture."""
-        if self.flip and rng.random() < 0.5:
+        if self.config.flip and rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         target, reference = (self._crop(image, rng) for _ in range(2))
-        return target, _jitter(reference, self.color_jitter, rng)
+        return target, _jitter(reference, self.config.color_jitter, rng)
 
     def first_readable(self, position: int, attempt: Callable[[int], _T], broken: dict[str, str]) -> _T:
         """``attempt`` at a position, or at the next where no ImageError comes: the same in every process and run.
@@ -167,9 +152,9 @@ class ImageData:
         raise DataError(f"'{self.source}' holds no picture that can be read, in {tries} tries; the first: {reason}")
 
     def _crop(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
-        if self.crop_scale == (1.0, 1.0):
+        if self.config.crop_scale == (1.0, 1.0):
             return square_pixels(image, self.resolution)
-        side = min(image.size) * float(rng.uniform(*self.crop_scale)) ** 0.5
+        side = min(image.size) * float(rng.uniform(*self.config.crop_scale)) ** 0.5
         left, top = (rng.random() * (extent - side) for extent in image.size)
         return to_pixels(_resized(image, self.resolution, (left, top, left + side, top + side)))
 

@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -58,6 +58,7 @@ Scores = Mapping[str, Mapping[str, float]]
 """Score to column to value in [0, 1]."""
 
 DOMAINS = ("tiny-face", "tiny-cat", "tiny-art")
+_AT_ONCE = 4  # pictures
 _PAGE = Path(__file__).with_suffix(".html")
 
 
@@ -104,11 +105,16 @@ class Gallery:
 
 
 @dataclass
-class _Clock:
-    """Makes the stages of a run of ``total`` parts, each timed from the end of the one before."""
+class _Run:
+    """A run of ``total`` stages, each timed from the end of the one before."""
 
+    output: Path
     total: int
+    num_inference_steps: int
+    seed: int
+    device: str
     stages: list[Stage] = field(default_factory=list)
+    folders: set[Path] = field(default_factory=set)  # of concepts
     began: float = field(default_factory=time.perf_counter)
 
     def stage(self, text: str, notes: Sequence[str] = ()) -> Stage:
@@ -116,6 +122,27 @@ class _Clock:
         self.stages.append(Stage(text, now - self.began, len(self.stages) + 1, self.total, notes))
         self.began = now
         return self.stages[-1]
+
+    def draw(self, pipe: E4TPipeline, prompts: Sequence[str], concept: Concept | None) -> list[Image.Image]:
+        """Every prompt once, a few at a time; prompt i with seed + i, whatever is drawn."""
+        images: list[Image.Image] = []
+        for start in range(0, len(prompts), _AT_ONCE):
+            images += pipe(
+                prompts[start : start + _AT_ONCE],
+                concept=concept,
+                num_inference_steps=self.num_inference_steps,
+                seed=self.seed + start,
+                num_images=1,
+            ).images
+        return images
+
+    def folder(self, domain: str, picture: Path) -> Path:
+        """("tiny-face", "photos/anna.png") → "tiny-face-anna", with -2, -3, … where that is taken in this run."""
+        first = self.output / f"{Path(domain).resolve().name}-{picture.stem}"
+        others = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+        place = next(path for path in itertools.chain([first], others) if path not in self.folders)
+        self.folders.add(place)
+        return place
 
 
 def demo(
@@ -133,79 +160,48 @@ def demo(
     Every domain shows the first of its shipped pictures, or all of ``pictures``. ``steps`` None: as each domain has it.
     Concepts are in folders named after domain and picture ("tiny-face-anna").
     """
-    settings = _Settings(_Folders(output), steps, num_inference_steps, seed, device)
-    each = max(1, len(pictures))
-    clock = _Clock(total=len(domains) * (3 + 3 * each) + 1)
+    run = _Run(output, len(domains) * (3 + 3 * max(1, len(pictures))) + 1, num_inference_steps, seed, device)
     galleries = []
     for domain in domains:
-        galleries.append((yield from _show(domain, pictures, settings, clock)))
-    _write(output, galleries, clock.stages)
-    yield clock.stage("write the page")
+        galleries.append((yield from _show(run, domain, pictures, {} if steps is None else {"steps": steps})))
+    _write(output, galleries, run.stages)
+    yield run.stage("write the page")
 
 
-@dataclass
-class _Folders:
-    """Where the concepts go: several domains, and pictures of one name, have folders of their own."""
-
-    output: Path
-    taken: set[Path] = field(default_factory=set)
-
-    def of(self, domain: str, picture: Path) -> Path:
-        """("tiny-face", "photos/anna.png") → "tiny-face-anna", with -2, -3, … where that is taken in this run."""
-        first = self.output / f"{Path(domain).resolve().name}-{picture.stem}"
-        others = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
-        place = next(path for path in itertools.chain([first], others) if path not in self.taken)
-        self.taken.add(place)
-        return place
-
-
-@dataclass(frozen=True)
-class _Settings:
-    folders: _Folders
-    steps: int | None
-    num_inference_steps: int
-    seed: int
-    device: str
-
-
-def _show(domain: str, pictures: Sequence[Path], settings: _Settings, clock: _Clock) -> Generator[Stage, None, Gallery]:
+def _show(
+    run: _Run, domain: str, pictures: Sequence[Path], overrides: Mapping[str, Any]
+) -> Generator[Stage, None, Gallery]:
     """The stages of one domain, and at their end what there is to show of it."""
     from e4t.pipeline import E4TPipeline
 
-    pipe = E4TPipeline.from_pretrained(domain, device=settings.device)
+    pipe = E4TPipeline.from_pretrained(domain, device=run.device)
     kind = pipe.domain
     chosen = list(pictures) or example_pictures(kind.class_word)[:1]
     if not chosen:
         raise ImageError(f"no example pictures are shipped of a {kind.class_word}; give one with --image")
-    asked = prompts_of(kind.class_word)
-    draw = _Draw(pipe, [prompt.replace("S*", kind.placeholder) for prompt in asked], settings)
-    yield clock.stage(f"{domain}: load the model")
-    class_only = draw(None)
-    yield clock.stage(f"{domain}: {len(asked)} pictures of the bare class word")
+    prompts = [prompt.replace("S*", kind.placeholder) for prompt in prompts_of(kind.class_word)]
+    yield run.stage(f"{domain}: load the model")
+    class_only = run.draw(pipe, prompts, None)
+    yield run.stage(f"{domain}: {len(prompts)} pictures of the bare class word")
     concepts: list[Shown] = []
     for path in chosen:
         image, mask, said = load_image(path), mask_of(path), caption_of(path)
         caption = said.replace("S*", kind.placeholder) if said is not None else None
         untuned = pipe.personalize(image, steps=0)
-        tuned = pipe.personalize(
-            image,
-            mask=mask,
-            caption=caption,
-            config=pipe.personalize_config.updated({} if settings.steps is None else {"steps": settings.steps}),
-        )
-        stage = clock.stage(f"{path.stem}: {tuned.steps} tuning steps")
+        tuned = pipe.personalize(image, mask=mask, caption=caption, **overrides)
+        stage = run.stage(f"{path.stem}: {tuned.steps} tuning steps")
         yield stage
-        before = draw(untuned)
-        yield clock.stage(f"{path.stem}: {len(asked)} pictures after 0 steps")
-        after = draw(tuned)
-        saved = tuned.with_preview(after[0]).save(settings.folders.of(domain, path))
-        yield clock.stage(f"{path.stem}: {len(asked)} pictures after {tuned.steps} steps")
+        before = run.draw(pipe, prompts, untuned)
+        yield run.stage(f"{path.stem}: {len(prompts)} pictures after 0 steps")
+        after = run.draw(pipe, prompts, tuned)
+        saved = tuned.with_preview(after[0]).save(run.folder(domain, path))
+        yield run.stage(f"{path.stem}: {len(prompts)} pictures after {tuned.steps} steps")
         concepts.append(
             Shown(path.stem, image, before, after, stage.seconds, folder_bytes(saved), mask is not None, caption)
         )
-    gallery = Gallery(domain, kind.class_word, tuned.steps, draw.prompts, class_only, concepts)
+    gallery = Gallery(domain, kind.class_word, tuned.steps, prompts, class_only, concepts)
     gallery = replace(gallery, scores={} if pictures else _scores_of(gallery, chosen))
-    yield clock.stage(f"{domain}: read the pictures with the judge", _score_lines(gallery))
+    yield run.stage(f"{domain}: read the pictures with the judge", _score_lines(gallery))
     return gallery
 
 
@@ -255,27 +251,6 @@ def _score_lines(gallery: Gallery) -> list[str]:
     ]
 
 
-class _Draw:
-    """Every prompt once, a few at a time; prompt i with seed + i, whatever is drawn."""
-
-    AT_ONCE = 4
-
-    def __init__(self, pipe: E4TPipeline, prompts: Sequence[str], settings: _Settings) -> None:
-        self.pipe, self.prompts, self.settings = pipe, prompts, settings
-
-    def __call__(self, concept: Concept | None) -> list[Image.Image]:
-        images: list[Image.Image] = []
-        for start in range(0, len(self.prompts), self.AT_ONCE):
-            images += self.pipe(
-                self.prompts[start : start + self.AT_ONCE],
-                concept=concept,
-                num_inference_steps=self.settings.num_inference_steps,
-                seed=self.settings.seed + start,
-                num_images=1,
-            ).images
-        return images
-
-
 def folder_bytes(folder: Path) -> int:
     """Bytes of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -310,9 +285,9 @@ def grid(galleries: Sequence[Gallery]) -> Image.Image:
     return together
 
 
-def _sheet(gallery: Gallery, *, cell: int = 128, gap: int = 6) -> Image.Image:
+def _sheet(gallery: Gallery) -> Image.Image:
     """One domain: a band of three rows for each concept, a column for each prompt, the input at the left."""
-    label, head, margin, between = 104, 58, 20, 26
+    cell, gap, label, head, margin, between = 128, 6, 104, 58, 20, 26
     columns = len(gallery.prompts)
     input_side = cell + cell // 2
     left = margin + input_side + 2 * gap

@@ -59,6 +59,11 @@ def install_extra(name: str) -> str:
     return f"install the extra with pip install '.[{name}]' in the checkout of e4t"
 
 
+def lacks(module: str, extra: str) -> ConfigError:
+    """The refusal where a module is not installed that comes with an extra."""
+    return ConfigError(f"this needs {module}: {install_extra(extra)}")
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether that is what an error says: on GPUs torch has a class for it, on CPUs words."""
     words = "can't allocate memory" in str(error)

@@ -95,10 +95,10 @@ def square(image: Image.Image, size: int) -> Image.Image:
     return cropped if side == size else cropped.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
-def preview(image: Image.Image, *, side: int = 256, limit: int = MAX_PREVIEW_BYTES) -> bytes:
-    """A JPEG of at most ``side`` pixels and ``limit`` bytes, for model cards and for the metadata of files."""
-    small = _on_white(_straight(image.copy()))
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+def preview(image: Image.Image) -> bytes:
+    """A JPEG of at most 256 pixels and `MAX_PREVIEW_BYTES`, for model cards and for the metadata of files."""
+    small, limit = _on_white(_straight(image.copy())), MAX_PREVIEW_BYTES
+    small.thumbnail((256, 256), Image.Resampling.LANCZOS)
     for quality in (90, 75, 50, 25, 5):
         buffer = io.BytesIO()
         small.save(buffer, "JPEG", quality=quality)

@@ -84,31 +84,28 @@ def load_parts(
 
 def load_shapes(name: str, reading: BaseConfig, *, dtype: torch.dtype) -> Parts:
     """The parts without weights, on the meta device; tokenizer and scheduler are whole."""
-    import diffusers
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
 
     place = locate(name, reading, weights=False)
-    layout = locate_layout(reading.layout) if reading.layout else None
-    version = None if place.is_dir() else check_file(place, known_layout=layout is not None).version
-    configs = place if place.is_dir() else layout or _BASES / f"stable-diffusion-{version}"
+    folder = place if place.is_dir() else None
+    layout = folder or (locate_layout(reading.layout) if reading.layout else None)
+    version = None if folder else check_file(place, known_layout=layout is not None).version
+    configs = layout or _BASES / f"stable-diffusion-{version}"
     with _loading(f"'{name}'"):
-        unet, vae = (
-            kind.load_config(configs, subfolder=part)
-            for kind, part in ((diffusers.UNet2DConditionModel, "unet"), (diffusers.AutoencoderKL, "vae"))
-        )
-        scheduler = getattr(diffusers, diffusers.DiffusionPipeline.load_config(configs)["scheduler"][1])
-        plain = CLIPTokenizer.from_pretrained(configs, subfolder="tokenizer") if place.is_dir() else None
         with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(configs, subfolder="unet"))
+            vae = AutoencoderKL.from_config(AutoencoderKL.load_config(configs, subfolder="vae"))
             text = CLIPTextModel(CLIPTextConfig.from_pretrained(configs, subfolder="text_encoder"))
-            parts = Parts(
-                unet=diffusers.UNet2DConditionModel.from_config(unet).to(dtype),
-                vae=diffusers.AutoencoderKL.from_config(vae).to(dtype),
-                text_encoder=text.to(dtype),
-                tokenizer=plain or _tokenizer(version, layout),
-                scheduler=scheduler.from_pretrained(configs, subfolder="scheduler"),
-                reading=reading,
-                folder=place if place.is_dir() else None,
-            )
+        parts = Parts(
+            unet=unet.to(dtype),
+            vae=vae.to(dtype),
+            text_encoder=text.to(dtype),
+            tokenizer=_tokenizer(version, layout),
+            scheduler=_scheduler(configs),
+            reading=reading,
+            folder=folder,
+        )
     return _fitting(parts, name)
 
 
@@ -148,8 +145,8 @@ def _loading(what: str) -> Iterator[None]:
 
 
 def _from_folder(folder: Path, name: str, reading: BaseConfig, dtype: torch.dtype, vae: Any) -> Parts:
-    import diffusers
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
 
     variants = check_folder(folder, name, reading.variant, without=("vae",) if vae is not None else ())
 
@@ -158,13 +155,12 @@ def _from_folder(folder: Path, name: str, reading: BaseConfig, dtype: torch.dtyp
         return _whole(kind, folder, f"'{name}', part '{part}',", **read)
 
     with _loading(f"'{name}'"):
-        scheduler = getattr(diffusers, diffusers.DiffusionPipeline.load_config(folder)["scheduler"][1])
         parts = Parts(
-            unet=whole(diffusers.UNet2DConditionModel, "unet", torch_dtype=dtype),
-            vae=vae or whole(diffusers.AutoencoderKL, "vae", torch_dtype=dtype),
+            unet=whole(UNet2DConditionModel, "unet", torch_dtype=dtype),
+            vae=vae or whole(AutoencoderKL, "vae", torch_dtype=dtype),
             text_encoder=whole(CLIPTextModel, "text_encoder", dtype=dtype, ignore_mismatched_sizes=True),
-            tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
-            scheduler=scheduler.from_pretrained(folder, subfolder="scheduler"),
+            tokenizer=_tokenizer(None, folder),
+            scheduler=_scheduler(folder),
             reading=reading,
             folder=folder,
         )
@@ -183,18 +179,8 @@ def _from_file(
         whole.scheduler = type(whole.scheduler).from_config(whole.scheduler.config, prediction_type=predicts)
     if file.version == 2:
         whole.unet.register_to_config(sample_size=_SIDES[whole.scheduler.config.prediction_type])
-    return _fitting(
-        Parts(
-            unet=whole.unet,
-            vae=whole.vae,
-            text_encoder=whole.text_encoder,
-            tokenizer=whole.tokenizer,
-            scheduler=whole.scheduler,
-            reading=replace(reading, prediction_type=predicts),
-            folder=None,
-        ),
-        str(file.path),
-    )
+    parts = {part: getattr(whole, part) for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")}
+    return _fitting(Parts(**parts, reading=replace(reading, prediction_type=predicts), folder=None), str(file.path))
 
 
 def _stock(file: OneFile, layout: Path | None, dtype: torch.dtype) -> Any:
@@ -228,6 +214,14 @@ def _tokenizer(version: int | None, layout: Path | None) -> Any:
     if layout is not None:
         return CLIPTokenizer.from_pretrained(layout, subfolder="tokenizer")
     return CLIPTokenizer.from_pretrained(_BASES / "clip-tokenizer", pad_token=_PADDING[version or 1])
+
+
+def _scheduler(configs: Path) -> Any:
+    """Of the kind that the index of ``configs`` names."""
+    import diffusers
+
+    kind = getattr(diffusers, diffusers.DiffusionPipeline.load_config(configs)["scheduler"][1])
+    return kind.from_pretrained(configs, subfolder="scheduler")
 
 
 def _whole(kind: Any, location: str | Path, what: str, **read: Any) -> Any:

@@ -21,15 +21,16 @@ from typing import Any
 
 from PIL import Image
 
-from e4t.checkpoint import Concept, require_place
+from e4t.checkpoint import Concept
 from e4t.config import PersonalizeConfig
-from e4t.errors import CheckpointError, ConfigError, E4TError, out_of_memory
+from e4t.errors import ConfigError, E4TError, out_of_memory
 from e4t.images import SUFFIXES
 from e4t.memory import fitted
 from e4t.photos import opened
 from e4t.pictures import caption_beside, with_masks
 from e4t.pipeline import E4TPipeline
 from e4t.provenance import image_digest
+from e4t.saved import require_place
 
 MANIFESTS = (".jsonl", ".csv")
 _KEYS = ("image", "name", "word", "mask", "output", "domain", "overrides")
@@ -282,13 +283,9 @@ def _made(
         yield 1.0, Outcome(entry, "kept", time.perf_counter() - began, concept=present, notes=photo.notes)
         return
     require_place(entry.output, "concept")
-    concept, likeness = None, None
     for step in pipe.personalize_steps(image, mask=mask, config=config):
-        concept = step.concept or concept
         yield step.number / (step.total_steps + 1), None
-    if concept is None:
-        raise CheckpointError("personalizing ended without a concept; please report this")
-    concept = noted(concept, entry.mask)
+    concept, likeness = noted(step.kept, entry.mask), None
     if preview:
         drawn, likeness = pipe.portrait(concept, image)
         concept = concept.with_preview(drawn)

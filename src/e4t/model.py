@@ -16,14 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from e4t.backbone import Backbone
-from e4t.checkpoint import BaseModel, Concept, TrainedDomain, group, prefixed
+from e4t.checkpoint import BaseModel, Concept, TrainedDomain
 from e4t.config import EncoderConfig, OffsetsConfig, PretrainConfig
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError, MismatchError
 from e4t.models.encoder import ConceptEncoder
 from e4t.models.features import feature_widths, pooled_features
-from e4t.models.offsets import TunedWeights, WeightOffsets
+from e4t.models.offsets import WeightOffsets
 from e4t.models.text import Tokens, class_token, encode, tokenize
+from e4t.models.tuned import TunedWeights
+from e4t.saved import group, prefixed
 
 _WHOLE = ("encoder", "unet", "unet_vectors", "text_encoder")
 """What can be tuned as a whole module, or all of its kind in it."""
@@ -75,10 +77,8 @@ class E4TModel(nn.Module):
     @classmethod
     def from_domain(cls, backbone: Backbone, trained: TrainedDomain) -> E4TModel:
         """Raises MismatchError if the domain was trained on other weights of the base or of the image encoder."""
-        loaded, owner = BaseModel.of(backbone), f"the domain '{trained.domain.name}'"
-        trained.base.check(loaded, owner=owner)
-        if trained.encoder.use_image and backbone.image_encoder is not None:
-            trained.base.check_image_encoder(loaded, owner=owner)
+        looks = trained.encoder.use_image and backbone.image_encoder is not None
+        trained.base.check(BaseModel.of(backbone), owner=f"the domain '{trained.domain.name}'", eyes=looks)
         model = cls(
             backbone,
             trained.domain,
@@ -204,7 +204,8 @@ class E4TModel(nn.Module):
         if part == "encoder":
             return TunedWeights(self.encoder, skip=(self.encoder.bias, self.encoder.residual))
         if part == "unet_vectors":
-            return TunedWeights(self.backbone.unet, skip=[p for p in self.backbone.unet.parameters() if p.ndim > 1])
+            matrices = [p for p in self.backbone.unet.parameters() if p.ndim > 1]
+            return TunedWeights(self.backbone.unet, skip=matrices, packed=True)
         if part == "unet":
             return TunedWeights(self.backbone.unet, skip=[linear.weight for linear, _ in self.offsets.items()])
         return TunedWeights(self.backbone.text_encoder)
@@ -212,13 +213,10 @@ class E4TModel(nn.Module):
     def start_tuning(self, parts: Sequence[str], *, delta_rank: int, seed: int) -> dict[str, list[nn.Parameter]]:
         """Make parts (`config.TUNABLE`) trainable, and nothing else, with offsets injected; `take_off` undoes it."""
         self.requires_grad_(False)
-        parts = list(dict.fromkeys(parts))
-        for part in parts:
+        found: dict[str, list[nn.Parameter]] = {}
+        for part in dict.fromkeys(parts):
             if part in _WHOLE:
                 self.tuned[part] = self.tunable(part)
-        found: dict[str, list[nn.Parameter]] = {}
-        for part in parts:
-            if part in _WHOLE:
                 found[part] = self.tuned[part].start()
             elif part == "deltas":
                 with _seeded(seed):
@@ -268,10 +266,8 @@ class E4TModel(nn.Module):
         self.offsets.set_strength(strength)
         for part in _WHOLE:
             if difference := concept.group(part):
-                self.tuned[part] = tuned = self.tunable(part)
-                if part == "unet_vectors":
-                    difference = tuned.unpacked(_only(difference, "value"))
-                tuned.apply(difference, strength=1.0 if part == "encoder" else strength)
+                self.tuned[part] = self.tunable(part)
+                self.tuned[part].apply(difference, strength=1.0 if part == "encoder" else strength)
         self.offsets.fuse()
         self.offsets.drop_concept()  # it is in the weights now, and may be as large as they are
 
@@ -325,16 +321,6 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _only(tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    if tensors.keys() != {name}:
-        raise CheckpointError(f"tuned vectors are one tensor, '{name}'; these are {', '.join(sorted(tensors))[:60]}")
-    return tensors[name]
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size | None:
-    return tensors[name].shape if name in tensors else None
-
-
 def _build_encoder(backbone: Backbone, config: EncoderConfig, heads: Mapping[str, Tensor] | None) -> ConceptEncoder:
     with torch.device("meta") if heads is not None else nullcontext():  # what is known need not be drawn at random
         encoder = ConceptEncoder(
@@ -366,8 +352,8 @@ def _image_widths(backbone: Backbone, config: EncoderConfig, heads: Mapping[str,
 def _fill(encoder: ConceptEncoder, heads: Mapping[str, Tensor]) -> None:
     """Copies of known heads into an encoder without values; the concept's own vectors are zero."""
     wanted = encoder.heads()
-    odd = [name for name in wanted.keys() | heads.keys() if _shape(wanted, name) != _shape(heads, name)]
-    if odd:
+    needed, found = ({name: tensor.shape for name, tensor in one.items()} for one in (wanted, heads))
+    if odd := [name for name, _ in needed.items() ^ found.items()]:
         raise CheckpointError(f"the domain's encoder does not fit this base model: '{min(odd)}' is missing or odd")
     values = {name: tensor.to(torch.float32, copy=True) for name, tensor in heads.items()}
     own = {name: torch.zeros(encoder.embedding_dim) for name in ("bias", "residual")}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from e4t.errors import ConfigError, install_extra
+from e4t.errors import ConfigError, lacks
 from e4t.precision import is_here
 
 STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "muon": 4}
@@ -41,7 +41,7 @@ def new_optimizer(
     try:
         import bitsandbytes
     except ImportError as error:
-        raise ConfigError(f"this needs bitsandbytes: {install_extra('8bit')}") from error
+        raise lacks("bitsandbytes", "8bit") from error
     optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, weight_decay=weight_decay)
     _try_out(bitsandbytes, device)
     return optimizer
@@ -128,7 +128,7 @@ def _is_matrix(parameter: Tensor) -> bool:
     return parameter.ndim > 1 and min(parameter.flatten(1).shape) > 1
 
 
-def orthogonal(matrix: Tensor, *, iterations: int = 5) -> Tensor:
+def orthogonal(matrix: Tensor) -> Tensor:
     """``matrix`` ``[m, n]`` with all singular values near 1 (0.7 to 1.2), by Newton and Schulz's iteration, in float32.
 
     The coefficients are Jordan's: they raise small singular values fastest, and do not settle at 1. An iteration is a
@@ -139,7 +139,7 @@ def orthogonal(matrix: Tensor, *, iterations: int = 5) -> Tensor:
     x = (matrix.T if tall else matrix).float()
     x = x / x.norm().clamp(min=1e-7)
     gram, gathered = x @ x.T, torch.eye(len(x), device=x.device)
-    for _ in range(iterations):
+    for _ in range(5):
         step = -4.7750 * gram + 2.0315 * gram @ gram
         step.diagonal().add_(3.4445)
         gram, gathered = step @ gram @ step, step @ gathered

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from e4t.backbone import draw_noise
-from e4t.checkpoint import Concept, prefixed
+from e4t.checkpoint import Concept
 from e4t.config import PersonalizeConfig
 from e4t.data import square_mask, square_pixels
 from e4t.errors import CheckpointError, ConfigError, MismatchError
@@ -23,6 +23,7 @@ from e4t.model import E4TModel
 from e4t.objective import Batch, E4TObjective, Prior
 from e4t.optimizers import new_optimizer
 from e4t.provenance import image_digest, versions
+from e4t.saved import prefixed
 from e4t.training import Step, autocast, draw_timesteps, generator_at, timestep_range, train
 
 _PROBE = -2  # a batch that no step trains on
@@ -41,6 +42,12 @@ class PersonalizeStep:
     training: Step | None
     concept: Concept | None
     loss_left: float | None = None  # of the loss on the image before tuning, at the same noises; automatic tuning only
+
+    @property
+    def kept(self) -> Concept:
+        """The concept of a step that it was asked for of; the last one always has it."""
+        assert self.concept is not None, f"no concept was asked for of step {self.number}"
+        return self.concept
 
 
 @dataclass(frozen=True)
@@ -126,8 +133,7 @@ def replayed(model: E4TModel, concept: Concept) -> Concept:
     constants = Constants.of(concept.group("replay"), model.backbone.device)
     _check_fit(model, constants)
     *_, last = tune(model, constants, config=config, provenance=concept.provenance)
-    assert last.concept is not None
-    return last.concept
+    return last.kept
 
 
 def _check_fit(model: E4TModel, constants: Constants) -> None:
@@ -152,11 +158,10 @@ def tune(
     model.offsets.require("ejected", "tune")
     model.backbone.require_in_place()
     batch_at = batches(model, constants, config)  # before anything: it refuses a caption that is too long
-    tuning = _Tuning(model, config, constants, provenance)
+    concept_at = partial(_concept, model, config, constants, provenance)
     objective = E4TObjective(model, config)
-    try:
-        groups = tuning.start()
-        first = tuning.concept(0) if _kept(0, keep_steps) or not config.steps else None
+    with tuning(model, config) as groups:
+        first = concept_at(0) if _kept(0, keep_steps) or not config.steps else None
         yield PersonalizeStep(0, config.steps, None, first)
         if not config.steps:
             return
@@ -170,24 +175,14 @@ def tune(
             tables=[part.weight for part in model.backbone.text_encoder.modules() if isinstance(part, nn.Embedding)],
         )
         loss_left = _watched(objective, batch_at(_PROBE), config) if config.automatic else None
-        parts = config.parts
-        for step in train(
-            objective,
-            _part_at(batch_at, config) if parts > 1 else batch_at,
-            optimizer,
-            steps=config.steps,
-            accumulation=config.accumulation * parts,
-            mixed_precision=config.mixed_precision,
-            max_grad_norm=config.max_grad_norm,
-        ):
+        part_at = _part_at(batch_at, config) if config.parts > 1 else batch_at
+        for step in train(objective, part_at, optimizer, parts=config.parts):
             left = loss_left() if loss_left else None
             last = step.number == config.steps or (left is not None and left <= config.automatic_loss)
-            concept = tuning.concept(step.number) if last or _kept(step.number, keep_steps) else None
+            concept = concept_at(step.number) if last or _kept(step.number, keep_steps) else None
             yield PersonalizeStep(step.number, config.steps, step, concept, left)
             if last:
                 return
-    finally:
-        tuning.stop()
 
 
 def _part_at(batch_at: Callable[[int], Batch], config: PersonalizeConfig) -> Callable[[int], Batch]:
@@ -243,111 +238,90 @@ def batches(model: E4TModel, constants: Constants, config: PersonalizeConfig) ->
     prompts = model.tokens([domain.captioned(caption) for caption in captions] or domain.prompts)
     rows = torch.arange(size, device=device)
     low, high = timestep_range(config, model.backbone.num_timesteps)
-    prior_at = _priors(model, constants.prior, config) if constants.prior and config.prior_weight else None
+    pictures = constants.prior if config.prior_weight else None
+    class_prompts = model.tokens(pictures.prompts, expected=False) if pictures else prompts  # else not read
+
+    def noised(latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents, and noise and timesteps for them."""
+        timesteps = draw_timesteps(size, low, high, generator, stratified=config.stratified_timesteps)
+        return latents, draw_noise(latents.shape, generator, device), timesteps.to(device)
+
+    def prior_at(pictures: ClassPictures, generator: torch.Generator) -> Prior:
+        """As many pictures of the class as of the concept, any of them."""
+        picks = torch.randint(len(pictures.prompts), (size,), generator=generator).to(device)
+        return Prior(*noised(pictures.latents[picks], generator), class_prompts[picks])
 
     def batch_at(index: int) -> Batch:
         generator = generator_at(config.seed, index)
-        picks = torch.randint(len(prompts), (size,), generator=generator)
-        timesteps = draw_timesteps(size, low, high, generator, stratified=config.stratified_timesteps)
+        picks = torch.randint(len(prompts), (size,), generator=generator).to(device)
         shown = (rows + index * size) % len(constants.latents)
-        says = shown if constants.captions else picks.to(device)
-        latents = constants.latents[shown]
         return Batch(
-            latents=latents,
-            noise=draw_noise(latents.shape, generator, device),
-            timesteps=timesteps.to(device),
-            tokens=prompts[says],
+            *noised(constants.latents[shown], generator),
+            tokens=prompts[shown if constants.captions else picks],
             image_features=constants.image_features,
             mask=constants.mask[shown] if constants.mask is not None else None,
-            prior=prior_at(generator) if prior_at else None,
+            prior=prior_at(pictures, generator) if pictures else None,
         )
 
     return batch_at
 
 
-def _priors(model: E4TModel, pictures: ClassPictures, config: PersonalizeConfig) -> Callable[[torch.Generator], Prior]:
-    """As many pictures of the class as of the concept, any of them."""
-    size, device = config.batch_size, model.backbone.device
-    tokens = model.tokens(pictures.prompts, expected=False)
-    low, high = timestep_range(config, model.backbone.num_timesteps)
+@contextmanager
+def tuning(model: E4TModel, config: PersonalizeConfig) -> Iterator[list[dict[str, Any]]]:
+    """Groups of parameters for an optimiser, one for each tuned part, which can be trained inside the ``with``.
 
-    def prior_at(generator: torch.Generator) -> Prior:
-        picks = torch.randint(len(pictures.prompts), (size,), generator=generator).to(device)
-        timesteps = draw_timesteps(size, low, high, generator, stratified=config.stratified_timesteps)
-        latents = pictures.latents[picks]
-        noise = draw_noise(latents.shape, generator, device)
-        return Prior(latents, noise, timesteps.to(device), tokens[picks])
-
-    return prior_at
-
-
-class _Tuning:
-    """Makes the chosen parts of a model trainable, reads the concept off them, and puts everything back."""
-
-    def __init__(
-        self, model: E4TModel, config: PersonalizeConfig, constants: Constants, provenance: Mapping[str, Any]
-    ) -> None:
-        self.model = model
-        self.config = config
-        self.constants = constants
-        self.provenance = provenance
-        self._during = ExitStack()
-
-    def start(self) -> list[dict[str, Any]]:
-        """Parameter groups for the optimiser, one for each tuned part."""
-        model, config = self.model, self.config
+    Base, domain and encoder are exactly as before after it.
+    """
+    with ExitStack() as during:
         if config.unload:
-            self._during.enter_context(model.backbone.unloaded())
+            during.enter_context(model.backbone.unloaded())
+        during.callback(model.requires_grad_, False)
+        during.callback(model.take_off)
         parts = model.start_tuning(config.tune, delta_rank=config.delta_rank, seed=config.seed)
         if config.gradient_checkpointing:
-            self._during.enter_context(model.backbone.gradient_checkpointing())
-        return [{"params": p, "lr": config.rate(part)} for part, p in parts.items() if p]
+            during.enter_context(model.backbone.gradient_checkpointing())
+        yield [{"params": p, "lr": config.rate(part)} for part, p in parts.items() if p]
 
-    def stop(self) -> None:
-        """Base, domain and encoder exactly as before."""
-        with self._during:  # ends what was entered at the start, also after an error
-            self.model.take_off()
-            self.model.requires_grad_(False)
 
-    @torch.no_grad()
-    def concept(self, steps: int) -> Concept:
-        """A copy of the state after so many steps."""
-        model, encoder = self.model, self.model.encoder
-        image_half = encoder.image_half(self.constants.image_features)
-        tensors = {
-            "image_half": image_half[0].cpu().clone(),
-            "bias": encoder.bias.detach().cpu().clone(),
-            "residual": encoder.residual.detach().cpu().clone(),
-            "frozen_offset": self._mean_offset(image_half).cpu(),
-        }
-        tensors |= prefixed("deltas", model.offsets.concept_state())
-        if self.config.keep == "replay":
-            tensors |= prefixed("replay", self.constants.tensors())
-        image_side = {f"image_linears.{name}" for name, _ in encoder.image_linears.named_parameters()}  # in image_half
-        for part, tuned in model.tuned.items():
-            if part == "unet_vectors":
-                tensors |= prefixed(part, {"value": tuned.packed()})
-                continue
-            difference = tuned.difference()
-            tensors |= prefixed(part, {name: d for name, d in difference.items() if name not in image_side})
-        return Concept(
-            domain=model.domain,
-            domain_id=model.domain_id,
-            base=model.base,
-            steps=steps,
-            tensors=tensors,
-            config=self.config.to_dict(),
-            provenance=self.provenance,
-        )
+@torch.no_grad()
+def _concept(
+    model: E4TModel, config: PersonalizeConfig, constants: Constants, provenance: Mapping[str, Any], steps: int
+) -> Concept:
+    """A copy of what is tuned, after so many steps."""
+    encoder = model.encoder
+    image_half = encoder.image_half(constants.image_features)
+    tensors = {
+        "image_half": image_half[0].cpu().clone(),
+        "bias": encoder.bias.detach().cpu().clone(),
+        "residual": encoder.residual.detach().cpu().clone(),
+        "frozen_offset": _mean_offset(model, config, constants, image_half).cpu(),
+    }
+    tensors |= prefixed("deltas", model.offsets.concept_state())
+    if config.keep == "replay":
+        tensors |= prefixed("replay", constants.tensors())
+    image_side = {f"image_linears.{name}" for name, _ in encoder.image_linears.named_parameters()}  # in image_half
+    for part, tuned in model.tuned.items():
+        kept = {name: tensor for name, tensor in tuned.difference().items() if name not in image_side}
+        tensors |= prefixed(part, kept)
+    return Concept(
+        domain=model.domain,
+        domain_id=model.domain_id,
+        base=model.base,
+        steps=steps,
+        tensors=tensors,
+        config=config.to_dict(),
+        provenance=provenance,
+    )
 
-    def _mean_offset(self, image_half: Tensor) -> Tensor:
-        """E averaged over evenly spaced timesteps of the noised image, [D]."""
-        count, backbone = self.config.frozen_timesteps, self.model.backbone
-        spaced = (torch.arange(count) + 0.5) / count * backbone.num_timesteps
-        timesteps = spaced.long().to(backbone.device)
-        latents = self.constants.latents[:1].expand(count, -1, -1, -1)
-        noise = draw_noise(latents.shape, generator_at(self.config.seed, -1), backbone.device)
-        noisy = backbone.add_noise(latents, noise, timesteps)
-        size = min(count, self.config.micro_batch_size or count)
-        parts = zip(torch.split(noisy, size), torch.split(timesteps, size), strict=True)
-        return torch.cat([self.model.offset(*part, image_half) for part in parts]).mean(dim=0)
+
+def _mean_offset(model: E4TModel, config: PersonalizeConfig, constants: Constants, image_half: Tensor) -> Tensor:
+    """E averaged over evenly spaced timesteps of the noised image, [D]."""
+    count, backbone = config.frozen_timesteps, model.backbone
+    spaced = (torch.arange(count) + 0.5) / count * backbone.num_timesteps
+    timesteps = spaced.long().to(backbone.device)
+    latents = constants.latents[:1].expand(count, -1, -1, -1)
+    noise = draw_noise(latents.shape, generator_at(config.seed, -1), backbone.device)
+    noisy = backbone.add_noise(latents, noise, timesteps)
+    size = min(count, config.micro_batch_size or count)
+    parts = zip(torch.split(noisy, size), torch.split(timesteps, size), strict=True)
+    return torch.cat([model.offset(*part, image_half) for part in parts]).mean(dim=0)

@@ -169,10 +169,8 @@ class E4TPipeline:
         **overrides: Any,
     ) -> Concept:
         """One image → a concept. Overrides are fields of `PersonalizeConfig` (``steps=15``, ``seed=1``)."""
-        kept: list[Concept] = []
-        for step in self.personalize_steps(image, mask=mask, config=config, keep_steps=keep_steps, **overrides):
-            if step.concept is not None:
-                kept.append(step.concept)
+        steps = self.personalize_steps(image, mask=mask, config=config, keep_steps=keep_steps, **overrides)
+        kept = [step.concept for step in steps if step.concept is not None]
         return replace(kept[-1], history=tuple(kept)) if keep_steps else kept[-1]
 
     def personalize_steps(

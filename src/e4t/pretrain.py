@@ -13,14 +13,7 @@ from torch import Tensor, nn
 from e4t.backbone import Backbone
 from e4t.batches import batches
 from e4t.cache import CachedData
-from e4t.checkpoint import (
-    BaseModel,
-    TrainedDomain,
-    TrainingState,
-    group,
-    prefixed,
-    require_place,
-)
+from e4t.checkpoint import BaseModel, TrainedDomain
 from e4t.config import PretrainConfig
 from e4t.data import ImageData, require_pictures
 from e4t.domain import Domain
@@ -29,36 +22,13 @@ from e4t.model import E4TModel, new_model
 from e4t.objective import E4TObjective
 from e4t.optimizers import MovingAverage, load_optimizer_tensors, new_optimizer, optimizer_tensors
 from e4t.processes import Processes
+from e4t.saved import group, prefixed, require_place
 from e4t.shards import source_name
-from e4t.states import LATEST, States, require_fitting
+from e4t.states import LATEST, States, TrainingState, changes_since, require_fitting
 from e4t.training import Step, gradient_scaler, train
 
-_MAY_CHANGE = (
-    "steps",
-    "checkpoint_every",
-    "keep_states",
-    "workers",
-    "save_dtype",
-    "compile",
-    "gradient_checkpointing",
-)
-"""Settings that can change without making a resumed training another one."""
-
-_STEERING = (
-    "learning_rate",
-    "offsets_learning_rate",
-    "weight_decay",
-    "max_grad_norm",
-    "warmup_steps",
-    "mixed_precision",
-    "seed",
-)
-"""Settings of the steps to come, which fit any state: they can change where one is named to go on from, on purpose."""
-
-_SHARES = ("batch_size", "accumulation", "processes")
-"""What the effective batch is the product of."""
-
 _FIRST_LOSSES = 5
+_SCALER = ("scale", "_growth_tracker")
 
 
 def pretrain(
@@ -193,19 +163,7 @@ class Pretraining:
             stack.enter_context(backbone.differentiable_attention())
             stack.enter_context(backbone.compiled() if config.compile else nullcontext())
             yield from train(
-                objective,
-                batch_at,
-                self.optimizer,
-                steps=config.steps,
-                start=self.start,
-                accumulation=config.accumulation,
-                mixed_precision=config.mixed_precision,
-                max_grad_norm=config.max_grad_norm,
-                warmup_steps=config.warmup_steps,
-                cooldown_steps=config.cooldown_steps,
-                schedule=config.schedule,
-                scaler=self.scaler,
-                processes=self.processes,
+                objective, batch_at, self.optimizer, start=self.start, scaler=self.scaler, processes=self.processes
             )
 
     def _trained(self, skipped: int) -> TrainedDomain:
@@ -263,25 +221,14 @@ class Pretraining:
             return 0, []
         require_fitting(state, self.arguments, _trained_tensors(self.model), self.optimizer)
         begun = state.arguments
-        other = [name for name in _SAME if begun.get(name) != self.arguments[name]]
-        before, now = _comparable(begun), _comparable(self.arguments)
-        changed = sorted(name for name in before | now if before.get(name) != now.get(name))
-        fixed = [name for name in changed if name not in _STEERING]
-        if other or fixed or (changed and which == LATEST):
-            what = " and ".join(_SAME[name] for name in other) or f"settings ({', '.join(changed)})"
-            instead = "delete it or choose another output" if which == LATEST else "resume from another state"
-            if not other and not fixed:
-                instead = f"to change them from here on, name it: --resume '{self.kept_in}'"
-            raise CheckpointError(f"'{self.kept_in}' was begun with other {what}; {instead}")
-        was = _before(begun, self.arguments)
-        self.changes = [*begun.get("changes", []), *([{"after_step": state.step, "was": was}] if was else [])]
+        self.changes = changes_since(state, self.arguments, named=which != LATEST, place=self.kept_in)
         for name, tensor in (state.group("encoder") | state.group("offsets")).items():
             self.parameters[name].data.copy_(tensor)
         load_optimizer_tensors(self.optimizer, state.group("optimizer"))
         if self.average is not None:
             self.average.load(state.group("average"))
         if self.scaler.is_enabled() and (scaler := group(state.tensors, "scaler")):
-            self.scaler.load_state_dict({**self.scaler.state_dict(), **{n: _number(n, t) for n, t in scaler.items()}})
+            self.scaler.load_state_dict(self.scaler.state_dict() | {name: float(one) for name, one in scaler.items()})
         self.data.broken.update(begun["broken"])
         if isinstance(self.data, ImageData) and self.data.stream is not None:
             self.data.stream.sizes.update(begun["shards"])
@@ -297,16 +244,8 @@ def require_data(source: str | Path) -> None:
 
 
 def pictures_of(data: str | Path, backbone: Backbone, config: PretrainConfig) -> ImageData:
-    """The training pictures, as the settings crop, mirror and colour them."""
-    return ImageData(
-        data,
-        resolution=config.resolution or backbone.resolution,
-        crop_scale=config.crop_scale,
-        flip=config.flip,
-        color_jitter=config.color_jitter,
-        seed=config.seed,
-        shuffle_buffer=config.shuffle_buffer,
-    )
+    """The training pictures, of the side that the settings say, else the base's own."""
+    return ImageData(data, config, config.resolution or backbone.resolution)
 
 
 def data_of(source: str | Path, backbone: Backbone, config: PretrainConfig) -> ImageData | CachedData:
@@ -320,10 +259,7 @@ def data_of(source: str | Path, backbone: Backbone, config: PretrainConfig) -> I
             raise ConfigError(f"'{source}' is no cache, and the base was opened without its autoencoder")
         return pictures_of(source, backbone, config)
     cached = CachedData(source, seed=config.seed)
-    loaded, owner = BaseModel.of(backbone), f"the cache '{source}'"
-    cached.base.check(loaded, owner=owner)
-    if config.encoder.use_image:
-        cached.base.check_image_encoder(loaded, owner=owner)
+    cached.base.check(BaseModel.of(backbone), owner=f"the cache '{source}'", eyes=config.encoder.use_image)
     return cached
 
 
@@ -350,34 +286,5 @@ def _parameter_groups(model: E4TModel, config: PretrainConfig) -> list[dict[str,
     return [{"params": parameters, "lr": rate} for parameters, rate in groups if parameters]
 
 
-_SAME = {"base": "base weights", "image_encoder": "image encoder weights", "pictures": "numbers of pictures"}
-"""What else makes a training the one it is, and how to say that it is another."""
-_SCALER = ("scale", "_growth_tracker")
-
-
-def _number(name: str, tensor: Tensor) -> float:
-    return float(tensor) if name == "scale" else int(tensor)
-
-
 def _trained_tensors(model: E4TModel) -> dict[str, Tensor]:
     return prefixed("encoder", model.encoder.heads()) | prefixed("offsets", dict(model.offsets.named_parameters()))
-
-
-def _comparable(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a training the one it is; how a step's pictures are shared out does not."""
-    config = PretrainConfig.from_dict(arguments["config"])
-    free = set(_MAY_CHANGE)
-    if config.schedule != "constant" or config.cooldown_steps:  # the rate of every step depends on how many there are
-        free.remove("steps")
-    fixed = {name: value for name, value in config.to_dict().items() if name not in free.union(_SHARES)}
-    fixed["effective batch"] = config.batch_size * config.accumulation * arguments["processes"]
-    return {"data": arguments["data"], "domain": Domain.from_dict(arguments["domain"]), **fixed}
-
-
-def _before(begun: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """What a training had, of all that makes its steps to come others: also batches that are drawn in other sizes."""
-    before, after = (
-        {**PretrainConfig.from_dict(one["config"]).to_dict(), "processes": one["processes"]} for one in (begun, now)
-    )
-    redrawn = before["batch_size"] * before["processes"] != after["batch_size"] * after["processes"]
-    return {name: before[name] for name in (*_STEERING, *(_SHARES if redrawn else ())) if before[name] != after[name]}

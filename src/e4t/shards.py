@@ -23,10 +23,11 @@ from time import sleep
 from typing import IO, Any, cast
 
 import numpy as np
+from PIL import Image
 
-from e4t.errors import ConfigError, DataError, ImageError, install_extra
-from e4t.images import SUFFIXES
-from e4t.pictures import MAX_CAPTION_BYTES, Packed, check_size
+from e4t.errors import DataError, ImageError, lacks
+from e4t.images import SUFFIXES, decode_image
+from e4t.pictures import MAX_CAPTION_BYTES, Undecoded, check_size, decode_caption
 
 _TEXTS = ("txt", "caption", "text")
 _PICTURES = {suffix.removeprefix(".") for suffix in SUFFIXES}
@@ -49,7 +50,7 @@ def shard_urls(source: str | Path) -> list[str]:
     try:
         from webdataset.shardlists import expand_urls
     except ImportError as error:
-        raise ConfigError(f"this needs webdataset: {install_extra('data')}") from error
+        raise lacks("webdataset", "data") from error
     found: list[str] = []
     for part in text.split("::"):
         try:
@@ -113,9 +114,9 @@ class ShardStream:
     broken: dict[str, str] = field(default_factory=dict)
     unreachable: set[str] = field(default_factory=set)
     _ended: dict[str, int] = field(default_factory=dict, repr=False)  # where in the stream broken ones did
-    _kept: dict[int, Packed] = field(default_factory=dict, repr=False)
+    _kept: dict[int, Undecoded] = field(default_factory=dict, repr=False)
     _next: int = 0
-    _samples: Iterator[Packed] | None = None
+    _samples: Iterator[Undecoded] | None = None
     _names: dict[str, str] = field(default_factory=dict, repr=False)
     _lock: Any = field(default_factory=Lock, repr=False)
 
@@ -128,7 +129,7 @@ class ShardStream:
         """What a shard is called in `sizes` and `broken`: numbered where only the queries differ."""
         return self._names.get(url, bare(url))
 
-    def at(self, position: int) -> Packed:
+    def at(self, position: int) -> Undecoded:
         """Raises DataError where the shards hold no sample. A position that was released is read anew."""
         with self._lock:
             if self._samples is None or (position < self._next and position not in self._kept):  # from the start again
@@ -150,7 +151,7 @@ class ShardStream:
         """Those of the broken shards that ended before a position: the same, however far was read ahead."""
         return {url: self.broken[url] for url, ended in list(self._ended.items()) if ended < position}
 
-    def _from(self, position: int) -> Iterator[Packed]:
+    def _from(self, position: int) -> Iterator[Undecoded]:
         """All samples from ``position`` on, without end."""
         epoch, passed = self._epoch_at(position)
         names = [self.name_of(url) for url in self.urls]
@@ -199,14 +200,14 @@ class ShardStream:
     def _why(self) -> str:
         return "".join(f"; {reason}" for reason in list(self.broken.values())[:1])
 
-    def _shuffled(self, number: int, epoch: int) -> Iterator[Packed]:
+    def _shuffled(self, number: int, epoch: int) -> Iterator[Undecoded]:
         """The samples of a shard in an epoch: as many as it had then, where that is read again after an interruption.
 
         At most `_MOST_WAITING` bytes wait, however large the buffer.
         """
         url = self.urls[number]
         rng = np.random.default_rng([self.seed, 2, epoch, number])
-        waiting: list[Packed] = []
+        waiting: list[Undecoded] = []
         held = 0
         for sample in islice(self.samples(url, epoch), self._changes(self.name_of(url)).get(epoch)):
             waiting.append(sample)
@@ -218,7 +219,7 @@ class ShardStream:
         while waiting:
             yield _taken(waiting, rng)
 
-    def samples(self, url: str, epoch: int = 0) -> Iterator[Packed]:
+    def samples(self, url: str, epoch: int = 0) -> Iterator[Undecoded]:
         """The samples of one shard, undecoded and in their order, to its end or to where it is damaged."""
         count, name = 0, self.name_of(url)
         for pause in (*(_PAUSES if _is_remote(url) else ()), None):
@@ -244,7 +245,7 @@ def _since(changes: Mapping[int, int], epoch: int) -> int | None:
     return next((changes[since] for since in sorted(changes, reverse=True) if since <= epoch), None)
 
 
-def _taken(waiting: list[Packed], rng: np.random.Generator) -> Packed:
+def _taken(waiting: list[Undecoded], rng: np.random.Generator) -> Undecoded:
     chosen = int(rng.integers(len(waiting)))
     waiting[chosen], waiting[-1] = waiting[-1], waiting[chosen]
     return waiting.pop()
@@ -259,7 +260,7 @@ def _opened(url: str) -> IO[bytes]:
     return cast(IO[bytes], gopen(url))
 
 
-def _packed(url: str, name: str) -> Iterator[Packed]:
+def _packed(url: str, name: str) -> Iterator[Undecoded]:
     """The samples of a shard. Of files that are neither picture nor caption, and of too large ones, no byte is kept."""
     with _opened(url) as stream, _archive(stream) as archive:
         for key, members in groupby(_files(archive), key=lambda member: member[0]):
@@ -273,7 +274,21 @@ def _packed(url: str, name: str) -> Iterator[Packed]:
                         fault = str(error)
                 elif ending in _TEXTS:
                     text[ending] = _content(archive, info, MAX_CAPTION_BYTES)
-            yield Packed(sample, picture, next((text[kind] for kind in _TEXTS if kind in text), None), fault)
+            yield _sample(sample, picture, next((text[kind] for kind in _TEXTS if kind in text), None), fault)
+
+
+def _sample(name: str, picture: bytes | None, text: bytes | None, fault: str | None) -> Undecoded:
+    """Of the bytes of its files; without ``picture``, whatever is there is none. ``fault`` is what is wrong with it."""
+
+    def image() -> Image.Image:
+        if fault is not None or picture is None:
+            raise ImageError(fault or f"'{name}' has no picture ({', '.join(SUFFIXES)})")
+        return decode_image(picture, name)
+
+    def caption() -> str | None:
+        return decode_caption(text) if text is not None else None
+
+    return Undecoded(name, image, caption, len(picture or b"") + len(text or b""))
 
 
 def _archive(stream: IO[bytes]) -> tarfile.TarFile:

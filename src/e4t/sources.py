@@ -92,18 +92,16 @@ def locate_layout(name: str, revision: str | None = None) -> Path:
 
     ``revision`` is one of a hub id.
     """
-    folder = Path(name) if Path(name).is_dir() else _fetched_layout(name, revision)
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(_CONFIGS)))
+        except (OSError, ValueError) as error:
+            raise _not_at_hand(name, error) from error
     check_layout(folder, name)
     return folder
-
-
-def _fetched_layout(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_CONFIGS)))
-    except (OSError, ValueError) as error:
-        raise _not_at_hand(name, error) from error
 
 
 def _refuse_options(what: str, reading: BaseConfig, *names: str) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from e4t.checkpoint import TrainingState
-from e4t.config import PretrainConfig, fits
+from e4t.config import PretrainConfig
 from e4t.domain import Domain
 from e4t.errors import CheckpointError, ConfigError
+from e4t.saved import group, read_saved, typed, write_saved
 from e4t.writing import remove_folder
 
 LATEST = "latest"
@@ -26,12 +27,55 @@ _ARGUMENTS: dict[str, Any] = {
     "config": dict,
     "domain": dict,
     "data": str,
-    "first_losses": list,
+    "first_losses": list[float],
     "processes": int,
-    "shards": dict,
-    "broken": dict,
+    "shards": dict[str, list[list[int]]],  # `e4t.shards.ShardStream.sizes`
+    "broken": dict[str, str],
 }
 _MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")  # of a parameter's shape; what else there is has its own
+
+_MAY_CHANGE = ("checkpoint_every", "keep_states", "workers", "save_dtype", "compile", "gradient_checkpointing")
+"""Settings that can change without making a resumed training another one; so may ``steps`` where rates are constant."""
+
+_STEERING = (
+    "learning_rate",
+    "offsets_learning_rate",
+    "weight_decay",
+    "max_grad_norm",
+    "warmup_steps",
+    "mixed_precision",
+    "seed",
+)
+"""Settings of the steps to come, which fit any state: they can change where one is named to go on from, on purpose."""
+
+_SHARES = ("batch_size", "accumulation", "processes")
+"""What the effective batch is the product of."""
+
+_SAME = {"base": "base weights", "image_encoder": "image encoder weights", "pictures": "numbers of pictures"}
+"""What else makes a training the one it is, and how to say that it is another."""
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Everything needed to go on training exactly where it stopped; random numbers follow from the step."""
+
+    step: int
+    arguments: Mapping[str, Any]
+    tensors: Mapping[str, Tensor] = field(repr=False)
+
+    def save(self, folder: str | Path) -> Path:
+        config = {"kind": "training", "step": self.step, "arguments": dict(self.arguments)}
+        return write_saved(
+            Path(folder), config, dict(self.tensors), "State of an unfinished training; safe to delete.\n"
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TrainingState:
+        with read_saved(Path(folder), "training") as (config, tensors):
+            return cls(typed(config, "step", int), typed(config, "arguments", dict), tensors)
+
+    def group(self, name: str) -> dict[str, Tensor]:
+        return group(self.tensors, name)
 
 
 @dataclass(frozen=True)
@@ -122,24 +166,57 @@ def require_fitting(
         ) from error
 
 
+def changes_since(
+    state: TrainingState, arguments: Mapping[str, Any], *, named: bool, place: Path
+) -> list[dict[str, Any]]:
+    """The changes so far of a training that goes on from ``state`` with ``arguments``, as settings were before them.
+
+    How a step's pictures are shared out is none, unless they are drawn in other sizes. Raises CheckpointError for
+    another training than the one in ``place``; one whose state is ``named`` may be steered anew.
+    """
+    before, now = _compared(state.arguments), _compared(arguments)
+    changed = {name for name in now if before[name] != now[name]}.difference(_MAY_CHANGE, _SHARES, ["steps"])
+    if before["steps"] != now["steps"] and any(
+        one["schedule"] != "constant" or one["cooldown_steps"] for one in (before, now)
+    ):
+        changed.add("steps")  # the rate of every step depends on how many there are
+    if math.prod(before[name] for name in _SHARES) != math.prod(now[name] for name in _SHARES):
+        changed.add("effective batch")
+    other = [said for name, said in _SAME.items() if state.arguments.get(name) != arguments[name]]
+    steered = not other and changed <= set(_STEERING)
+    if other or (changed and not (named and steered)):
+        what = " and ".join(other) or f"settings ({', '.join(sorted(changed))})"
+        instead = "resume from another state" if named else "delete it or choose another output"
+        if steered:
+            instead = f"to change them from here on, name it: --resume '{place}'"
+        raise CheckpointError(f"'{place}' was begun with other {what}; {instead}")
+    redrawn = before["batch_size"] * before["processes"] != now["batch_size"] * now["processes"]
+    names = (*_STEERING, *(_SHARES if redrawn else ()))
+    was = {name: before[name] for name in names if before[name] != now[name]}
+    return [*state.arguments.get("changes", []), *([{"after_step": state.step, "was": was}] if was else [])]
+
+
+def _compared(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """All that can make a training another one."""
+    said = {name: arguments[name] for name in ("data", "processes")}
+    return {
+        **said,
+        "domain": Domain.from_dict(arguments["domain"]),
+        **PretrainConfig.from_dict(arguments["config"]).to_dict(),
+    }
+
+
 def _begun(state: TrainingState) -> dict[str, Any]:
     """The settings a state was begun with. Raises KeyError, ValueError or ConfigError for what is none."""
     given = state.arguments
     for name, kind in _ARGUMENTS.items():
-        if not fits(given[name], kind):
-            raise ValueError(f"its {name!r} is not of type {kind.__name__}")
+        typed(given, name, kind)
+    typed({"changes": [], **given}, "changes", list[dict[str, Any]])
     if state.step < 0 or given["processes"] < 1:
         raise ValueError("it counts steps or processes below zero")
-    if not all(fits(loss, float) for loss in given["first_losses"]):
-        raise ValueError("its first losses are no numbers")
-    if not all(isinstance(reason, str) for reason in given["broken"].values()):
-        raise ValueError("what it says of broken pictures is no text")
-    for pairs in given["shards"].values():  # `e4t.shards.ShardStream.sizes`
-        whole = isinstance(pairs, list) and pairs and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
-        if not whole or not all(fits(number, int) and number >= 0 for pair in pairs for number in pair):
-            raise ValueError("the sizes of its shards are no numbers")
-    if not all(isinstance(change, dict) for change in given.get("changes", [])):
-        raise ValueError("its changes of settings are no list of such")
+    for pairs in given["shards"].values():
+        if not pairs or not all(len(pair) == 2 and min(pair) >= 0 for pair in pairs):
+            raise ValueError("the sizes of its shards are no pairs of an epoch and a number")
     Domain.from_dict(given["domain"])
     return PretrainConfig.from_dict(given["config"]).to_dict()
 

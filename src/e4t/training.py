@@ -40,27 +40,22 @@ def train(
     batch_at: Callable[[int], Batch],
     optimizer: torch.optim.Optimizer,
     *,
-    steps: int,
     start: int = 0,
-    accumulation: int = 1,
-    mixed_precision: str = "no",
-    max_grad_norm: float | None = None,
-    warmup_steps: int = 0,
-    cooldown_steps: int = 0,
-    schedule: str = "constant",
+    parts: int = 1,
     scaler: torch.amp.GradScaler | None = None,
     processes: Processes | None = None,
 ) -> Iterator[Step]:
-    """Steps ``start`` to ``steps``; ``batch_at(i)`` gives batch i, always the same one, so that resuming is exact.
+    """The steps of the objective's settings, from ``start`` on.
 
-    The learning rates rise over the first ``warmup_steps`` and fall to nothing over the last ``cooldown_steps``, or all
-    the way by ``schedule``. "bf16" means float32 where a processor would only emulate bfloat16. With several
-    ``processes``, ``batch_at`` gives this one's share. A step whose gradients overflow in fp16 is done again with a
-    smaller scale. Raises TrainingError, before it changes a weight, where the loss is no number any more.
+    ``batch_at(i)`` gives batch i, or where they come in several ``parts``, part i of all; always the same one, so that
+    resuming is exact. "bf16" means float32 where a processor would only emulate bfloat16. With several ``processes``,
+    ``batch_at`` gives this one's share. A step whose gradients overflow in fp16 is done again with a smaller scale.
+    Raises TrainingError, before it changes a weight, where the loss is no number any more.
     """
+    config, accumulation = objective.config, objective.config.accumulation * parts
     device, weights = objective.model.backbone.device, objective.model.base_dtype
-    cast = autocast(mixed_precision, device, weights)
-    scaler = scaler or gradient_scaler(mixed_precision, device)
+    cast = autocast(config.mixed_precision, device, weights)
+    scaler = scaler or gradient_scaler(config.mixed_precision, device)
     together = processes or Processes()
     loss_of = together.shared(objective)
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -81,16 +76,16 @@ def train(
         scaler.unscale_(optimizer)
         parameters = [p for g in optimizer.param_groups for p in g["params"]]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if max_grad_norm is not None:  # else a pass over all of them would change nothing
-            nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
+        if config.max_grad_norm is not None:  # else a pass over all of them would change nothing
+            nn.utils.clip_grads_with_norm_(parameters, config.max_grad_norm, norm)
         overflow = scaler.is_enabled() and scaler.get_scale() > _LEAST_SCALE
         if not math.isfinite(norm) and not overflow:
             raise TrainingError(f"the gradients of step {step + 1} are no numbers, so training stopped; {_MAY_HELP}")
         return means
 
-    for step in range(start, steps):
+    for step in range(start, config.steps):
         began, scale = time.perf_counter(), scaler.state_dict()
-        share = rate_at(step, steps, schedule, warmup_steps=warmup_steps, cooldown_steps=cooldown_steps)
+        share = rate_at(step, config)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * share
         try:
@@ -103,7 +98,7 @@ def train(
             raise
         total, diffusion, regularizer, ratio = means
         seconds = time.perf_counter() - began
-        yield Step(step + 1, steps, total, diffusion, regularizer, ratio, seconds, rates[0] * share)
+        yield Step(step + 1, config.steps, total, diffusion, regularizer, ratio, seconds, rates[0] * share)
 
 
 def _stepped(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> bool:
@@ -115,13 +110,19 @@ def _stepped(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> 
     return scaler.get_scale() >= before
 
 
-def rate_at(step: int, steps: int, schedule: str, *, warmup_steps: int = 0, cooldown_steps: int = 0) -> float:
-    """The share of the learning rate that step ``step`` of ``steps`` has, 0 the first."""
-    share = min(1.0, (step + 1) / max(1, warmup_steps), (steps - step) / max(1, cooldown_steps))
-    if schedule == "constant" or step < warmup_steps:
+def rate_at(step: int, config: PretrainConfig | PersonalizeConfig) -> float:
+    """The share of the learning rate that a step has, 0 the first.
+
+    In pre-training it rises over the first steps and falls to nothing over the last ones, or all the way.
+    """
+    if isinstance(config, PersonalizeConfig):
+        return 1.0
+    steps, warmup = config.steps, config.warmup_steps
+    share = min(1.0, (step + 1) / max(1, warmup), (steps - step) / max(1, config.cooldown_steps))
+    if config.schedule == "constant" or step < warmup:
         return share
-    passed = (step - warmup_steps) / max(1, steps - warmup_steps)
-    return share * (1 - passed if schedule == "linear" else (1 + math.cos(math.pi * passed)) / 2)
+    passed = (step - warmup) / max(1, steps - warmup)
+    return share * (1 - passed if config.schedule == "linear" else (1 + math.cos(math.pi * passed)) / 2)
 
 
 def gradient_scaler(mixed_precision: str, device: torch.device) -> torch.amp.GradScaler:

@@ -59,18 +59,18 @@ def new_files(places: Sequence[Path], refusal: type[E4TError] = CheckpointError)
 
 
 @contextmanager
-def new_folder(place: Path, own: Collection[str], refusal: type[E4TError] = CheckpointError) -> Iterator[Path]:
+def new_folder(place: Path, own: Collection[str]) -> Iterator[Path]:
     """An empty folder to fill, which then takes the place of ``place``.
 
     Of what was there before, entries called as in ``own`` are replaced; all others are somebody else's, and stay.
-    Raises ``refusal`` where that cannot be (`replaceable`); whatever is raised, what was there before is whole. What a
-    killed process left of the same is finished or removed first.
+    Raises CheckpointError where that cannot be (`replaceable`); whatever is raised, what was there before is whole.
+    What a killed process left of the same is finished or removed first.
     """
-    whole = replaceable(place, refusal)
+    whole = replaceable(place)
     _finish_exchange(whole, own)
     beside = _beside(whole, _UNFINISHED)
     try:
-        with _writing(place, refusal):
+        with _writing(place):
             beside.mkdir(parents=True)
             yield beside
             mode = _usual_mode(beside)
@@ -84,14 +84,14 @@ def new_folder(place: Path, own: Collection[str], refusal: type[E4TError] = Chec
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def save_anew(save: Callable[[Path], object], path: Path, refusal: type[E4TError] = CheckpointError) -> Path:
+def save_anew(save: Callable[[Path], object], path: Path) -> Path:
     """What ``save`` writes goes where no file is yet: to ``path``, or with -2, -3, … behind its name. Gives the place.
 
-    Raises ``refusal`` where that cannot be; whatever is raised, nothing new stays.
+    Raises CheckpointError where that cannot be; whatever is raised, nothing new stays.
     """
     beside = _beside(path, _UNFINISHED)
     try:
-        with _writing(path, refusal):
+        with _writing(path):
             save(beside)
             _sync(beside)
             place = _taken(path)
@@ -116,30 +116,30 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(folder.rename(_beside(folder, _UNFINISHED)), ignore_errors=True)
 
 
-def replaceable(place: Path, refusal: type[E4TError] = CheckpointError) -> Path:
-    """The whole path of a folder, links followed. Raises ``refusal`` for one that no other can take the place of.
+def replaceable(place: Path) -> Path:
+    """The whole path of a folder, links followed. Raises CheckpointError for one that no other can take the place of.
 
     A disk's own folder cannot be renamed, and a process (and the shell that started it) would stay in the former one.
     """
     whole = Path(os.path.realpath(place))
     if os.path.ismount(whole) or (whole.is_dir() and Path.cwd().is_relative_to(whole)):
-        raise refusal(
+        raise CheckpointError(
             f"'{place}' is the folder this runs in, or a whole disk, which nothing can take the place of; "
             f"name a folder inside it, such as '{place / 'new'}'"
         )
     return whole
 
 
-def require_room(folder: Path, refusal: type[E4TError] = CheckpointError) -> None:
-    """Raises ``refusal`` where nothing can be written into a folder, before work is spent on what it is to hold."""
+def require_room(folder: Path) -> None:
+    """Raises CheckpointError where nothing can be written into a folder, before work is spent on what it is to hold."""
     whole = folder.absolute()
     there = next((path for path in (whole, *whole.parents) if path.exists()), None)
     if there is None:
-        raise refusal(f"'{folder}' cannot be written: there is no disk of that name")
+        raise CheckpointError(f"'{folder}' cannot be written: there is no disk of that name")
     if not there.is_dir():
-        raise refusal(f"'{folder}' cannot be written: '{there}' is a file")
+        raise CheckpointError(f"'{folder}' cannot be written: '{there}' is a file")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise refusal(f"'{folder}' cannot be written: there is no permission to write in '{there}'")
+        raise CheckpointError(f"'{folder}' cannot be written: there is no permission to write in '{there}'")
 
 
 def unfinished(folder: Path) -> list[Path]:
@@ -148,7 +148,7 @@ def unfinished(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _writing(place: Path, refusal: type[E4TError]) -> Iterator[None]:
+def _writing(place: Path, refusal: type[E4TError] = CheckpointError) -> Iterator[None]:
     """One sentence for what disks raise; safetensors' own error is in place of an OSError."""
     try:
         yield

@@ -34,7 +34,7 @@ from e4t.cli.options import (
 )
 from e4t.cli.settings import asked_for, options_of, overridden, read_sections
 from e4t.cli.terminal import device_of, dtype_of, get_console, progress_bar, quiet, status
-from e4t.cli.tracking import Services, Tracking
+from e4t.cli.tracking import Services, tracked
 from e4t.config import PretrainConfig
 from e4t.errors import ConfigError
 
@@ -146,9 +146,9 @@ class Pretrain:
         config = PretrainConfig.paper(self.domain) if self.preset == "paper" else PretrainConfig()
         config = overridden(config.updated(file.get("pretrain", {})), self.settings, self._given())
 
-        from e4t.checkpoint import require_place
         from e4t.pretrain import Pretraining
         from e4t.processes import Processes
+        from e4t.saved import require_place
 
         require_place(self.output)
         domain = self._domain()
@@ -212,17 +212,17 @@ class Pretrain:
             config = ValidationConfig(every=self.validate_every, **given)
             validation = Validation(training, self.validation, folder, config)
         place = self.output.with_name(f"{self.output.name}.tracking")
-        running = Tracking.running(self.report_to, place, training.config.to_dict())
-        with running as tracking, progress_bar("pretrain") as progress:
+        tracking = tracked(self.report_to, place, training.config.to_dict())
+        with tracking as log, progress_bar("pretrain") as progress:
             for step in training.steps():
                 note = f"loss {step.loss:.4f}  rate {step.learning_rate:.2g}  {step.seconds:.2f} s a step"
                 values = {name: getattr(step, name) for name in _TRACKED}
                 progress.at(step.number, step.total_steps, note, **values)
-                tracking.log(values, step.number)
+                log(values, step.number)
                 if validation is not None and validation.due(step.number):
                     scores = validation.look(step.number)
                     progress.say(f"step {step.number}: " + ", ".join(f"{n} {v:.4f}" for n, v in scores.items()))
-                    tracking.log(scores, step.number)
+                    log(scores, step.number)
 
     def _device(self) -> str:
         """This process's; a dry run is also told what another machine's would need."""

@@ -59,22 +59,21 @@ class ConceptOptions(BaseOptions):
 
         Without a ``base``, the copy that the concept was made with, if it is still where it was, else the domain's.
         """
-        with status("loading the model"):
-            return self._pipeline(concept, folder, {"dtype": dtype_of(dtype), "look": look})
-
-    def _pipeline(self, concept: Concept, folder: Path, options: Mapping[str, Any]) -> E4TPipeline:
-        from e4t.pipeline import E4TPipeline
-
         base, made_with = self.base, concept.base.name
-        placed: dict[str, Any] = {"device": device_of(self.device), **options, **self.given()}
-        # names of shipped ones mean those, whatever lies here
-        if base is None and (concept.domain_id is None or (made_with not in shipped() and Path(made_with).exists())):
-            base = resolve(made_with, shipped_first=True)
-            placed = concept.base.reading.given() | placed
-        if concept.domain_id is None:
-            placed = {"image_encoder": concept.base.image_encoder} | placed
-            return E4TPipeline.from_base(base or made_with, class_word=concept.domain.class_word, **placed)
-        return E4TPipeline.from_pretrained(self.domain or find_domain(folder, concept.domain_id), base=base, **placed)
+        with status("loading the model"):
+            from e4t.pipeline import E4TPipeline
+
+            options = {"device": device_of(self.device), "dtype": dtype_of(dtype), "look": look} | self.given()
+            # names of shipped ones mean those, whatever lies here
+            own_copy = concept.domain_id is None or (made_with not in shipped() and Path(made_with).exists())
+            if base is None and own_copy:
+                base = resolve(made_with, shipped_first=True)
+                options = concept.base.reading.given() | options
+            if concept.domain_id is None:
+                options = {"image_encoder": concept.base.image_encoder} | options
+                return E4TPipeline.from_base(base or made_with, class_word=concept.domain.class_word, **options)
+            domain = self.domain or find_domain(folder, concept.domain_id)
+            return E4TPipeline.from_pretrained(domain, base=base, **options)
 
 
 OfConcept = OmitArgPrefixes[ConceptOptions]

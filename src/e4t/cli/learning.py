@@ -127,10 +127,10 @@ class Personalize:
         return self._many() if means_many(self.image) else self._one()
 
     def _one(self) -> Result:
-        from e4t.checkpoint import require_place
         from e4t.images import load_image
         from e4t.manifest import noted
         from e4t.photos import fitting_mask
+        from e4t.saved import require_place
 
         require_place(self.output, "concept")
         picture = load_image(self.image)  # what cannot be read is refused before anything slow
@@ -263,10 +263,11 @@ class Replay:
         config = PersonalizeConfig.from_dict(concept.config).updated({"steps": concept.steps})
         again = tuned(pipe, image, mask, config)
         differences = concept.differences(again)
-        inputs = [f"the {name} is another one" for name in ("image", "mask") if _differs(concept, again, name)]
+        then, by_now = concept.provenance, again.provenance
+        inputs = [f"the {name} is another one" for name in ("image", "mask") if then.get(name) != by_now.get(name)]
         if inputs and self.mask is None:
             inputs.append("if it was made with --mask, give the same mask here")
-        before, now = (c.provenance.get("versions", {}) for c in (concept, again))
+        before, now = then.get("versions", {}), by_now.get("versions", {})
         changed = [f"{name} {before.get(name)} then, {now[name]} now" for name in now if before.get(name) != now[name]]
         changed += [f"weights in {made} then, in {used} now"] if made not in (None, used) else []
         rows = [f"{name} differs by {share:.2g} of its largest value" for name, share in sorted(differences.items())]
@@ -286,22 +287,14 @@ def _fitted(pipe: E4TPipeline, config: PersonalizeConfig) -> PersonalizeConfig:
 
 def tuned(pipe: E4TPipeline, image: Image.Image, mask: Image.Image | None, config: PersonalizeConfig) -> Concept:
     """Personalize with a bar."""
-    concept: Concept | None = None
     with progress_bar("personalize") as progress:
         for step in pipe.personalize_steps(image, mask=mask, config=config):
             loss = step.training.loss if step.training else None
             progress.at(step.number, step.total_steps, f"loss {loss:.4f}" if loss is not None else "", loss=loss)
-            concept = step.concept or concept
-    if concept is None:
-        raise CheckpointError("personalizing ended without a concept; please report this")
-    return concept
+    return step.kept
 
 
 def _told(outcome: Outcome) -> dict[str, Any]:
     """An outcome as names and values."""
     values = {name: getattr(outcome, name) for name in ("status", "seconds", "error", "likeness")}
     return {"image": outcome.entry.image, "output": outcome.entry.output, **values}
-
-
-def _differs(concept: Concept, again: Concept, name: str) -> bool:
-    return bool(concept.provenance.get(name) != again.provenance.get(name))

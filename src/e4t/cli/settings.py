@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -97,15 +96,14 @@ def read_sections(path: Path | None) -> dict[str, Any]:
     """The sections of a settings file, each checked; nothing without a file."""
     if path is None:
         return {}
-    try:
-        sections = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no settings file '{path}'") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"'{path}' is not JSON: {error}") from error
+    if not path.exists():
+        raise ConfigError(f"there is no settings file '{path}'")
+    from e4t.sources import read_json
+
+    sections = read_json(path)
     known: dict[str, type[PretrainConfig] | type[PersonalizeConfig] | type[GenerateConfig]]
     known = {"pretrain": PretrainConfig, "personalize": PersonalizeConfig, "generate": GenerateConfig}
-    if not isinstance(sections, dict) or not set(sections) <= set(known):
+    if not set(sections) <= set(known):
         raise ConfigError(f"'{path}' must hold sections named {', '.join(known)}, and nothing else")
     for name, section in sections.items():
         if not isinstance(section, dict):

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from e4t.errors import ConfigError, install_extra
+from e4t.errors import ConfigError, lacks
 
 if TYPE_CHECKING:
     from e4t.pipeline import E4TPipeline
@@ -236,7 +236,7 @@ def require_extra(extra: str, *modules: str) -> None:
     """Raises ConfigError where a module that comes with an extra is not installed."""
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
-        raise ConfigError(f"this needs {missing[0]}: {install_extra(extra)}")
+        raise lacks(missing[0], extra)
 
 
 def dtype_of(name: str) -> Any:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,36 +11,27 @@ from e4t.cli.terminal import require_extra
 
 Services = Literal["tensorboard", "wandb", "all"]
 _SERVICES = ("tensorboard", "wandb")  # and what their modules are called
+Log = Callable[[Mapping[str, float], int], None]
+"""Takes numbers by name, and their step."""
 
 
-@dataclass(frozen=True)
-class Tracking:
-    """Trackers that are running, or none."""
+@contextmanager
+def tracked(services: Services | None, folder: Path, settings: Mapping[str, Any]) -> Iterator[Log]:
+    """While it lasts, trackers run, or none. Raises ConfigError where a service's library is not installed."""
+    if services is None:
+        yield lambda numbers, step: None
+        return
+    names = list(_SERVICES) if services == "all" else [services]
+    require_extra("lab", *names)
+    from accelerate import Accelerator
 
-    accelerator: Any = None
-
-    @classmethod
-    @contextmanager
-    def running(cls, services: Services | None, folder: Path, settings: Mapping[str, Any]) -> Iterator[Tracking]:
-        """While it lasts. Raises ConfigError where a service's library is not installed."""
-        if services is None:
-            yield cls()
-            return
-        names = list(_SERVICES) if services == "all" else [services]
-        require_extra("lab", *names)
-        from accelerate import Accelerator
-
-        folder.mkdir(parents=True, exist_ok=True)
-        accelerator = Accelerator(log_with=names, project_dir=str(folder))
-        accelerator.init_trackers("e4t", config=_flat(settings), init_kwargs={"wandb": {"dir": str(folder)}})
-        try:
-            yield cls(accelerator)
-        finally:
-            accelerator.end_training()
-
-    def log(self, numbers: Mapping[str, float], step: int) -> None:
-        if self.accelerator is not None:
-            self.accelerator.log(dict(numbers), step=step)
+    folder.mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(log_with=names, project_dir=str(folder))
+    accelerator.init_trackers("e4t", config=_flat(settings), init_kwargs={"wandb": {"dir": str(folder)}})
+    try:
+        yield lambda numbers, step: accelerator.log(dict(numbers), step=step)
+    finally:
+        accelerator.end_training()
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:

@@ -173,17 +173,8 @@ class LoRA:
             optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
             objective = E4TObjective(self.pipe.model, config)
             batch_at = batches(self.pipe.model, constants, config)
-            training = train(
-                objective,
-                batch_at,
-                optimizer,
-                steps=config.steps,
-                accumulation=config.accumulation,
-                mixed_precision=config.mixed_precision,
-                max_grad_norm=config.max_grad_norm,
-            )
             with suppress(TrainingError):
-                for step in training:
+                for step in train(objective, batch_at, optimizer):
                     seconds += step.seconds
                     if step.number in steps:
                         learned.append(self._learned(step.number, seconds, peak, unet))

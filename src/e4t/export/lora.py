@@ -104,7 +104,10 @@ class Lora:
 
     def _row(self, rank: int, reference: _Reference) -> LoraRow:
         factors = self.factors(rank)
-        stored = {part: self._products(part, factors) for part in self.merged.changes}
+        device = self.pipe.backbone.device
+        stored: dict[str, dict[str, Tensor]] = {part: {} for part in self.merged.changes}
+        for (part, name), (down, up) in factors.items():
+            stored[part][name] = up.to(device).float() @ down.to(device).float()
         changes = [(stored[part][name], self.merged.changes[part][name]) for part, name in factors]
         lost = sum(float((product - change).square().sum()) for product, change in changes)
         whole = sum(float(change.square().sum()) for _, change in changes)
@@ -118,14 +121,6 @@ class Lora:
             identity=self.pipe.likeness(reference.picture, picture, reference.stranger),
             megabytes=sum(tensor.nbytes for pair in factors.values() for tensor in pair) / 1e6,
         )
-
-    def _products(self, part: str, factors: Factors) -> dict[str, Tensor]:
-        device = self.pipe.backbone.device
-        return {
-            name: up.to(device).float() @ down.to(device).float()
-            for (of, name), (down, up) in factors.items()
-            if of == part
-        }
 
 
 def _decomposed(change: Tensor) -> tuple[Tensor, Tensor]:

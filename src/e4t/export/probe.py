@@ -16,7 +16,7 @@ from e4t.backbone import Backbone
 from e4t.checkpoint import Concept
 from e4t.export.merged import Weights
 from e4t.model import E4TModel
-from e4t.models.offsets import TunedWeights
+from e4t.models.tuned import TunedWeights
 from e4t.pipeline import E4TPipeline
 
 PROBE_STEPS = 8

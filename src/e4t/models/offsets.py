@@ -255,7 +255,7 @@ class WeightOffsets(nn.Module):
         numbers. Empty without offsets.
         """
         factors = [d.factors() for _, o in self.items() if isinstance(d := o.domain, (PaperForm, LowRank))]
-        return _stacked(("left", "right"), factors)
+        return _stacked(factors)
 
     def load_domain_state(self, state: Mapping[str, Tensor]) -> None:
         """Take Δ from `domain_state`, whatever form it was trained in: it is low-rank from then on.
@@ -276,7 +276,7 @@ class WeightOffsets(nn.Module):
         concepts = [offset.concept for _, offset in self.items() if offset.concept is not None]
         if concepts and isinstance(concepts[0], Dense):
             return {"value": torch.cat([concept().detach().flatten() for concept in concepts])}
-        return _stacked(("left", "right"), [concept.factors() for concept in concepts if isinstance(concept, LowRank)])
+        return _stacked([concept.factors() for concept in concepts if isinstance(concept, LowRank)])
 
     def load_concept_state(self, state: Mapping[str, Tensor]) -> None:
         """Take D from `concept_state`. Raises OffsetsError if it does not fit this U-Net."""
@@ -318,83 +318,6 @@ class WeightOffsets(nn.Module):
             raise OffsetsError(f"cannot {verb}: the U-Net carries the offsets of another object; eject those first")
 
 
-class TunedWeights:
-    """All parameters of a module made tunable, with the base ones kept beside them and swapped by reference.
-
-    Serves the paper's whole-model tuning. ``skip`` holds parameters to leave alone. Tuned copies are float32.
-    """
-
-    def __init__(self, module: nn.Module, *, skip: Sequence[Tensor] = ()) -> None:
-        left_out = {id(parameter) for parameter in skip}
-        found = [place for place in _named_places(module) if id(place[-1]) not in left_out]
-        self._places = [(name, owner, leaf) for name, owner, leaf, _ in found]
-        self._base = [parameter for *_, parameter in found]
-        self._live: list[nn.Parameter] = []
-
-    def start(self) -> list[nn.Parameter]:
-        """Put trainable float32 copies in place and return them."""
-        self._live = [nn.Parameter(base.detach().float().clone()) for base in self._base]
-        self._put(self._live)
-        return self._live
-
-    def apply(self, difference: Mapping[str, Tensor], *, strength: float = 1.0) -> None:
-        """Put base + strength * difference in place, composed in float32 and cast once.
-
-        Raises OffsetsError for a difference of a parameter that is not here, or of another shape.
-        """
-        shapes = self._shapes()
-        for name, tensor in difference.items():
-            if shapes.get(name) != tensor.shape:
-                raise OffsetsError(f"a tuned weight does not fit the model: '{name}' of shape {list(tensor.shape)}")
-        self._live = []
-        for (name, _, _), base in zip(self._places, self._base, strict=True):
-            value = base.detach()
-            if name in difference:
-                value = (value.float() + strength * difference[name].to(value.device).float()).to(value.dtype)
-            self._live.append(nn.Parameter(value, requires_grad=False))
-        self._put(self._live)
-
-    def difference(self) -> dict[str, Tensor]:
-        """Tuned minus base, by parameter name, float32 on the CPU: there may be no room for all of it on a GPU."""
-        pairs = zip(self._places, self._live, self._base, strict=True)
-        return {name: (live.detach() - base.float()).cpu() for (name, _, _), live, base in pairs}
-
-    def packed(self) -> Tensor:
-        """`difference` in one vector, parameter by parameter: hundreds of names would outweigh short tensors."""
-        return torch.cat([tensor.flatten() for tensor in self.difference().values()])
-
-    def unpacked(self, vector: Tensor) -> dict[str, Tensor]:
-        """What was `packed`, by name. Raises OffsetsError for a vector of another length."""
-        shapes = self._shapes()
-        sizes = [shape.numel() for shape in shapes.values()]
-        if vector.shape != (sum(sizes),):
-            raise OffsetsError(
-                f"tuned vectors have shape {list(vector.shape)}, but the model's are {sum(sizes)} numbers"
-            )
-        return {name: part.view(shapes[name]) for name, part in zip(shapes, torch.split(vector, sizes), strict=True)}
-
-    @contextmanager
-    def base_weights(self) -> Iterator[None]:
-        self._put(self._base)
-        try:
-            yield
-        finally:
-            if self._live:
-                self._put(self._live)
-
-    def restore(self) -> None:
-        """Back to the very tensors that were there before."""
-        self._live = []
-        self._put(self._base)
-
-    def _shapes(self) -> dict[str, torch.Size]:
-        return {name: base.shape for (name, _, _), base in zip(self._places, self._base, strict=True)}
-
-    def _put(self, parameters: list[nn.Parameter]) -> None:
-        for (_, owner, leaf), parameter in zip(self._places, parameters, strict=True):
-            owner._parameters[leaf] = parameter
-
-
 _AXES: dict[str, int | None] = {"left": 0, "right": 1, "value": None}
 """Which side of a matrix the rows of a stored tensor stand for; None: all of its entries."""
 
@@ -415,17 +338,9 @@ def _fill(module: nn.Module, values: Mapping[str, Tensor], device: torch.device)
         setattr(module, name, nn.Parameter(values[name].reshape(parameter.shape).to(device, copy=True)))
 
 
-def _stacked(names: tuple[str, str], factors: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    if not factors:
-        return {}
-    return {name: torch.cat([pair[side].detach() for pair in factors]) for side, name in enumerate(names)}
-
-
-def _named_places(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
-    for prefix, owner in module.named_modules():
-        for leaf, parameter in owner._parameters.items():
-            if parameter is not None:
-                yield (f"{prefix}.{leaf}" if prefix else leaf), owner, leaf, parameter
+def _stacked(factors: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    sides = zip(("left", "right"), zip(*factors, strict=True), strict=False)  # no sides without factors
+    return {name: torch.cat([factor.detach() for factor in side]) for name, side in sides}
 
 
 def _attention_linears(unet: nn.Module, config: OffsetsConfig) -> dict[str, nn.Linear]:

@@ -32,6 +32,7 @@ from e4t.web.studio import (
 CSS = Path(__file__).with_name("page.css")
 BRUSH = Path(__file__).with_name("brush.js")
 _MOST_CAPTION = 300  # characters; a text encoder reads 77 tokens
+_OF_DOMAIN = 8  # parts of the page that change with the domain: what `Handlers.in_domain` gives
 _IDLE_SECONDS = 3600  # after which a tab's concept is forgotten
 _NO_MASK, _FOUND_MASK, _OWN_MASK = "none", "find the subject", "a file of mine"
 _LIVE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite')"
@@ -120,21 +121,21 @@ def launch(studio: Studio, *, host: str, port: int) -> Any:
 def build(studio: Studio) -> Any:
     """The page on a studio, not served yet."""
     with gr.Blocks(title="e4t", analytics_enabled=False, delete_cache=(_IDLE_SECONDS // 60, _IDLE_SECONDS)) as blocks:
-        parts: dict[str, Any] = {
-            "work": gr.State(None, time_to_live=_IDLE_SECONDS, delete_callback=_forget),
-            # pictures are in memory: the files that were sent go after an hour, also while the tab is in use
-            "picture": gr.State(None),
-            "own_mask": gr.State(None),
-        }
+        work = gr.State(None, time_to_live=_IDLE_SECONDS, delete_callback=_forget)
         gr.Markdown(_WELCOME, elem_id="intro")
         with gr.Row():
             with gr.Column(min_width=320):
-                _picture(studio, parts)
-                _tuning(studio, parts)
+                picture, tuning = _Picture(studio), _Tuning(studio)
             with gr.Column(min_width=320):
-                _prompt(studio, parts)
-                _shelf(studio, parts)
-        _Events(studio, parts).bind(blocks)
+                drawing, shelf = _Drawing(studio), _Shelf(studio)
+        do = Handlers(studio)
+        of_domain = [*drawing.of_domain, tuning.caption, picture.face]
+        _bind_picture(do, picture, tuning.caption)
+        _bind_tuning(do, tuning, picture, work)
+        _bind_drawing(do, drawing, picture.domain, tuning.step, work)
+        _bind_shelf(do, shelf, tuning, drawing, picture.domain, of_domain, work)
+        picture.domain.input(do.in_domain, [picture.domain, drawing.prompt, drawing.composed], of_domain, **_BY_MODEL)
+        blocks.load(do.listed, None, shelf.listed, show_progress="hidden")
     return blocks
 
 
@@ -143,38 +144,50 @@ def _forget(work: Work | None) -> None:
         work.discard()
 
 
-# Layout: each names its parts
+# Layout: what each of the four stages shows
 
 
-def _picture(studio: Studio, parts: dict[str, Any]) -> None:
-    with gr.Column(elem_classes="stage"):
-        gr.Markdown(f"## 1. Your picture\nUp to {MAX_BYTES // 2**20} MB. One face, clearly seen, works best.")
-        parts["upload"] = gr.File(label="Drop a picture here", file_types=["image"], height=110, elem_id="upload")
-        parts["frame"] = gr.Image(
-            label="What counts is bright", interactive=False, height=220, elem_id="frame", buttons=[]
-        )
-        parts["counted"] = gr.HTML("", js_on_load=_LIVE, elem_id="counted", elem_classes="progress")
-        parts["domain"] = gr.Radio(
-            list(studio.domains), value=studio.domains[0], label="What it shows (domain)", elem_id="domain"
-        )
-        with gr.Accordion("Crop and mask", open=False, elem_id="framing"):
-            parts["face"] = gr.Button("Crop to the largest human face", size="sm", elem_id="face")
-            parts["size"] = gr.Slider(1, 100, 100, step=1, label="Crop: size in %", elem_id="crop-size")
-            parts["across"] = gr.Slider(0, 100, 50, step=1, label="Crop: from left to right")
-            parts["down"] = gr.Slider(0, 100, 50, step=1, label="Crop: from top to bottom")
-            parts["mask"] = gr.Radio([_NO_MASK, _FOUND_MASK, _OWN_MASK], value=_NO_MASK, label="Mask", elem_id="mask")
-            parts["mask_file"] = gr.File(
-                label="White where the subject is", file_types=["image"], height=90, visible=False
+class _Picture:
+    def __init__(self, studio: Studio) -> None:
+        # pictures are in memory: the files that were sent go after an hour, also while the tab is in use
+        self.picture, self.own_mask = gr.State(None), gr.State(None)
+        with gr.Column(elem_classes="stage"):
+            gr.Markdown(f"## 1. Your picture\nUp to {MAX_BYTES // 2**20} MB. One face, clearly seen, works best.")
+            self.upload = gr.File(label="Drop a picture here", file_types=["image"], height=110, elem_id="upload")
+            self.frame = gr.Image(
+                label="What counts is bright", interactive=False, height=220, elem_id="frame", buttons=[]
             )
-            parts["grow"] = gr.Slider(-10, 10, 0, step=0.5, label="Mask: narrower or wider, in %")
-            parts["brush"] = gr.HTML(
-                "",
-                html_template=BRUSH.with_suffix(".html").read_text(encoding="utf-8"),
-                js_on_load=BRUSH.read_text(encoding="utf-8"),
-                counts=COUNTS,
-                does_not=DOES_NOT,
-                elem_id="brush",
+            self.counted = gr.HTML("", js_on_load=_LIVE, elem_id="counted", elem_classes="progress")
+            self.domain = gr.Radio(
+                list(studio.domains), value=studio.domains[0], label="What it shows (domain)", elem_id="domain"
             )
+            with gr.Accordion("Crop and mask", open=False, elem_id="framing"):
+                self.face = gr.Button("Crop to the largest human face", size="sm", elem_id="face")
+                self.size = gr.Slider(1, 100, 100, step=1, label="Crop: size in %", elem_id="crop-size")
+                self.across = gr.Slider(0, 100, 50, step=1, label="Crop: from left to right")
+                self.down = gr.Slider(0, 100, 50, step=1, label="Crop: from top to bottom")
+                self.mask = gr.Radio([_NO_MASK, _FOUND_MASK, _OWN_MASK], value=_NO_MASK, label="Mask", elem_id="mask")
+                self.mask_file = gr.File(
+                    label="White where the subject is", file_types=["image"], height=90, visible=False
+                )
+                self.grow = gr.Slider(-10, 10, 0, step=0.5, label="Mask: narrower or wider, in %")
+                self.brush = gr.HTML(
+                    "",
+                    html_template=BRUSH.with_suffix(".html").read_text(encoding="utf-8"),
+                    js_on_load=BRUSH.read_text(encoding="utf-8"),
+                    counts=COUNTS,
+                    does_not=DOES_NOT,
+                    elem_id="brush",
+                )
+        self.crop = [self.size, self.across, self.down]
+        self.framing = [
+            self.picture,
+            *self.crop,
+            self.mask,
+            self.own_mask,
+            self.grow,
+            self.brush,
+        ]  # as `_framed` has it
 
 
 def _caption_hints(placeholder: str) -> dict[str, str]:
@@ -184,155 +197,198 @@ def _caption_hints(placeholder: str) -> dict[str, str]:
     }
 
 
-def _tuning(studio: Studio, parts: dict[str, Any]) -> None:
-    placeholder = studio.pipe(studio.domains[0]).domain.placeholder
-    with gr.Column(elem_classes="stage"):
-        gr.Markdown("## 2. Personalize")
-        parts["caption"] = gr.Textbox(
-            **_caption_hints(placeholder),
-            label="What the picture shows (not needed)",
-            max_length=_MOST_CAPTION,
-            elem_id="caption",
-        )
-        parts["keep"] = gr.Radio(
-            list(TO_KEEP),
-            value=AS_MEASURED,
-            label="What to keep",
-            info="What is best for the domain was measured. The others take less room; LoRA files need low-rank or "
-            "embedding.",
-            elem_classes="chips",
-            elem_id="keep",
-        )
-        parts["start"] = gr.Button("Personalize", variant="primary", elem_id="personalize")
-        parts["progress"] = gr.HTML(
-            "<p>No concept yet.</p>", js_on_load=_LIVE, elem_id="progress", elem_classes="progress"
-        )
-        parts["step"] = gr.Slider(
-            0,
-            MOST_STEPS,
-            0,
-            step=1,
-            label="Tuning steps",
-            info="Every step is kept: more steps are more like the picture, fewer follow prompts better.",
-            interactive=False,
-            elem_id="step",
-        )
-        with gr.Row():
-            parts["glimpse"] = gr.Image(
-                label="A quick look at this step", interactive=False, height=220, elem_id="glimpse", buttons=[]
+class _Tuning:
+    def __init__(self, studio: Studio) -> None:
+        placeholder = studio.pipe(studio.domains[0]).domain.placeholder
+        with gr.Column(elem_classes="stage"):
+            gr.Markdown("## 2. Personalize")
+            self.caption = gr.Textbox(
+                **_caption_hints(placeholder),
+                label="What the picture shows (not needed)",
+                max_length=_MOST_CAPTION,
+                elem_id="caption",
             )
-
-
-def _prompt(studio: Studio, parts: dict[str, Any]) -> None:
-    pipe = studio.pipe(studio.domains[0])
-    kind, guidance_scale = pipe.domain, pipe.generate_config.guidance_scale
-    with gr.Column(elem_classes="stage"):
-        gr.Markdown("## 3. Draw")
-        kinds = prompts.styles_of(kind.class_word)
-        parts["style"] = gr.Radio(kinds, value=kinds[0], label="Style", elem_classes="chips", elem_id="style")
-        parts["place"] = gr.Radio(list(prompts.PLACES), value=prompts.NOWHERE, label="Place", elem_classes="chips")
-        parts["worn"] = gr.Radio(list(prompts.WORN), value=prompts.NOTHING, label="Wearing", elem_classes="chips")
-        plain = prompts.compose(kind.class_word, kind.placeholder, kinds[0], prompts.NOWHERE, prompts.NOTHING)
-        parts["prompt"] = gr.Textbox(plain, label=_prompt_label(kind.placeholder), max_length=500, elem_id="prompt")
-        parts["composed"] = gr.State(plain)  # what the chips wrote last: anything else was typed
-        with gr.Row():
-            parts["count"] = gr.Slider(1, MOST_PICTURES, 1, step=1, label="Pictures", elem_id="count")
-            parts["strength"] = gr.Slider(0, 1.5, 1, step=0.05, label="Strength")
-        parts["compare"] = gr.Checkbox(label="Beside it, the same without the concept", elem_id="compare")
-        with gr.Accordion("More settings", open=False):
-            parts["negative"] = gr.Textbox("", label="Negative prompt: what to keep out", max_length=500)
+            self.keep = gr.Radio(
+                list(TO_KEEP),
+                value=AS_MEASURED,
+                label="What to keep",
+                info="What is best for the domain was measured. The others take less room; LoRA files need low-rank or "
+                "embedding.",
+                elem_classes="chips",
+                elem_id="keep",
+            )
+            self.start = gr.Button("Personalize", variant="primary", elem_id="personalize")
+            self.progress = gr.HTML(
+                "<p>No concept yet.</p>", js_on_load=_LIVE, elem_id="progress", elem_classes="progress"
+            )
+            self.step = gr.Slider(
+                0,
+                MOST_STEPS,
+                0,
+                step=1,
+                label="Tuning steps",
+                info="Every step is kept: more steps are more like the picture, fewer follow prompts better.",
+                interactive=False,
+                elem_id="step",
+            )
             with gr.Row():
-                parts["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31, elem_id="seed")
-                parts["randomise"] = gr.Checkbox(label="A new seed every time")
-            parts["guidance"] = gr.Slider(
-                1, 15, guidance_scale, step=0.5, label="Guidance: how strictly to follow the prompt"
+                self.glimpse = gr.Image(
+                    label="A quick look at this step", interactive=False, height=220, elem_id="glimpse", buttons=[]
+                )
+
+
+class _Drawing:
+    def __init__(self, studio: Studio) -> None:
+        pipe = studio.pipe(studio.domains[0])
+        kind, guidance_scale = pipe.domain, pipe.generate_config.guidance_scale
+        with gr.Column(elem_classes="stage"):
+            gr.Markdown("## 3. Draw")
+            kinds = prompts.styles_of(kind.class_word)
+            self.style = gr.Radio(kinds, value=kinds[0], label="Style", elem_classes="chips", elem_id="style")
+            self.place = gr.Radio(list(prompts.PLACES), value=prompts.NOWHERE, label="Place", elem_classes="chips")
+            self.worn = gr.Radio(list(prompts.WORN), value=prompts.NOTHING, label="Wearing", elem_classes="chips")
+            plain = prompts.compose(kind.class_word, kind.placeholder, kinds[0], prompts.NOWHERE, prompts.NOTHING)
+            self.prompt = gr.Textbox(plain, label=_prompt_label(kind.placeholder), max_length=500, elem_id="prompt")
+            self.composed = gr.State(plain)  # what the chips wrote last: anything else was typed
+            with gr.Row():
+                self.count = gr.Slider(1, MOST_PICTURES, 1, step=1, label="Pictures", elem_id="count")
+                self.strength = gr.Slider(0, 1.5, 1, step=0.05, label="Strength")
+            self.compare = gr.Checkbox(label="Beside it, the same without the concept", elem_id="compare")
+            with gr.Accordion("More settings", open=False):
+                self.negative = gr.Textbox("", label="Negative prompt: what to keep out", max_length=500)
+                with gr.Row():
+                    self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31, elem_id="seed")
+                    self.randomise = gr.Checkbox(label="A new seed every time")
+                self.guidance = gr.Slider(
+                    1, 15, guidance_scale, step=0.5, label="Guidance: how strictly to follow the prompt"
+                )
+                self.scheduler = gr.Dropdown(list(_SCHEDULERS), value=_OWN_SCHEDULER, label="Scheduler")
+            self.draw = gr.Button("Draw", variant="primary", elem_id="draw")
+            with gr.Row():
+                self.gallery = gr.Gallery(
+                    label="With the concept", columns=2, format="png", elem_id="gallery", height="auto"
+                )
+                self.without = gr.Gallery(
+                    label="Without the concept",
+                    columns=2,
+                    format="png",
+                    elem_id="without",
+                    height="auto",
+                    visible=False,
+                )
+        self.chips = [self.style, self.place, self.worn]
+        self.of_domain = [*self.chips, self.prompt, self.composed, self.guidance]  # the first that `in_domain` gives
+
+
+class _Shelf:
+    def __init__(self, studio: Studio) -> None:
+        with gr.Column(elem_classes="stage"):
+            gr.Markdown("## 4. My concepts")
+            with gr.Row():
+                self.name = gr.Textbox("", label="Name", placeholder="anna", max_length=60, elem_id="name")
+                self.save = gr.Button("Save this step", elem_id="save")
+            self.saved = gr.Gallery(
+                studio.shelf.previews(),
+                label="Saved",
+                columns=4,
+                fit_columns=False,
+                height="auto",
+                allow_preview=False,
+                elem_id="saved",
+                interactive=False,
+                buttons=[],
             )
-            parts["scheduler"] = gr.Dropdown(list(_SCHEDULERS), value=_OWN_SCHEDULER, label="Scheduler")
-        parts["draw"] = gr.Button("Draw", variant="primary", elem_id="draw")
-        with gr.Row():
-            parts["gallery"] = gr.Gallery(
-                label="With the concept", columns=2, format="png", elem_id="gallery", height="auto"
-            )
-            parts["without"] = gr.Gallery(
-                label="Without the concept", columns=2, format="png", elem_id="without", height="auto", visible=False
-            )
+            self.chosen = gr.Dropdown(studio.shelf.names(), value=None, label="A saved concept", elem_id="chosen")
+            with gr.Row():
+                self.reopen = gr.Button("Reopen", elem_id="reopen")
+                self.delete = gr.Button("Delete", variant="stop", elem_id="delete")
+            self.sure = gr.Checkbox(label="Yes, delete it for good", elem_id="sure")
+            with gr.Accordion("Export for other programs", open=False, elem_id="exporting"):
+                self.to = gr.Dropdown(["concept", *EXPORTS], value="concept", label="Format", elem_id="to")
+                self.export = gr.Button("Export the concept in work", elem_id="export")
+                self.files = gr.File(label="Files", file_count="multiple", interactive=False, elem_id="files")
+        self.listed = [self.saved, self.chosen]
 
 
-def _shelf(studio: Studio, parts: dict[str, Any]) -> None:
-    with gr.Column(elem_classes="stage"):
-        gr.Markdown("## 4. My concepts")
-        with gr.Row():
-            parts["name"] = gr.Textbox("", label="Name", placeholder="anna", max_length=60, elem_id="name")
-            parts["save"] = gr.Button("Save this step", elem_id="save")
-        parts["saved"] = gr.Gallery(
-            studio.shelf.previews(),
-            label="Saved",
-            columns=4,
-            fit_columns=False,
-            height="auto",
-            allow_preview=False,
-            elem_id="saved",
-            interactive=False,
-            buttons=[],
-        )
-        parts["chosen"] = gr.Dropdown(studio.shelf.names(), value=None, label="A saved concept", elem_id="chosen")
-        with gr.Row():
-            parts["reopen"] = gr.Button("Reopen", elem_id="reopen")
-            parts["delete"] = gr.Button("Delete", variant="stop", elem_id="delete")
-        parts["sure"] = gr.Checkbox(label="Yes, delete it for good", elem_id="sure")
-        with gr.Accordion("Export for other programs", open=False, elem_id="exporting"):
-            parts["to"] = gr.Dropdown(["concept", *EXPORTS], value="concept", label="Format", elem_id="to")
-            parts["export"] = gr.Button("Export the concept in work", elem_id="export")
-            parts["files"] = gr.File(label="Files", file_count="multiple", interactive=False, elem_id="files")
+# Events: which handler each part calls, with what, and where its answer goes
+
+_BY_MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+"""Handlers that use the model share one queue."""
+_HIDDEN: dict[str, Any] = {"show_progress": "hidden"}
 
 
-class _Events:
-    """What is pressed, and what happens then. Handlers that use the model share one queue."""
+def _bind_picture(do: Handlers, stage: _Picture, caption: Any) -> None:
+    look = {"fn": do.look, "inputs": stage.framing, "outputs": [stage.frame, stage.counted]}
+    quietly = {**_HIDDEN, "trigger_mode": "always_last"}
+    for part in (*stage.crop, stage.mask, stage.grow):
+        part.change(**look, **quietly)
+    stage.brush.input(**look, **quietly)
+    own = [stage.picture, stage.own_mask, *stage.crop, stage.mask, stage.mask_file, stage.grow, stage.brush, caption]
+    unframed = stage.upload.change(do.unframed, None, own, **quietly)
+    unframed.then(do.taken, stage.upload, stage.picture, **quietly).then(**look, **quietly)
+    stage.mask_file.change(do.mask_taken, stage.mask_file, stage.own_mask, **quietly).then(**look, **quietly)
+    stage.mask.change(lambda kind: gr.update(visible=kind == _OWN_MASK), stage.mask, stage.mask_file, queue=False)
+    stage.face.click(do.to_face, stage.picture, stage.crop)
 
-    def __init__(self, studio: Studio, parts: dict[str, Any]) -> None:
+
+def _bind_tuning(do: Handlers, stage: _Tuning, picture: _Picture, work: Any) -> None:
+    start = stage.start.click(
+        lambda: ("<p>Waiting for the model …</p>", gr.update(interactive=False)),  # at once, however long it takes
+        None,
+        [stage.progress, stage.start],
+        queue=False,
+        **_HIDDEN,
+    )
+    learning = start.then(
+        do.personalize,
+        [picture.domain, work, stage.keep, stage.caption, *picture.framing],
+        [stage.progress, stage.glimpse, stage.step, stage.start, work],
+        **_BY_MODEL,
+        **_HIDDEN,
+    )
+    learning.failure(
+        lambda: (gr.update(interactive=True), "<p>Nothing was learned.</p>"),
+        None,
+        [stage.start, stage.progress],
+        queue=False,
+    )
+    stage.step.change(do.at_step, [work, stage.step], [stage.glimpse, work], queue=False, **_HIDDEN)
+
+
+def _bind_drawing(do: Handlers, stage: _Drawing, domain: Any, step: Any, work: Any) -> None:
+    for chip in stage.chips:
+        chip.input(do.composed, [domain, *stage.chips], [stage.prompt, stage.composed], **_HIDDEN)
+    stage.compare.change(lambda on: gr.update(visible=on), stage.compare, stage.without, queue=False)
+    asked = [stage.prompt, stage.negative, stage.seed, stage.randomise, stage.count]
+    asked += [stage.guidance, stage.scheduler, stage.strength, stage.compare]
+    for press in (stage.draw.click, stage.prompt.submit):
+        press(do.draw, [domain, work, step, *asked], [stage.gallery, stage.without, stage.seed, work], **_BY_MODEL)
+
+
+def _bind_shelf(
+    do: Handlers, stage: _Shelf, tuning: _Tuning, drawing: _Drawing, domain: Any, of_domain: list[Any], work: Any
+) -> None:
+    # hidden, because gradio lays a refusal over the fields, where it is in the way of what is to be put right
+    stage.save.click(do.save, [work, tuning.step, stage.name], [*stage.listed, work], **_HIDDEN)
+    stage.saved.select(do.pick, None, stage.chosen, **_HIDDEN)
+    stage.reopen.click(
+        do.reopen,
+        [stage.chosen, work, domain, drawing.prompt, drawing.composed],
+        [work, tuning.step, tuning.glimpse, tuning.progress, domain, *of_domain],
+        **_BY_MODEL,
+        **_HIDDEN,
+    )
+    stage.delete.click(do.delete, [stage.chosen, stage.sure], [*stage.listed, stage.sure], **_HIDDEN)
+    stage.export.click(do.export, [work, tuning.step, stage.to, stage.name], [stage.files, work], **_BY_MODEL)
+
+
+class Handlers:
+    """What happens when something is pressed. What they take and give is in the order of the events above."""
+
+    def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        self.parts = parts
-
-    def bind(self, blocks: Any) -> None:
-        self._bind_picture()
-        self._bind_tuning()
-        self._bind_drawing()
-        self._bind_shelf()
-        blocks.load(self.listed, None, self._of("saved", "chosen"), show_progress="hidden")
-
-    def _of(self, *names: str) -> list[Any]:
-        return [self.parts[name] for name in names]
 
     # The picture
-
-    _FRAMING = ("picture", "size", "across", "down", "mask", "own_mask", "grow", "brush")
-
-    def _bind_picture(self) -> None:
-        look = {"fn": self.look, "inputs": self._of(*self._FRAMING), "outputs": self._of("frame", "counted")}
-        quietly = {"show_progress": "hidden", "trigger_mode": "always_last"}
-        for name in ("size", "across", "down", "mask", "grow"):
-            self.parts[name].change(**look, **quietly)
-        self.parts["brush"].input(**look, **quietly)
-        self.parts["upload"].change(
-            self.unframed,
-            None,
-            self._of("picture", "own_mask", "size", "across", "down", "mask", "mask_file", "grow", "brush", "caption"),
-            **quietly,
-        ).then(self.taken, self._of("upload"), self._of("picture"), **quietly).then(**look, **quietly)
-        self.parts["mask_file"].change(self.mask_taken, self._of("mask_file"), self._of("own_mask"), **quietly).then(
-            **look, **quietly
-        )
-        self.parts["mask"].change(
-            lambda kind: gr.update(visible=kind == _OWN_MASK), self._of("mask"), self._of("mask_file"), queue=False
-        )
-        self.parts["face"].click(self.to_face, self._of("picture"), self._of("size", "across", "down"))
-        self.parts["domain"].input(
-            self.in_domain,
-            self._of("domain", "prompt", "composed"),
-            self._of(*self._PROMPTING),
-            concurrency_id="model",
-            concurrency_limit=1,
-        )
 
     def unframed(self) -> tuple[Any, ...]:
         """What was set for the last picture is not meant for the next; nor is that picture there any more."""
@@ -365,8 +421,6 @@ class _Events:
             crop = Crop.around(square, image.size)
             return crop.size, crop.across, crop.down
 
-    _PROMPTING = ("style", "place", "worn", "prompt", "composed", "guidance", "caption", "face")
-
     def in_domain(self, domain: str, prompt: str | None, composed: str) -> tuple[Any, ...]:
         """The chips as at the start and the prompt they make, if none was typed; the placeholder in all hints.
 
@@ -384,32 +438,6 @@ class _Events:
             return style, prompts.NOWHERE, prompts.NOTHING, text, plain, guidance, hints, faces
 
     # Tuning
-
-    def _bind_tuning(self) -> None:
-        start = self.parts["start"].click(
-            lambda: ("<p>Waiting for the model …</p>", gr.update(interactive=False)),  # at once, however long it takes
-            None,
-            self._of("progress", "start"),
-            queue=False,
-            show_progress="hidden",
-        )
-        learning = start.then(
-            self.personalize,
-            self._of("domain", "work", "keep", "caption", *self._FRAMING),
-            self._of("progress", "glimpse", "step", "start", "work"),
-            concurrency_id="model",
-            concurrency_limit=1,
-            show_progress="hidden",
-        )
-        learning.failure(
-            lambda: (gr.update(interactive=True), "<p>Nothing was learned.</p>"),
-            None,
-            self._of("start", "progress"),
-            queue=False,
-        )
-        self.parts["step"].change(
-            self.at_step, self._of("work", "step"), self._of("glimpse", "work"), show_progress="hidden", queue=False
-        )
 
     def personalize(
         self, domain: str, old: Work | None, keep: str, caption: str, given: Image.Image | None, *framing: Any
@@ -433,28 +461,6 @@ class _Events:
         return str(work.glimpses[work.nearest(step)]), _in_use(work)
 
     # Drawing
-
-    def _bind_drawing(self) -> None:
-        for name in ("style", "place", "worn"):
-            self.parts[name].input(
-                self.composed,
-                self._of("domain", "style", "place", "worn"),
-                self._of("prompt", "composed"),
-                show_progress="hidden",
-            )
-        self.parts["compare"].change(
-            lambda on: gr.update(visible=on), self._of("compare"), self._of("without"), queue=False
-        )
-        names = ("prompt", "negative", "seed", "randomise", "count", "guidance", "scheduler", "strength", "compare")
-        arguments = {
-            "fn": self.draw,
-            "inputs": self._of("domain", "work", "step", *names),
-            "outputs": self._of("gallery", "without", "seed", "work"),
-            "concurrency_id": "model",
-            "concurrency_limit": 1,
-        }
-        self.parts["draw"].click(**arguments)
-        self.parts["prompt"].submit(**arguments)
 
     def composed(self, domain: str, style: str, place: str, worn: str) -> tuple[str, str]:
         """The prompt of the chips, and the same to know it by."""
@@ -497,29 +503,6 @@ class _Events:
 
     # Saved concepts
 
-    def _bind_shelf(self) -> None:
-        listed = self._of("saved", "chosen")
-        # hidden, because gradio lays a refusal over the fields, where it is in the way of what is to be put right
-        hidden = {"show_progress": "hidden"}
-        self.parts["save"].click(self.save, self._of("work", "step", "name"), [*listed, self.parts["work"]], **hidden)
-        self.parts["saved"].select(self.pick, None, self._of("chosen"), show_progress="hidden")
-        self.parts["reopen"].click(
-            self.reopen,
-            self._of("chosen", "work", "domain", "prompt", "composed"),
-            self._of("work", "step", "glimpse", "progress", "domain", *self._PROMPTING),
-            concurrency_id="model",
-            concurrency_limit=1,
-            **hidden,
-        )
-        self.parts["delete"].click(self.delete, self._of("chosen", "sure"), [*listed, self.parts["sure"]], **hidden)
-        self.parts["export"].click(
-            self.export,
-            self._of("work", "step", "to", "name"),
-            self._of("files", "work"),
-            concurrency_id="model",
-            concurrency_limit=1,
-        )
-
     def listed(self, chosen: str | None = None) -> tuple[Any, Any]:
         shelf = self.studio.shelf
         return shelf.previews(), gr.update(choices=shelf.names(), value=chosen)
@@ -546,7 +529,7 @@ class _Events:
             said = f"<p>Reopened: {work.name}, after {work.best} steps.</p>"
             most = max(MOST_STEPS, work.best)
             same = work.domain == domain
-            prompting = [gr.skip()] * len(self._PROMPTING) if same else self.in_domain(work.domain, prompt, composed)
+            prompting = [gr.skip()] * _OF_DOMAIN if same else self.in_domain(work.domain, prompt, composed)
             step = gr.update(value=work.best, maximum=most, interactive=False)
             return work, step, glimpse, said, work.domain, *prompting
 

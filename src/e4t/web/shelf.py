@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from e4t.errors import CheckpointError
-from e4t.writing import slug
-
-_PREVIEW = "preview.jpg"
+from e4t.saved import PREVIEW
+from e4t.writing import require_room, slug
 
 
 @dataclass(frozen=True)
@@ -23,10 +21,10 @@ class Shelf:
 
     def require_place(self) -> None:
         """Raise CheckpointError where no concept could be saved, before anybody has worked on one."""
-        there = next(path for path in (self.folder.absolute(), *self.folder.absolute().parents) if path.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            why = f"there is no permission to write in '{there}'" if there.is_dir() else f"'{there}' is a file"
-            raise CheckpointError(f"no concept could be saved in '{self.folder}': {why}; choose another --concepts")
+        try:
+            require_room(self.folder)
+        except CheckpointError as error:
+            raise CheckpointError(f"no concept could be saved: {error}; choose another --concepts") from error
 
     def names(self) -> list[str]:
         if not self.folder.is_dir():
@@ -36,7 +34,7 @@ class Shelf:
 
     def previews(self) -> list[tuple[str, str]]:
         """File and name of every concept that has a preview."""
-        return [(str(path), name) for name in self.names() if (path := self.folder / name / _PREVIEW).is_file()]
+        return [(str(path), name) for name in self.names() if (path := self.folder / name / PREVIEW).is_file()]
 
     def path(self, name: str) -> Path:
         """The folder of a saved concept. Raises CheckpointError for a name that is not on the shelf."""

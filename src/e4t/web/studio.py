@@ -22,6 +22,7 @@ from e4t.errors import ConfigError, E4TError, MismatchError, out_of_memory
 from e4t.export import export
 from e4t.precision import chosen_precision
 from e4t.provenance import picture_notes
+from e4t.saved import PREVIEW
 from e4t.web.scratch import Scratch
 from e4t.web.shelf import Shelf
 from e4t.writing import slug
@@ -159,11 +160,10 @@ class Studio:
         ):  # closed before the turn ends: until then the models are not as they were
             began = time.perf_counter()
             for step in run:
-                assert step.concept is not None
-                glimpse = pipe.glimpse(step.concept, prompt)
+                glimpse = pipe.glimpse(step.kept, prompt)
                 glimpses[step.number] = folder / f"glimpse-{step.number:02d}.png"
                 with self._scratch.writing():
-                    steps[step.number] = step.concept.with_preview(glimpse).save(folder / f"step-{step.number:02d}")
+                    steps[step.number] = step.kept.with_preview(glimpse).save(folder / f"step-{step.number:02d}")
                     glimpse.save(glimpses[step.number])
                 last = step.number == step.total_steps
                 work = Work(folder, domain, None, pipe.domain.placeholder, steps, best, glimpses) if last else None
@@ -291,7 +291,7 @@ def _remove(folder: Path) -> None:
 
 
 def _preview(step: Path, concept: Concept) -> dict[int, Path]:
-    return {concept.steps: step / "preview.jpg"} if concept.preview else {}
+    return {concept.steps: step / PREVIEW} if concept.preview else {}
 
 
 def _by_a_thread(moments: Generator[Moment, None, None], forget: Callable[[], None]) -> Iterator[Moment]:
