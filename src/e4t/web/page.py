@@ -18,7 +18,6 @@ from e4t.web import prompts
 from e4t.web.framing import COUNTS, DOES_NOT, Crop, grown, painted, shown, strokes
 from e4t.web.studio import (
     AS_MEASURED,
-    EXPORTS,
     MOST_PICTURES,
     MOST_STEPS,
     TO_KEEP,
@@ -31,11 +30,27 @@ from e4t.web.studio import (
 
 CSS = Path(__file__).with_name("page.css")
 BRUSH = Path(__file__).with_name("brush.js")
+SCRIPT = Path(__file__).with_name("page.js")
 _MOST_CAPTION = 300  # characters; a text encoder reads 77 tokens
 _IDLE_SECONDS = 3600  # after which a tab's concept is forgotten
 _NO_MASK, _FOUND_MASK, _OWN_MASK = "none", "find the subject", "a file of mine"
 _LIVE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite')"
 """Script of an area whose changes screen readers say."""
+_NO_PICTURE = "<p>No picture yet: drop one above.</p>"
+_NO_CONCEPT = "<p>No concept yet: give a picture, then press Personalize.</p>"
+_ANOTHER_PICTURE = "<p>This picture is not learned yet: press Personalize. Until then the last concept is drawn.</p>"
+_STEPS_KEPT = "Every step is kept: more steps are more like the picture, fewer follow prompts better."
+_ONE_STEP = "A saved concept has the one step that it was saved with."
+_GALLERY_BUTTONS = ["download", "download_all", "fullscreen"]  # gradio's fourth would send pictures to a public site
+_FORMATS = {
+    "concept": "to be opened here and by e4t (zip)",
+    "textual-inversion": "the word alone",
+    "diff": "changed weights, for web UIs",
+    "lora-diffusers": "LoRA, for diffusers",
+    "lora-kohya": "LoRA, for web UIs",
+    "single-file": "the whole model, for web UIs",
+}
+"""What can be exported, and what for."""
 _OWN_SCHEDULER = "the model's own"
 _SCHEDULERS = (
     _OWN_SCHEDULER,
@@ -61,6 +76,15 @@ def _explained(*, learning: bool = False) -> Iterator[None]:
         if sentence is None:
             raise
         raise gr.Error(sentence, duration=None) from error
+
+
+@contextmanager
+def _called_as_given(upload: str | None) -> Iterator[None]:
+    """Refusals call a file as its owner does, not by the place where the server has put it."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(str(error).replace(str(upload), Path(str(upload)).name)) from error
 
 
 def theme() -> Any:
@@ -105,6 +129,7 @@ def launch(studio: Studio, *, host: str, port: int) -> Any:
         server_port=port,
         theme=theme(),
         css_paths=[CSS],
+        js=SCRIPT.read_text(encoding="utf-8"),
         max_file_size=MAX_BYTES,
         allowed_paths=[str(studio.shelf.folder.resolve())],
         prevent_thread_lock=True,
@@ -149,11 +174,11 @@ def _forget(work: Work | None) -> None:
 def _picture(studio: Studio, parts: dict[str, Any]) -> None:
     with gr.Column(elem_classes="stage"):
         gr.Markdown(f"## 1. Your picture\nUp to {MAX_BYTES // 2**20} MB. One face, clearly seen, works best.")
-        parts["upload"] = gr.File(label="Drop a picture here", file_types=["image"], height=110, elem_id="upload")
+        parts["upload"] = gr.File(label="Drop a picture here", file_types=["image"], height=150, elem_id="upload")
         parts["frame"] = gr.Image(
             label="What counts is bright", interactive=False, height=220, elem_id="frame", buttons=[]
         )
-        parts["counted"] = gr.HTML("", js_on_load=_LIVE, elem_id="counted", elem_classes="progress")
+        parts["counted"] = gr.HTML(_NO_PICTURE, js_on_load=_LIVE, elem_id="counted", elem_classes="progress")
         parts["domain"] = gr.Radio(
             list(studio.domains), value=studio.domains[0], label="What it shows (domain)", elem_id="domain"
         )
@@ -204,16 +229,14 @@ def _tuning(studio: Studio, parts: dict[str, Any]) -> None:
             elem_id="keep",
         )
         parts["start"] = gr.Button("Personalize", variant="primary", elem_id="personalize")
-        parts["progress"] = gr.HTML(
-            "<p>No concept yet.</p>", js_on_load=_LIVE, elem_id="progress", elem_classes="progress"
-        )
+        parts["progress"] = gr.HTML(_NO_CONCEPT, js_on_load=_LIVE, elem_id="progress", elem_classes="progress")
         parts["step"] = gr.Slider(
             0,
             MOST_STEPS,
             0,
             step=1,
             label="Tuning steps",
-            info="Every step is kept: more steps are more like the picture, fewer follow prompts better.",
+            info=_STEPS_KEPT,
             interactive=False,
             elem_id="step",
         )
@@ -250,12 +273,9 @@ def _prompt(studio: Studio, parts: dict[str, Any]) -> None:
             parts["scheduler"] = gr.Dropdown(list(_SCHEDULERS), value=_OWN_SCHEDULER, label="Scheduler")
         parts["draw"] = gr.Button("Draw", variant="primary", elem_id="draw")
         with gr.Row():
-            parts["gallery"] = gr.Gallery(
-                label="With the concept", columns=2, format="png", elem_id="gallery", height="auto"
-            )
-            parts["without"] = gr.Gallery(
-                label="Without the concept", columns=2, format="png", elem_id="without", height="auto", visible=False
-            )
+            look: dict[str, Any] = {"columns": 2, "format": "png", "height": "auto", "buttons": _GALLERY_BUTTONS}
+            parts["gallery"] = gr.Gallery(label="With the concept", elem_id="gallery", **look)
+            parts["without"] = gr.Gallery(label="Without the concept", elem_id="without", visible=False, **look)
 
 
 def _shelf(studio: Studio, parts: dict[str, Any]) -> None:
@@ -264,8 +284,10 @@ def _shelf(studio: Studio, parts: dict[str, Any]) -> None:
         with gr.Row():
             parts["name"] = gr.Textbox("", label="Name", placeholder="anna", max_length=60, elem_id="name")
             parts["save"] = gr.Button("Save this step", elem_id="save")
+        previews = studio.shelf.previews()
         parts["saved"] = gr.Gallery(
-            studio.shelf.previews(),
+            previews,
+            visible=bool(previews),
             label="Saved",
             columns=4,
             fit_columns=False,
@@ -281,8 +303,13 @@ def _shelf(studio: Studio, parts: dict[str, Any]) -> None:
             parts["delete"] = gr.Button("Delete", variant="stop", elem_id="delete")
         parts["sure"] = gr.Checkbox(label="Yes, delete it for good", elem_id="sure")
         with gr.Accordion("Export for other programs", open=False, elem_id="exporting"):
-            parts["to"] = gr.Dropdown(["concept", *EXPORTS], value="concept", label="Format", elem_id="to")
-            parts["export"] = gr.Button("Export the concept in work", elem_id="export")
+            parts["to"] = gr.Dropdown(
+                [(f"{name}: {use}", name) for name, use in _FORMATS.items()],
+                value="concept",
+                label="Format",
+                elem_id="to",
+            )
+            parts["export"] = gr.Button("Export this step", elem_id="export")
             parts["files"] = gr.File(label="Files", file_count="multiple", interactive=False, elem_id="files")
 
 
@@ -318,7 +345,9 @@ class _Events:
             None,
             self._of("picture", "own_mask", "size", "across", "down", "mask", "mask_file", "grow", "brush", "caption"),
             **quietly,
-        ).then(self.taken, self._of("upload"), self._of("picture"), **quietly).then(**look, **quietly)
+        ).then(self.taken, self._of("upload"), self._of("picture"), **quietly).then(**look, **quietly).then(
+            self.unlearned, self._of("work", "picture"), self._of("progress"), **quietly
+        )
         self.parts["mask_file"].change(self.mask_taken, self._of("mask_file"), self._of("own_mask"), **quietly).then(
             **look, **quietly
         )
@@ -341,17 +370,21 @@ class _Events:
 
     def taken(self, upload: str | None) -> Image.Image | None:
         """The picture itself: its file is removed while the tab may still need it."""
-        with _explained():
+        with _explained(), _called_as_given(upload):
             return load_image(upload) if upload is not None else None
 
     def mask_taken(self, upload: str | None) -> Image.Image | None:
-        with _explained():
+        with _explained(), _called_as_given(upload):
             return load_mask(upload) if upload is not None else None
+
+    def unlearned(self, work: Work | None, picture: Image.Image | None) -> Any:
+        """Says that a concept in work is not of the picture that has just been given."""
+        return gr.skip() if work is None or picture is None else _ANOTHER_PICTURE
 
     def look(self, picture: Image.Image | None, *framing: Any) -> tuple[Image.Image | None, str]:
         """The picture with crop and mask drawn in, and how much of it counts in words."""
         if picture is None:
-            return None, ""
+            return None, _NO_PICTURE
         with _explained():
             _, mask, square = _framed(picture, *framing)
             return shown(picture, square, mask), _share(square, mask)
@@ -423,7 +456,7 @@ class _Events:
                     continue
                 if old is not None:
                     old.discard()
-                at = gr.update(value=work.best, maximum=MOST_STEPS, interactive=True)
+                at = gr.update(value=work.best, maximum=MOST_STEPS, interactive=True, info=_STEPS_KEPT)
                 yield _bar(moment), str(work.glimpses[work.best]), at, gr.update(interactive=True), work
 
     def at_step(self, work: Work | None, step: int) -> tuple[Any, Any]:
@@ -503,6 +536,7 @@ class _Events:
         hidden = {"show_progress": "hidden"}
         self.parts["save"].click(self.save, self._of("work", "step", "name"), [*listed, self.parts["work"]], **hidden)
         self.parts["saved"].select(self.pick, None, self._of("chosen"), show_progress="hidden")
+        self.parts["chosen"].change(lambda: False, None, self._of("sure"), queue=False, **hidden)  # it was of another
         self.parts["reopen"].click(
             self.reopen,
             self._of("chosen", "work", "domain", "prompt", "composed"),
@@ -522,7 +556,8 @@ class _Events:
 
     def listed(self, chosen: str | None = None) -> tuple[Any, Any]:
         shelf = self.studio.shelf
-        return shelf.previews(), gr.update(choices=shelf.names(), value=chosen)
+        previews = shelf.previews()
+        return gr.update(value=previews, visible=bool(previews)), gr.update(choices=shelf.names(), value=chosen)
 
     def save(self, work: Work | None, step: int, name: str) -> tuple[Any, ...]:
         """What is drawn and exported from now on is called as it was saved."""
@@ -543,11 +578,11 @@ class _Events:
             if old is not None:
                 old.discard()
             glimpse = str(next(iter(work.glimpses.values()))) if work.glimpses else None
-            said = f"<p>Reopened: {work.name}, after {work.best} steps.</p>"
+            said = f"<p>Reopened: {work.name}, after {work.best} steps. Draw it now.</p>"
             most = max(MOST_STEPS, work.best)
             same = work.domain == domain
             prompting = [gr.skip()] * len(self._PROMPTING) if same else self.in_domain(work.domain, prompt, composed)
-            step = gr.update(value=work.best, maximum=most, interactive=False)
+            step = gr.update(value=work.best, maximum=most, interactive=False, info=_ONE_STEP)
             return work, step, glimpse, said, work.domain, *prompting
 
     def delete(self, name: str | None, sure: bool) -> tuple[Any, ...]:
@@ -641,7 +676,13 @@ def _chosen(name: str | None) -> str:
 def _bar(moment: Moment) -> str:
     """Step, loss and time left, and a bar."""
     loss = f" · loss {moment.loss:.3f}" if moment.loss is not None else ""
-    left = f" · {moment.seconds_left:.0f} s left" if moment.work is None else " · done"
+    left = f" · {_duration(moment.seconds_left)} left" if moment.work is None else " · done"
     text = f"Step {moment.number} of {moment.total}{loss}{left}"
     bar = f'<progress aria-label="Tuning steps" max="{moment.total}" value="{moment.number}">{text}</progress>'
-    return f"<p>{text}</p>{bar}"
+    next_ = "" if moment.work is None else "<p>Draw it now, or move the slider to another step.</p>"
+    return f"<p>{text}</p>{bar}{next_}"
+
+
+def _duration(seconds: float) -> str:
+    """("8 s", "3 min"): no more of it than a guess is worth."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
