@@ -219,11 +219,14 @@ def test_by_keyboard_alone(browser: Any, address: str, tmp_path: Path) -> None:
     uploaded(page, picture(tmp_path, 6))
     at_the_top(page)
     tabbed_to(page, "keep")
-    page.keyboard.press("Tab")
-    page.keyboard.press("Space")  # low-rank
+    page.keyboard.press("ArrowRight")  # low-rank
     assert page.locator("#keep input:checked").get_attribute("value") == "low-rank"
     tabbed_to(page, "personalize")
     page.keyboard.press("Enter")
+    tabbed_to(page, "style")
+    for _ in range(2):  # faster than the page answers
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.querySelector('#prompt textarea').value === 'a watercolour of S*'")
     page.wait_for_selector("#progress:has-text('done')")
     page.wait_for_selector("#step input[type=range]:enabled")
 

@@ -627,6 +627,17 @@ def test_no_picture_leaves_for_another_site_and_every_format_says_what_for(studi
     assert [name for _, name in parts["to"].choices] == list(page._FORMATS)
 
 
+def test_what_is_chosen_last_counts_however_fast(studio: Studio) -> None:
+    pytest.importorskip("gradio")
+    from e4t.web import page
+
+    blocks = page.build(studio)
+    chips = {part._id for part in blocks.blocks.values() if getattr(part, "label", "") in ("Style", "Place", "Wearing")}
+    chips |= {part._id for part in blocks.blocks.values() if getattr(part, "elem_id", None) == "domain"}
+    modes = [fn.trigger_mode for fn in blocks.fns.values() if any(number in chips for number, _ in fn.targets)]
+    assert modes == ["always_last"] * 4
+
+
 def test_leave_to_delete_is_given_for_one_concept(studio: Studio) -> None:
     pytest.importorskip("gradio")
     from e4t.web import page

@@ -1,14 +1,18 @@
-// What gradio's pictures lack: words of what they show. Pressing them does nothing, so no key stops at them.
+// What gradio's page lacks for keyboards and screen readers.
 () => {
   const shown = { frame: "Your picture: what counts is bright", glimpse: "A quick look at this step" };
-  const tell = () => {
+  const mend = () => {
     for (const [id, words] of Object.entries(shown)) {
       for (const picture of document.querySelectorAll(`#${id} img`)) {
         picture.alt = words;
-        picture.closest("button")?.setAttribute("disabled", "");
+        picture.closest("button")?.setAttribute("disabled", ""); // pressing it does nothing: no key stops at it
       }
     }
+    for (const group of document.querySelectorAll(".stage fieldset:not(#brush *, #domain)")) { // a domain may take minutes
+      const choices = group.querySelectorAll("input[type=radio]"); // one stop, and arrows
+      for (const choice of choices) choice.name = choices[0].name;
+    }
   };
-  new MutationObserver(tell).observe(document.body, { subtree: true, childList: true });
-  tell();
+  new MutationObserver(mend).observe(document.body, { subtree: true, childList: true });
+  mend();
 }

@@ -43,7 +43,7 @@ _STEPS_KEPT = "Every step is kept: more steps are more like the picture, fewer f
 _ONE_STEP = "A saved concept has the one step that it was saved with."
 _GALLERY_BUTTONS = ["download", "download_all", "fullscreen"]  # gradio's fourth would send pictures to a public site
 _FORMATS = {
-    "concept": "to be opened here and by e4t (zip)",
+    "concept": "for e4t itself (zip)",
     "textual-inversion": "the word alone",
     "diff": "changed weights, for web UIs",
     "lora-diffusers": "LoRA, for diffusers",
@@ -361,6 +361,7 @@ class _Events:
             self._of(*self._PROMPTING),
             concurrency_id="model",
             concurrency_limit=1,
+            trigger_mode="always_last",
         )
 
     def unframed(self) -> tuple[Any, ...]:
@@ -474,6 +475,7 @@ class _Events:
                 self._of("domain", "style", "place", "worn"),
                 self._of("prompt", "composed"),
                 show_progress="hidden",
+                trigger_mode="always_last",  # as arrow keys choose on the way
             )
         self.parts["compare"].change(
             lambda on: gr.update(visible=on), self._of("compare"), self._of("without"), queue=False
