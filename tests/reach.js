@@ -3,7 +3,8 @@
 () => {
   const seen = element => {
     const box = element.getBoundingClientRect();
-    return box.width > 1 && box.height > 1 && element.checkVisibility({ opacityProperty: true, visibilityProperty: true });
+    return box.width > 1 && box.height > 1
+      && element.checkVisibility({ opacityProperty: true, visibilityProperty: true });
   };
   const describe = element => `<${element.localName} ${element.closest("[id]")?.id ?? ""} ${element.className}>`;
   const named = element => element.ariaLabel || element.labels?.length || element.innerText?.trim() || element.title
@@ -23,7 +24,8 @@
     if (!picture.alt) faults.push(`no words: ${describe(picture)}`);
   }
   for (const words of document.querySelectorAll(".filename span, .caption-label")) {
-    if (seen(words) && words.scrollWidth > words.clientWidth + 1 && words.clientWidth) faults.push(`cut: ${describe(words)}`);
+    const cut = words.clientWidth && words.scrollWidth > words.clientWidth + 1;
+    if (seen(words) && cut) faults.push(`cut: ${describe(words)}`);
   }
   return { faults, count };
 }

@@ -8,8 +8,9 @@
         picture.closest("button")?.setAttribute("disabled", ""); // pressing it does nothing: no key stops at it
       }
     }
-    for (const group of document.querySelectorAll(".stage fieldset:not(#brush *, #domain)")) { // a domain may take minutes
-      const choices = group.querySelectorAll("input[type=radio]"); // one stop, and arrows
+    // One stop for a row of choices, and arrows within; but not through domains, each of which may take minutes
+    for (const group of document.querySelectorAll(".stage fieldset:not(#brush *, #domain)")) {
+      const choices = group.querySelectorAll("input[type=radio]");
       for (const choice of choices) choice.name = choices[0].name;
     }
   };

@@ -681,8 +681,8 @@ def _bar(moment: Moment) -> str:
     left = f" · {_duration(moment.seconds_left)} left" if moment.work is None else " · done"
     text = f"Step {moment.number} of {moment.total}{loss}{left}"
     bar = f'<progress aria-label="Tuning steps" max="{moment.total}" value="{moment.number}">{text}</progress>'
-    next_ = "" if moment.work is None else "<p>Draw it now, or move the slider to another step.</p>"
-    return f"<p>{text}</p>{bar}{next_}"
+    advice = "" if moment.work is None else "<p>Draw it now, or move the slider to another step.</p>"
+    return f"<p>{text}</p>{bar}{advice}"
 
 
 def _duration(seconds: float) -> str:
