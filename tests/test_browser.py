@@ -90,6 +90,11 @@ def personalized(page: Any, path: Path) -> None:
     page.wait_for_selector("#progress:has-text('done')")
 
 
+def told(page: Any, script: str) -> Any:
+    """What a script of this folder finds on the page."""
+    return page.evaluate(f"({(Path(__file__).parent / script).read_text(encoding='utf-8')})()")
+
+
 def photographed(page: Any, name: str) -> None:
     """A picture of the page, for people to look at."""
     if folder := os.environ.get("E4T_SCREENSHOTS"):
@@ -141,6 +146,9 @@ def test_the_whole_path(browser: Any, address: str, shelf: Shelf, tmp_path: Path
     page.click("#exporting button")
     page.click("#export")
     page.wait_for_selector(f"#files a:has-text('anna-{device}'), #files :text('anna-{device}')")
+    reach = told(page, "reach.js")
+    assert reach["count"] > 40
+    assert reach["faults"] == []
     photographed(page, f"path-{device}")
     page.click("#reopen")
     page.wait_for_selector(f"#progress:has-text('Reopened: anna-{device}, after 14 steps')")
@@ -211,11 +219,14 @@ def test_by_keyboard_alone(browser: Any, address: str, tmp_path: Path) -> None:
     uploaded(page, picture(tmp_path, 6))
     at_the_top(page)
     tabbed_to(page, "keep")
-    page.keyboard.press("Tab")
-    page.keyboard.press("Space")  # low-rank
+    page.keyboard.press("ArrowRight")  # low-rank
     assert page.locator("#keep input:checked").get_attribute("value") == "low-rank"
     tabbed_to(page, "personalize")
     page.keyboard.press("Enter")
+    tabbed_to(page, "style")
+    for _ in range(2):  # faster than the page answers
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.querySelector('#prompt textarea').value === 'a watercolour of S*'")
     page.wait_for_selector("#progress:has-text('done')")
     page.wait_for_selector("#step input[type=range]:enabled")
 
@@ -426,7 +437,7 @@ def test_all_can_be_read(browser: Any, address: str, tmp_path: Path, theme: str)
     page.locator("#mask label", has_text="a file of mine").click()
     page.check("#compare input")
     page.wait_for_timeout(1500)  # transitions
-    seen = page.evaluate(f"({(Path(__file__).parent / 'contrast.js').read_text(encoding='utf-8')})()")
+    seen = told(page, "contrast.js")
     assert seen["count"] > 60
     assert seen["faint"] == []
     sliders = page.locator("input[type=range]:enabled").all()

@@ -40,7 +40,7 @@ from e4t.web import prompts
 from e4t.web.framing import COUNTS, DOES_NOT, Crop, grown, painted, shown, strokes
 from e4t.web.scratch import Scratch, remove_stale
 from e4t.web.shelf import Shelf
-from e4t.web.studio import EXPORTS, TO_KEEP, Studio, Work, explanation
+from e4t.web.studio import EXPORTS, TO_KEEP, Moment, Studio, Work, explanation
 
 QUICK = {"prompt": "a photo of S*", "num_inference_steps": 2}
 MOST_STEPS = 5  # instead of 15
@@ -573,7 +573,80 @@ def test_a_new_picture_starts_with_the_whole_of_it(events: Any, tmp_path: Path) 
     half = Image.new("L", picture.size)
     half.paste(255, (0, 0, 8, 20))
     assert events.look(picture, 100.0, 50.0, 50.0, "a file of mine", half, 0, "")[1].endswith("50% of it counts.</p>")
-    assert events.look(None, *whole) == (None, "")
+    assert events.look(None, *whole) == (None, "<p>No picture yet: drop one above.</p>")
+
+
+def test_a_file_that_is_refused_is_called_as_its_owner_does(events: Any, tmp_path: Path) -> None:
+    import gradio
+
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    for take in (events.taken, events.mask_taken):
+        with pytest.raises(gradio.Error, match=r"^\"'broken\.png' is not a picture"):
+            take(str(tmp_path / "broken.png"))
+
+
+def test_a_picture_that_is_not_learned_yet_is_said_to_be_so(events: Any, work: Work) -> None:
+    import gradio
+
+    assert "press Personalize. Until then the last concept is drawn" in events.unlearned(work, noise(1))
+    assert events.unlearned(None, noise(1)) == events.unlearned(work, None) == gradio.skip()
+
+
+def test_while_it_learns_the_page_says_how_long_and_then_what_to_do() -> None:
+    pytest.importorskip("gradio")
+    from e4t.web.page import _bar
+
+    for seconds, said in ((89.4, "· 89 s left"), (354.0, "· 6 min left")):
+        text = _bar(Moment(3, 15, Path(), 0.5, seconds))
+        assert said in text
+        assert "Draw it now" not in text
+    assert "Draw it now, or move the slider" in _bar(
+        Moment(15, 15, Path(), 0.5, 0.0, Work(Path(), "", None, "", {}, 5))
+    )
+
+
+def test_a_saved_concept_is_said_to_have_one_step(events: Any, work: Work) -> None:
+    events.studio.save(work, 2, "once")
+    try:
+        slider = events.reopen("once", None, "face", "", "")[1]
+        assert (slider["interactive"], slider["info"]) == (
+            False,
+            "A saved concept has the one step that it was saved with.",
+        )
+    finally:
+        events.studio.shelf.delete("once")
+
+
+def test_no_picture_leaves_for_another_site_and_every_format_says_what_for(studio: Studio) -> None:
+    pytest.importorskip("gradio")
+    from e4t.web import page
+
+    parts = {part.elem_id: part for part in page.build(studio).blocks.values() if getattr(part, "elem_id", None)}
+    assert not any("share" in (getattr(part, "buttons", None) or ()) for part in parts.values())
+    assert tuple(page._FORMATS) == ("concept", *EXPORTS)
+    assert [name for _, name in parts["to"].choices] == list(page._FORMATS)
+
+
+def test_what_is_chosen_last_counts_however_fast(studio: Studio) -> None:
+    pytest.importorskip("gradio")
+    from e4t.web import page
+
+    blocks = page.build(studio)
+    chips = {part._id for part in blocks.blocks.values() if getattr(part, "label", "") in ("Style", "Place", "Wearing")}
+    chips |= {part._id for part in blocks.blocks.values() if getattr(part, "elem_id", None) == "domain"}
+    modes = [fn.trigger_mode for fn in blocks.fns.values() if any(number in chips for number, _ in fn.targets)]
+    assert modes == ["always_last"] * 4
+
+
+def test_leave_to_delete_is_given_for_one_concept(studio: Studio) -> None:
+    pytest.importorskip("gradio")
+    from e4t.web import page
+
+    blocks = page.build(studio)
+    parts = {part.elem_id: part for part in blocks.blocks.values() if getattr(part, "elem_id", None)}
+    (changed,) = [fn for fn in blocks.fns.values() if (parts["chosen"]._id, "change") in fn.targets]
+    assert changed.outputs == [parts["sure"]]
+    assert changed.fn() is False
 
 
 def test_another_domain_resets_the_chips_and_keeps_what_was_typed(events: Any) -> None:
@@ -710,7 +783,9 @@ def test_the_page_is_served_to_this_machine_alone(studio: Studio, monkeypatch: p
         address = f"http://127.0.0.1:{port}"
         with urllib.request.urlopen(address, timeout=60) as answer:
             assert answer.status == 200
-            assert "e4t" in answer.read().decode()
+            served = answer.read().decode()
+        assert "e4t" in served
+        assert "what counts is bright" in served  # page.js
         with pytest.raises(OSError, match=r"refused|assign|unreachable"):  # as any address but the one would be
             socket.create_connection(("127.0.0.2", port), timeout=5)
         status, told = sent(address, bytes(1500))
@@ -778,7 +853,7 @@ def test_the_tabulator_follows_the_work(studio: Studio) -> None:
     way = "upload domain framing caption keep personalize step style prompt count compare draw name save chosen reopen"
     assert [name for name in names if name in way.split()] == way.split()
     assert [name for name in names if name in ("delete", "sure", "to", "export")] == ["delete", "sure", "to", "export"]
-    sources = [page.CSS, page.BRUSH, page.BRUSH.with_suffix(".html")]
+    sources = [page.CSS, page.SCRIPT, page.BRUSH, page.BRUSH.with_suffix(".html")]
     assert not any("tabindex" in source.read_text(encoding="utf-8").lower() for source in sources)
     (prompt,) = [block for block in blocks.blocks.values() if getattr(block, "elem_id", None) == "prompt"]
     (draw,) = [block for block in blocks.blocks.values() if getattr(block, "elem_id", None) == "draw"]

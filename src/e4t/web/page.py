@@ -18,7 +18,6 @@ from e4t.web import prompts
 from e4t.web.framing import COUNTS, DOES_NOT, Crop, grown, painted, shown, strokes
 from e4t.web.studio import (
     AS_MEASURED,
-    EXPORTS,
     MOST_PICTURES,
     MOST_STEPS,
     TO_KEEP,
@@ -31,12 +30,28 @@ from e4t.web.studio import (
 
 CSS = Path(__file__).with_name("page.css")
 BRUSH = Path(__file__).with_name("brush.js")
+SCRIPT = Path(__file__).with_name("page.js")
 _MOST_CAPTION = 300  # characters; a text encoder reads 77 tokens
 _OF_DOMAIN = 8  # parts of the page that change with the domain: what `Handlers.in_domain` gives
 _IDLE_SECONDS = 3600  # after which a tab's concept is forgotten
 _NO_MASK, _FOUND_MASK, _OWN_MASK = "none", "find the subject", "a file of mine"
 _LIVE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite')"
 """Script of an area whose changes screen readers say."""
+_NO_PICTURE = "<p>No picture yet: drop one above.</p>"
+_NO_CONCEPT = "<p>No concept yet: give a picture, then press Personalize.</p>"
+_ANOTHER_PICTURE = "<p>This picture is not learned yet: press Personalize. Until then the last concept is drawn.</p>"
+_STEPS_KEPT = "Every step is kept: more steps are more like the picture, fewer follow prompts better."
+_ONE_STEP = "A saved concept has the one step that it was saved with."
+_GALLERY_BUTTONS = ["download", "download_all", "fullscreen"]  # gradio's fourth would send pictures to a public site
+_FORMATS = {
+    "concept": "for e4t itself (zip)",
+    "textual-inversion": "the word alone",
+    "diff": "changed weights, for web UIs",
+    "lora-diffusers": "LoRA, for diffusers",
+    "lora-kohya": "LoRA, for web UIs",
+    "single-file": "the whole model, for web UIs",
+}
+"""What can be exported, and what for."""
 _OWN_SCHEDULER = "the model's own"
 _SCHEDULERS = (
     _OWN_SCHEDULER,
@@ -62,6 +77,15 @@ def _explained(*, learning: bool = False) -> Iterator[None]:
         if sentence is None:
             raise
         raise gr.Error(sentence, duration=None) from error
+
+
+@contextmanager
+def _called_as_given(upload: str | None) -> Iterator[None]:
+    """Refusals call a file as its owner does, not by the place where the server has put it."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(str(error).replace(str(upload), Path(str(upload)).name)) from error
 
 
 def theme() -> Any:
@@ -106,6 +130,7 @@ def launch(studio: Studio, *, host: str, port: int) -> Any:
         server_port=port,
         theme=theme(),
         css_paths=[CSS],
+        js=SCRIPT.read_text(encoding="utf-8"),
         max_file_size=MAX_BYTES,
         allowed_paths=[str(studio.shelf.folder.resolve())],
         prevent_thread_lock=True,
@@ -130,11 +155,17 @@ def build(studio: Studio) -> Any:
                 drawing, shelf = _Drawing(studio), _Shelf(studio)
         do = Handlers(studio)
         of_domain = [*drawing.of_domain, tuning.caption, picture.face]
-        _bind_picture(do, picture, tuning.caption)
+        _bind_picture(do, picture, tuning.caption, tuning.progress, work)
         _bind_tuning(do, tuning, picture, work)
         _bind_drawing(do, drawing, picture.domain, tuning.step, work)
         _bind_shelf(do, shelf, tuning, drawing, picture.domain, of_domain, work)
-        picture.domain.input(do.in_domain, [picture.domain, drawing.prompt, drawing.composed], of_domain, **_BY_MODEL)
+        picture.domain.input(
+            do.in_domain,
+            [picture.domain, drawing.prompt, drawing.composed],
+            of_domain,
+            **_BY_MODEL,
+            trigger_mode="always_last",
+        )
         blocks.load(do.listed, None, shelf.listed, show_progress="hidden")
     return blocks
 
@@ -153,11 +184,11 @@ class _Picture:
         self.picture, self.own_mask = gr.State(None), gr.State(None)
         with gr.Column(elem_classes="stage"):
             gr.Markdown(f"## 1. Your picture\nUp to {MAX_BYTES // 2**20} MB. One face, clearly seen, works best.")
-            self.upload = gr.File(label="Drop a picture here", file_types=["image"], height=110, elem_id="upload")
+            self.upload = gr.File(label="Drop a picture here", file_types=["image"], height=150, elem_id="upload")
             self.frame = gr.Image(
                 label="What counts is bright", interactive=False, height=220, elem_id="frame", buttons=[]
             )
-            self.counted = gr.HTML("", js_on_load=_LIVE, elem_id="counted", elem_classes="progress")
+            self.counted = gr.HTML(_NO_PICTURE, js_on_load=_LIVE, elem_id="counted", elem_classes="progress")
             self.domain = gr.Radio(
                 list(studio.domains), value=studio.domains[0], label="What it shows (domain)", elem_id="domain"
             )
@@ -218,16 +249,14 @@ class _Tuning:
                 elem_id="keep",
             )
             self.start = gr.Button("Personalize", variant="primary", elem_id="personalize")
-            self.progress = gr.HTML(
-                "<p>No concept yet.</p>", js_on_load=_LIVE, elem_id="progress", elem_classes="progress"
-            )
+            self.progress = gr.HTML(_NO_CONCEPT, js_on_load=_LIVE, elem_id="progress", elem_classes="progress")
             self.step = gr.Slider(
                 0,
                 MOST_STEPS,
                 0,
                 step=1,
                 label="Tuning steps",
-                info="Every step is kept: more steps are more like the picture, fewer follow prompts better.",
+                info=_STEPS_KEPT,
                 interactive=False,
                 elem_id="step",
             )
@@ -265,17 +294,9 @@ class _Drawing:
                 self.scheduler = gr.Dropdown(list(_SCHEDULERS), value=_OWN_SCHEDULER, label="Scheduler")
             self.draw = gr.Button("Draw", variant="primary", elem_id="draw")
             with gr.Row():
-                self.gallery = gr.Gallery(
-                    label="With the concept", columns=2, format="png", elem_id="gallery", height="auto"
-                )
-                self.without = gr.Gallery(
-                    label="Without the concept",
-                    columns=2,
-                    format="png",
-                    elem_id="without",
-                    height="auto",
-                    visible=False,
-                )
+                look: dict[str, Any] = {"columns": 2, "format": "png", "height": "auto", "buttons": _GALLERY_BUTTONS}
+                self.gallery = gr.Gallery(label="With the concept", elem_id="gallery", **look)
+                self.without = gr.Gallery(label="Without the concept", elem_id="without", visible=False, **look)
         self.chips = [self.style, self.place, self.worn]
         self.of_domain = [*self.chips, self.prompt, self.composed, self.guidance]  # the first that `in_domain` gives
 
@@ -287,8 +308,10 @@ class _Shelf:
             with gr.Row():
                 self.name = gr.Textbox("", label="Name", placeholder="anna", max_length=60, elem_id="name")
                 self.save = gr.Button("Save this step", elem_id="save")
+            previews = studio.shelf.previews()
             self.saved = gr.Gallery(
-                studio.shelf.previews(),
+                previews,
+                visible=bool(previews),
                 label="Saved",
                 columns=4,
                 fit_columns=False,
@@ -304,8 +327,9 @@ class _Shelf:
                 self.delete = gr.Button("Delete", variant="stop", elem_id="delete")
             self.sure = gr.Checkbox(label="Yes, delete it for good", elem_id="sure")
             with gr.Accordion("Export for other programs", open=False, elem_id="exporting"):
-                self.to = gr.Dropdown(["concept", *EXPORTS], value="concept", label="Format", elem_id="to")
-                self.export = gr.Button("Export the concept in work", elem_id="export")
+                formats = [(f"{name}: {use}", name) for name, use in _FORMATS.items()]
+                self.to = gr.Dropdown(formats, value="concept", label="Format", elem_id="to")
+                self.export = gr.Button("Export this step", elem_id="export")
                 self.files = gr.File(label="Files", file_count="multiple", interactive=False, elem_id="files")
         self.listed = [self.saved, self.chosen]
 
@@ -317,7 +341,7 @@ _BY_MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 _HIDDEN: dict[str, Any] = {"show_progress": "hidden"}
 
 
-def _bind_picture(do: Handlers, stage: _Picture, caption: Any) -> None:
+def _bind_picture(do: Handlers, stage: _Picture, caption: Any, progress: Any, work: Any) -> None:
     look = {"fn": do.look, "inputs": stage.framing, "outputs": [stage.frame, stage.counted]}
     quietly = {**_HIDDEN, "trigger_mode": "always_last"}
     for part in (*stage.crop, stage.mask, stage.grow):
@@ -325,7 +349,8 @@ def _bind_picture(do: Handlers, stage: _Picture, caption: Any) -> None:
     stage.brush.input(**look, **quietly)
     own = [stage.picture, stage.own_mask, *stage.crop, stage.mask, stage.mask_file, stage.grow, stage.brush, caption]
     unframed = stage.upload.change(do.unframed, None, own, **quietly)
-    unframed.then(do.taken, stage.upload, stage.picture, **quietly).then(**look, **quietly)
+    taken = unframed.then(do.taken, stage.upload, stage.picture, **quietly).then(**look, **quietly)
+    taken.then(do.unlearned, [work, stage.picture], progress, **quietly)
     stage.mask_file.change(do.mask_taken, stage.mask_file, stage.own_mask, **quietly).then(**look, **quietly)
     stage.mask.change(lambda kind: gr.update(visible=kind == _OWN_MASK), stage.mask, stage.mask_file, queue=False)
     stage.face.click(do.to_face, stage.picture, stage.crop)
@@ -357,7 +382,13 @@ def _bind_tuning(do: Handlers, stage: _Tuning, picture: _Picture, work: Any) -> 
 
 def _bind_drawing(do: Handlers, stage: _Drawing, domain: Any, step: Any, work: Any) -> None:
     for chip in stage.chips:
-        chip.input(do.composed, [domain, *stage.chips], [stage.prompt, stage.composed], **_HIDDEN)
+        chip.input(
+            do.composed,
+            [domain, *stage.chips],
+            [stage.prompt, stage.composed],
+            **_HIDDEN,
+            trigger_mode="always_last",  # as arrow keys choose on the way
+        )
     stage.compare.change(lambda on: gr.update(visible=on), stage.compare, stage.without, queue=False)
     asked = [stage.prompt, stage.negative, stage.seed, stage.randomise, stage.count]
     asked += [stage.guidance, stage.scheduler, stage.strength, stage.compare]
@@ -371,6 +402,7 @@ def _bind_shelf(
     # hidden, because gradio lays a refusal over the fields, where it is in the way of what is to be put right
     stage.save.click(do.save, [work, tuning.step, stage.name], [*stage.listed, work], **_HIDDEN)
     stage.saved.select(do.pick, None, stage.chosen, **_HIDDEN)
+    stage.chosen.change(lambda: False, None, stage.sure, queue=False, **_HIDDEN)  # it was of another
     stage.reopen.click(
         do.reopen,
         [stage.chosen, work, domain, drawing.prompt, drawing.composed],
@@ -397,17 +429,21 @@ class Handlers:
 
     def taken(self, upload: str | None) -> Image.Image | None:
         """The picture itself: its file is removed while the tab may still need it."""
-        with _explained():
+        with _explained(), _called_as_given(upload):
             return load_image(upload) if upload is not None else None
 
     def mask_taken(self, upload: str | None) -> Image.Image | None:
-        with _explained():
+        with _explained(), _called_as_given(upload):
             return load_mask(upload) if upload is not None else None
+
+    def unlearned(self, work: Work | None, picture: Image.Image | None) -> Any:
+        """Says that a concept in work is not of the picture that has just been given."""
+        return gr.skip() if work is None or picture is None else _ANOTHER_PICTURE
 
     def look(self, picture: Image.Image | None, *framing: Any) -> tuple[Image.Image | None, str]:
         """The picture with crop and mask drawn in, and how much of it counts in words."""
         if picture is None:
-            return None, ""
+            return None, _NO_PICTURE
         with _explained():
             _, mask, square = _framed(picture, *framing)
             return shown(picture, square, mask), _share(square, mask)
@@ -451,7 +487,7 @@ class Handlers:
                     continue
                 if old is not None:
                     old.discard()
-                at = gr.update(value=work.best, maximum=MOST_STEPS, interactive=True)
+                at = gr.update(value=work.best, maximum=MOST_STEPS, interactive=True, info=_STEPS_KEPT)
                 yield _bar(moment), str(work.glimpses[work.best]), at, gr.update(interactive=True), work
 
     def at_step(self, work: Work | None, step: int) -> tuple[Any, Any]:
@@ -505,7 +541,8 @@ class Handlers:
 
     def listed(self, chosen: str | None = None) -> tuple[Any, Any]:
         shelf = self.studio.shelf
-        return shelf.previews(), gr.update(choices=shelf.names(), value=chosen)
+        previews = shelf.previews()
+        return gr.update(value=previews, visible=bool(previews)), gr.update(choices=shelf.names(), value=chosen)
 
     def save(self, work: Work | None, step: int, name: str) -> tuple[Any, ...]:
         """What is drawn and exported from now on is called as it was saved."""
@@ -526,11 +563,11 @@ class Handlers:
             if old is not None:
                 old.discard()
             glimpse = str(next(iter(work.glimpses.values()))) if work.glimpses else None
-            said = f"<p>Reopened: {work.name}, after {work.best} steps.</p>"
+            said = f"<p>Reopened: {work.name}, after {work.best} steps. Draw it now.</p>"
             most = max(MOST_STEPS, work.best)
             same = work.domain == domain
             prompting = [gr.skip()] * _OF_DOMAIN if same else self.in_domain(work.domain, prompt, composed)
-            step = gr.update(value=work.best, maximum=most, interactive=False)
+            step = gr.update(value=work.best, maximum=most, interactive=False, info=_ONE_STEP)
             return work, step, glimpse, said, work.domain, *prompting
 
     def delete(self, name: str | None, sure: bool) -> tuple[Any, ...]:
@@ -624,7 +661,13 @@ def _chosen(name: str | None) -> str:
 def _bar(moment: Moment) -> str:
     """Step, loss and time left, and a bar."""
     loss = f" · loss {moment.loss:.3f}" if moment.loss is not None else ""
-    left = f" · {moment.seconds_left:.0f} s left" if moment.work is None else " · done"
+    left = f" · {_duration(moment.seconds_left)} left" if moment.work is None else " · done"
     text = f"Step {moment.number} of {moment.total}{loss}{left}"
     bar = f'<progress aria-label="Tuning steps" max="{moment.total}" value="{moment.number}">{text}</progress>'
-    return f"<p>{text}</p>{bar}"
+    advice = "" if moment.work is None else "<p>Draw it now, or move the slider to another step.</p>"
+    return f"<p>{text}</p>{bar}{advice}"
+
+
+def _duration(seconds: float) -> str:
+    """("8 s", "3 min"): no more of it than a guess is worth."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
