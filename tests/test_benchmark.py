@@ -211,7 +211,7 @@ def test_missing_records_are_an_error(tmp_path: Path) -> None:
 
 
 def test_an_unknown_method_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="no method 'Magic'; there are class word"):
+    with pytest.raises(ConfigError, match="no method 'Magic'; there are 'class word'"):
         Lineup(DrawnContest("tiny-face", Plan(methods=("Magic",), concepts=2)))
 
 
