@@ -224,8 +224,9 @@ def test_by_keyboard_alone(browser: Any, address: str, tmp_path: Path) -> None:
     tabbed_to(page, "personalize")
     page.keyboard.press("Enter")
     tabbed_to(page, "style")
-    for _ in range(2):  # faster than the page answers
+    for _ in range(2):  # as fast as a key that is held down, and faster than the page answers
         page.keyboard.press("ArrowRight")
+        page.wait_for_timeout(30)
     page.wait_for_function("document.querySelector('#prompt textarea').value === 'a watercolour of S*'")
     page.wait_for_selector("#progress:has-text('done')")
     page.wait_for_selector("#step input[type=range]:enabled")
