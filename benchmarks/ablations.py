@@ -54,6 +54,8 @@ class Row:
         return bool(self.pretrain or self.generate or not self.use_mask or not self.domain)
 
 
+REFERENCE: dict[str, Any] = {"encoder": {"unet_blocks": "resolutions"}}
+"""What the reference of pre-training has beside the shipped domain's settings, which came of these rows."""
 VECTORS = ["residual", "bias"]
 # Whether ‖E‖² is summed or averaged is no row: λ summed and λ times the width averaged are the same loss.
 # A direct Δ moves by the rate where the paper's form moves by about width times the rate: it has rows of its own rates.
@@ -121,11 +123,16 @@ class AblationConfig:
     num_inference_steps: int = 16
 
 
+def reference_config(settings: Mapping[str, Any]) -> PretrainConfig:
+    """The reference's pre-training, in all of its steps, by a file of `runs`."""
+    return PretrainConfig.from_dict(settings["pretrain"]).updated(REFERENCE)
+
+
 def domain_of(config: AblationConfig, name: str, row: Row, seed: int) -> TrainedDomain:
     """The row's own domain, trained where it is not there yet; the reference's where only tuning differs."""
     settings = json.loads((ROOT / "runs" / f"tiny-{config.kind}.json").read_text())
     short = {"steps": config.pretrain_steps, "cooldown_steps": config.pretrain_steps // 4, "seed": seed}
-    training_config = PretrainConfig.from_dict(settings["pretrain"]).updated({**short, **row.pretrain})
+    training_config = reference_config(settings).updated(short).updated(row.pretrain)
     backbone = Backbone.from_pretrained("tiny", device="cpu")
     made_of = settings_digest([training_config.to_dict(), settings, config.pictures, backbone.fingerprint])
     folder = config.work / "ablations" / f"{config.kind}-{_slug(name if row.pretrain else 'reference')}-{made_of}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from e4t.pipeline import E4TPipeline
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import performance
 
-ELSEWHERE = ("processes", "start", "first-picture")  # what they start is always the shipped model
+ELSEWHERE = ("shipped", "processes", "start", "first-picture")  # what they start is always the shipped model
 
 
 def small(_config: performance.PerformanceConfig) -> E4TPipeline:
@@ -92,6 +93,8 @@ def test_muon_is_timed_on_tiny_and_precision_is_that_of_both_sides(tmp_path, mon
     monkeypatch.setattr(performance, "pipeline", lambda config: pipe)
     assert "muon / whole" in performance.tuning(config)
     assert seen.count(torch.bfloat16) > 10
+    monkeypatch.setattr(performance.E4TPipeline, "from_pretrained", lambda *_, **__: pipe)
+    assert "frozen / stock" in performance.shipped(replace(config, sampling_steps=1))["sampling"]
     assert performance.tuning_settings(config).mixed_precision == "bf16"
     assert performance.numbers_of(config) == torch.bfloat16
     assert performance.pretraining_settings(config, pipe).mixed_precision == "bf16"

@@ -131,6 +131,24 @@ def test_frozen_embedding_is_one_word(pipe, concept):
     assert not np.array_equal(frozen, live)
 
 
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_a_word_without_the_denoisers_features_is_one_from_the_start(picture, strength):
+    """Nothing stands in front of the U-Net then, and what is drawn is what a word predicted at every call would."""
+    pipe = with_domain(build_model(build_backbone(), unet_blocks="none"))
+    concept = pipe.personalize(picture)
+    model, sample = pipe.model, torch.randn(1, 4, 8, 8)
+    with pipe.applied(concept, "S* in the snow", strength=strength) as applied:
+        assert not pipe.backbone.unet._forward_pre_hooks
+        (word,) = applied.words
+        for timestep in (10, 900):
+            offset = model.offset(sample, torch.tensor([timestep]), concept.tensors["image_half"][None])
+            torch.testing.assert_close(word, model.word(offset, strength=strength))
+        torch.testing.assert_close(
+            applied.prompt_embeds, model.prompt_embeds(model.tokens(["S* in the snow"]), word.expand(1, -1))
+        )
+    assert not pipe.backbone.unet._forward_pre_hooks
+
+
 def test_without_a_concept_it_is_the_stock_pipeline(pipe):
     drawn = arrays(pipe("a photo of S*", negative_prompt="blue", seed=5, guidance_scale=3.0))[0]
     stock = pipe.stock(

@@ -97,6 +97,11 @@ class EncoderConfig(Section):
         _check("unet_blocks", self.unet_blocks, ("all", "resolutions", "mid", "none"))
         _check("head", self.head, ("paper", "linear"))
 
+    @property
+    def sees_noise(self) -> bool:
+        """Whether the word depends on the noisy latent, so that it changes while a picture is drawn."""
+        return self.unet_blocks != "none"
+
     @classmethod
     def blind(cls) -> EncoderConfig:
         """No input at all: E is the concept's own vectors, for base models without a domain."""

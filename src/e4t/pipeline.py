@@ -57,7 +57,7 @@ class Applied:
     stock: Any
     prompt_embeds: Tensor  # [N, L, width]; rows that the hook recomputes
     negative_prompt_embeds: Tensor  # [N, L, width]
-    words: list[Tensor] = field(default_factory=list)  # v* [N, D] of every call so far, when live
+    words: list[Tensor] = field(default_factory=list)  # v* [N, D] of every call so far; not live: the only one [1, D]
 
 
 class E4TPipeline:
@@ -364,18 +364,19 @@ class E4TPipeline:
             stack.enter_context(self.model.wearing(concept, strength=strength, weights=settings.weights))
             frozen = self.model.word(concept.tensors["frozen_offset"].to(self.backbone.device), strength=strength)
             embeds = self._embeds(distinct, frozen).repeat_interleave(count, 0)  # one word in all of them
-            result = Applied(self.stock, embeds, negative)
+            live = settings.embedding == "live" and self.model.encoder.config.sees_noise
+            result = Applied(self.stock, embeds, negative, words=[] if live else [frozen[None]])
             if settings.unconditional == "base":
                 stack.enter_context(base_for_negatives(self.model, len(tokens)))
             until = (1 - delay) * self.backbone.num_timesteps
             if delay:
                 stack.enter_context(base_first(self.model, until))
-            if settings.embedding == "live" or delay:
+            if live or delay:
                 image_half = concept.tensors["image_half"].to(self.backbone.device)
                 hook = Conditioning(
                     self.model,
                     tokens,
-                    image_half=image_half if settings.embedding == "live" else None,
+                    image_half=image_half if live else None,
                     strength=strength,
                     class_prompts=class_prompts if delay else None,
                     until=until,
