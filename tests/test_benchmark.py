@@ -549,6 +549,17 @@ def test_records_of_other_settings_are_not_taken_for_these(monkeypatch: pytest.M
     assert [after[method] == before[method] for method in before] == [False, False, True]
 
 
+def test_another_training_of_the_domain_concerns_ours_alone() -> None:
+    contest = DrawnContest("tiny-face", SMALL)
+    rows = (DRAWINGS, "class word", "DreamBooth", "LoRA", "Textual Inversion", OURS)
+    before = [Lineup(contest).key(row, 0) for row in rows]
+    assert contest.pipe.trained is not None
+    tensors = {name: tensor + 1 for name, tensor in contest.pipe.trained.tensors.items()}
+    contest.pipe.trained = replace(contest.pipe.trained, tensors=tensors)
+    after = [Lineup(contest).key(row, 0) for row in rows]
+    assert [row for row, one, other in zip(rows, before, after, strict=True) if one != other] == [OURS]
+
+
 def in_a_thread(_processes: int, _context: object, *start: object) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "worker", *start)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from desk import lay_out
-from e4t.evaluation.stopping import Course, StoppingConfig, likeness_worth, main, summarise
+from e4t.evaluation.stopping import Course, StoppingConfig, chosen, likeness_worth, main, summarise
 
 
 def course(speed: float) -> Course:
@@ -33,16 +33,19 @@ def test_pictures_that_are_learned_at_different_speeds_need_a_rule() -> None:
 
 
 def test_what_a_rule_is_worth_is_told_by_others_than_it_was_chosen_on() -> None:
-    report = summarise([course(0.07), course(0.25)])
-    told = report["told_by_others"]
-    assert told["steps"] == course(0.25).end(report["automatic_loss"])
-    assert told["fixed"] == course(0.25).joint
-    assert report["fixed"] == course(0.07).joint
+    slow, fast = course(0.07), course(0.25)
+    told = summarise([slow, fast])["told_by_others"]
+    ends = slow.end(chosen([fast]) or 0), fast.end(chosen([slow]) or 0)
+    assert told["steps"] == sum(ends) / 2
+    assert told["joint"] == (slow.joint_at(ends[0]) + fast.joint_at(ends[1])) / 2
+    assert told["fixed"] == 0  # what is best for one of them does not serve the other
+    assert told["gap"]["value"] == pytest.approx(told["joint"], abs=1e-4)
 
 
 def test_there_may_be_no_rule() -> None:
     never = Course([1.0] * 15, {1: 1.0, 15: 0.0})
     assert summarise([never])["automatic_loss"] is None
+    assert summarise([never, never])["told_by_others"]["joint"] == 0  # all 15 steps are taken then
 
 
 def test_the_shipped_domain_can_be_looked_at(tmp_path: Path) -> None:
@@ -71,5 +74,6 @@ def test_what_the_likeness_is_worth() -> None:
 
 
 def test_a_rule_that_loses_says_so() -> None:
-    told = summarise([course(0.07)] * 6 + [course(0.25)] * 6)["told_by_others"]
-    assert told["gap"]["low"] <= told["gap"]["value"] <= told["gap"]["high"]
+    never = Course([1.0] * 15, {1: 1.0, 15: 0.0})
+    gap = summarise([never] * 6)["told_by_others"]["gap"]
+    assert gap["low"] == gap["value"] == gap["high"] == -1

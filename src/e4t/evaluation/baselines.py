@@ -230,12 +230,10 @@ def _asked_for(learned: list[Learned], steps: Collection[int]) -> list[Learned]:
 
 def _drawing(pipe: E4TPipeline, concept: Concept | None, subject: str, sampling: Mapping[str, Any]) -> Draw:
     """Prompts in which ``subject`` stands instead of the placeholder."""
-    # Without an encoder the live word is the frozen one: it need not be read anew at every denoising step.
-    settings = dict(sampling) if pipe.trained else {**sampling, "embedding": "frozen"}
 
     def draw(prompts: Sequence[str], seed: int) -> list[Image.Image]:
         texts = [prompt.replace(pipe.domain.placeholder, subject) for prompt in prompts]
-        return pipe(texts, concept=concept, seed=seed, **settings).images
+        return pipe(texts, concept=concept, seed=seed, **sampling).images
 
     return draw
 

@@ -256,11 +256,13 @@ class Contest(ABC):
         )
 
     def depends(self, number: int) -> dict[str, Any]:
-        """Everything that a concept's records depend on besides the method, ready for JSON."""
-        trained = self.pipe.trained
+        """Everything that a concept's records depend on besides the method, ready for JSON.
+
+        What the domain has learned is not among it: that is in the settings of the method that has it.
+        """
         return {
             "version": _VERSION,
-            "domain": trained.id if trained else self.kind,
+            "domain": self.pipe.domain.to_dict(),
             "generate": self.pipe.generate_config.to_dict(),
             "base": self.pipe.backbone.fingerprint,
             "autoencoder": self._autoencoder,

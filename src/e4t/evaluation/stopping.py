@@ -4,8 +4,8 @@
 
 Validation individuals are tuned for 15 steps and judged after some of them. Then every rule "end once so much of the
 loss is left" is tried on what was written down, beside every fixed number of steps. The rule that takes the fewest
-steps, and has 98 % of the joint success of the best fixed number, is for the domain's `automatic_loss`. It is chosen on
-every other individual, and what it is worth is told by the rest.
+steps, and has 98 % of the joint success of the best fixed number, is for the domain's `automatic_loss`. What it is worth
+is told by individuals that it was not chosen on: each by the rule that all others choose.
 
 The same courses tell what the likeness is worth that `e4t personalize` prints, CLIP's word on one picture: how it goes
 with what the judge finds, and how much less is right below some value of it.
@@ -95,18 +95,34 @@ def _course(drawer: Drawer, judge: Judge, subject: Identity, steps: Sequence[int
 
 
 def summarise(found: Sequence[Course]) -> dict[str, Any]:
-    """Joint success of fixed steps and of rules, the rule to take, and what it does to those it was not chosen on."""
-    chosen_on, told_by = found[::2], found[1::2]
-    fixed, rules = _fixed(chosen_on), {rule: _ruled(chosen_on, rule) for rule in RULES}
-    good = [rule for rule, values in rules.items() if values["joint"] >= KEPT * max(fixed.values())]
-    chosen = min(good, key=lambda rule: rules[rule]["steps"]) if good else None
-    report: dict[str, Any] = {"fixed": fixed, "rules": rules, "automatic_loss": chosen}
-    if chosen is not None and told_by:
-        best = max(fixed, key=lambda step: fixed[step])
-        gaps = np.array([course.joint_at(course.end(chosen)) - course.joint[best] for course in told_by])
-        gap = metrics.bootstrap(metrics.mean_statistic(gaps), metrics.resamples(len(gaps))).to_dict()
-        report["told_by_others"] = {**_ruled(told_by, chosen), "best_fixed": best, "gap": gap, "fixed": _fixed(told_by)}
+    """Joint success of fixed steps and of rules, the rule to take, and what such a rule does to others."""
+    rules = {rule: _ruled(found, rule) for rule in RULES}
+    report: dict[str, Any] = {"fixed": _fixed(found), "rules": rules, "automatic_loss": chosen(found)}
+    if len(found) > 1:
+        report["told_by_others"] = _told_by_others(found)
     return report
+
+
+def chosen(found: Sequence[Course]) -> float | None:
+    """The rule that takes the fewest steps of those that keep enough of the best fixed number's joint success."""
+    enough = KEPT * max(_fixed(found).values())
+    steps = {rule: ruled["steps"] for rule in RULES if (ruled := _ruled(found, rule))["joint"] >= enough}
+    return min(steps, key=steps.__getitem__, default=None)
+
+
+def _told_by_others(found: Sequence[Course]) -> dict[str, Any]:
+    """Each by the rule, and by the fixed number of steps, that all others choose; the gap is of the two."""
+    ends, ruled, fixed = [], [], []
+    for number, one in enumerate(found):
+        others = [*found[:number], *found[number + 1 :]]
+        rule, joint = chosen(others), _fixed(others)
+        ends.append(one.end(0.0 if rule is None else rule))
+        ruled.append(one.joint_at(ends[-1]))
+        fixed.append(one.joint[max(joint, key=joint.__getitem__)])
+    gaps = np.array(ruled) - fixed
+    gap = metrics.bootstrap(metrics.mean_statistic(gaps), metrics.resamples(len(gaps))).to_dict()
+    means = {"steps": ends, "joint": ruled, "fixed": fixed}
+    return {**{name: float(np.mean(values)) for name, values in means.items()}, "gap": gap}
 
 
 def likeness_worth(found: Sequence[Course]) -> dict[str, Any]:
