@@ -4,8 +4,8 @@
 
 Validation individuals are tuned for 15 steps and judged after some of them. Then every rule "end once so much of the
 loss is left" is tried on what was written down, beside every fixed number of steps. The rule that takes the fewest
-steps, and has 98 % of the joint success of the best fixed number, is for the domain's `automatic_loss`. What it is worth
-is told by individuals that it was not chosen on: each by the rule that all others choose.
+steps, and has 98 % of the joint success of the best fixed number, is for the domain's `automatic_loss`. What it is
+worth is told by individuals that it was not chosen on: each by the rule that all others choose.
 
 The same courses tell what the likeness is worth that `e4t personalize` prints, CLIP's word on one picture: how it goes
 with what the judge finds, and how much less is right below some value of it.
@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 
 from e4t.evaluation import metrics
-from e4t.evaluation.evaluate import Drawer, Examination, input_picture, prompts_of, score
+from e4t.evaluation.evaluate import Drawer, Examination, input_caption, input_picture, prompts_of, score
 from e4t.evaluation.judge import Judge
 from e4t.pipeline import E4TPipeline
 from e4t.tiny.world import Identity, identity
@@ -45,6 +45,7 @@ class StoppingConfig:
     steps: tuple[int, ...] = (1, 2, 3, 5, 7, 10, 15)
     count: int = 24
     num_inference_steps: int = 16
+    use_caption: bool = False  # say what the input shows beside the concept
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,16 @@ def courses(config: StoppingConfig) -> Iterator[Course]:
     drawer = Drawer(pipe, prompts_of(kind), 0, config.num_inference_steps)
     for number in range(config.count):
         subject = identity("validation", number, kind)
-        yield _course(drawer, judge, subject, config.steps, seed=1000 * number)
+        caption = input_caption(subject, pipe.domain.placeholder) if config.use_caption else None
+        yield _course(drawer, judge, subject, config.steps, caption, seed=1000 * number)
 
 
-def _course(drawer: Drawer, judge: Judge, subject: Identity, steps: Sequence[int], *, seed: int) -> Course:
+def _course(
+    drawer: Drawer, judge: Judge, subject: Identity, steps: Sequence[int], caption: str | None, *, seed: int
+) -> Course:
     photo, mask = input_picture(subject)
-    settings: dict[str, Any] = {"steps": max(steps), "automatic": True, "automatic_loss": 0.0}  # watched, never ended
+    settings: dict[str, Any] = {"steps": max(steps), "caption": caption}
+    settings |= {"automatic": True, "automatic_loss": 0.0}  # watched, never ended
     run = list(drawer.pipe.personalize_steps(photo, mask=mask, keep_steps=True, **settings))
     examination = Examination(judge.layout, [subject], drawer.prompts, judge.readable, "validation")
     course = Course([step.loss_left for step in run if step.loss_left is not None], {})
@@ -112,17 +117,17 @@ def chosen(found: Sequence[Course]) -> float | None:
 
 def _told_by_others(found: Sequence[Course]) -> dict[str, Any]:
     """Each by the rule, and by the fixed number of steps, that all others choose; the gap is of the two."""
-    ends, ruled, fixed = [], [], []
+    ends, ruled, fixed = list[int](), list[float](), list[float]()
     for number, one in enumerate(found):
         others = [*found[:number], *found[number + 1 :]]
-        rule, joint = chosen(others), _fixed(others)
+        rule, success = chosen(others), _fixed(others)
         ends.append(one.end(0.0 if rule is None else rule))
         ruled.append(one.joint_at(ends[-1]))
-        fixed.append(one.joint[max(joint, key=joint.__getitem__)])
+        fixed.append(one.joint[max(success, key=success.__getitem__)])
     gaps = np.array(ruled) - fixed
     gap = metrics.bootstrap(metrics.mean_statistic(gaps), metrics.resamples(len(gaps))).to_dict()
-    means = {"steps": ends, "joint": ruled, "fixed": fixed}
-    return {**{name: float(np.mean(values)) for name, values in means.items()}, "gap": gap}
+    steps, joint, best_fixed = (float(np.mean(values)) for values in (ends, ruled, fixed))
+    return {"steps": steps, "joint": joint, "fixed": best_fixed, "gap": gap}
 
 
 def likeness_worth(found: Sequence[Course]) -> dict[str, Any]:
