@@ -55,7 +55,7 @@ class Row:
 
 
 REFERENCE: dict[str, Any] = {"encoder": {"unet_blocks": "resolutions"}}
-"""What the reference of pre-training has beside the shipped domain's settings, which came of these rows."""
+"""What the reference has instead of the shipped domains' setting, which these rows led to."""
 VECTORS = ["residual", "bias"]
 # Whether ‖E‖² is summed or averaged is no row: λ summed and λ times the width averaged are the same loss.
 # A direct Δ moves by the rate where the paper's form moves by about width times the rate: it has rows of its own rates.

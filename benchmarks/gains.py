@@ -73,7 +73,7 @@ def switched(
     make: Callable[[PerformanceConfig], Work], switch: Switch, config: PerformanceConfig, *, to_on: bool = False
 ) -> dict[str, Any]:
     """Work as it is, against work while ``switch`` lasts, which turns one thing off, or ``to_on``."""
-    work, (pipe, _) = make(config), shipped(config)
+    work, (pipe, _) = make(config), pipe_and_concept(config)
 
     def changed() -> tuple[float, Tensor]:
         with switch(pipe):
@@ -83,8 +83,8 @@ def switched(
 
 
 @cache
-def shipped(config: PerformanceConfig) -> tuple[E4TPipeline, Concept]:
-    """One for all parts: each leaves it as it was."""
+def pipe_and_concept(config: PerformanceConfig) -> tuple[E4TPipeline, Concept]:
+    """Those that all parts share: each leaves them as they were."""
     pipe = performance.pipeline(config)
     return pipe, performance.tuned_concept(pipe)
 
@@ -94,7 +94,7 @@ def shipped(config: PerformanceConfig) -> tuple[E4TPipeline, Concept]:
 
 def drawing(config: PerformanceConfig, **changes: Any) -> Work:
     """A concept is put on, drawn as latents, and taken off. Changes are fields of `GenerateConfig`."""
-    pipe, concept = shipped(config)
+    pipe, concept = pipe_and_concept(config)
 
     def draw(into: list[Tensor]) -> None:
         with pipe.applied(concept, PROMPT.format("S*"), **changes) as applied:
@@ -185,7 +185,7 @@ def injected(pipe: E4TPipeline) -> Iterator[None]:
 
 
 def tuning(config: PerformanceConfig) -> Work:
-    pipe, _ = shipped(config)
+    pipe, _ = pipe_and_concept(config)
     known = performance.prepared(pipe)
     return lambda: quickest(performance.steps_of_tuning(pipe, config, known, STEPS, tune=SMALL, frozen_timesteps=1))
 
@@ -227,7 +227,7 @@ def weights_kept(_: E4TPipeline) -> AbstractContextManager[Any]:
 
 def kept_pictures(config: PerformanceConfig) -> dict[str, Any]:
     """Pre-training from what the networks saw in pictures once, against pictures that always look alike."""
-    pipe, _ = shipped(config)
+    pipe, _ = pipe_and_concept(config)
     alike = {"crop_scale": (1.0, 1.0), "flip": False, "color_jitter": 0.0, "sample_latents": False}
     settings = performance.pretraining_settings(config, pipe).updated(alike)
     kept = CacheConfig(dtype="float32", layer_stride=settings.encoder.layer_stride)

@@ -19,6 +19,7 @@ from e4t import cli
 from e4t.cli import drawing, folders, learning
 from e4t.cli.terminal import dtype_of
 from e4t.counting import Count
+from e4t.domain import Domain
 
 
 def test_pretrain_records_what_it_was_told(domain_folder: Path) -> None:
@@ -51,6 +52,16 @@ def test_personalize_estimates_the_likeness_and_helps_where_it_is_low(
     said = capsys.readouterr().err
     assert "likeness about" in said
     assert ("--strength 1.3 may help" in said) is low
+
+
+def test_of_a_style_the_likeness_is_never_called_low(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "_LOW_LIKENESS", 9.0)
+    learning._say(0.1, Domain.named("art"))
+    said = capsys.readouterr().err
+    assert "of a style it says little" in said
+    assert "may help" not in said
 
 
 def test_personalize_with_other_settings_and_a_mask(

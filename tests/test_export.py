@@ -269,6 +269,8 @@ def test_a_word_in_a_file_goes_by_the_files_name_in_web_uis(bare, word_only, tmp
     report = export(bare, word_only, tmp_path / "anna.safetensors", to="textual-inversion")
     metadata = header(report.path)[1]
     assert (metadata["modelspec.trigger_phrase"], metadata["e4t.token"]) == ("anna", "S*")
+    assert "the same at every denoising step" in metadata["e4t.embedding"]
+    assert (metadata["e4t.live_cosine"], metadata["e4t.live_distance"]) == ("1.0000", "0.0000")
     assert any("in prompts the word is 'S*' in diffusers, 'anna' in web UIs" in note for note in report.notes)
     report = export(bare, word_only, tmp_path / "anna", to="textual-inversion")  # a name that says nothing
     assert header(report.path)[1]["modelspec.trigger_phrase"] == "S*"
@@ -291,9 +293,13 @@ def test_similarity_is_that_of_the_words_of_a_live_drawing(pipe, concept, bare, 
     assert len(gaps) == PROBE_STEPS
     assert report.similarity.distance == pytest.approx(np.mean(gaps), rel=1e-4)
     assert 0 < report.similarity.cosine < 0.9999
-    still = export(bare, word_only, tmp_path / "still.safetensors", to="textual-inversion").similarity
-    assert still.cosine == pytest.approx(1)
-    assert still.distance == pytest.approx(0, abs=1e-5)  # its encoder sees nothing: the word never moves
+    still = export(bare, word_only, tmp_path / "still.safetensors", to="textual-inversion")
+    assert still.similarity.cosine == pytest.approx(1)
+    assert still.similarity.distance == pytest.approx(0, abs=1e-5)  # its encoder sees nothing: the word never moves
+    sample, image_half = torch.randn(1, 4, 8, 8), word_only.tensors["image_half"]
+    with torch.no_grad(), bare.model.wearing(word_only):
+        word = bare.model.word(bare.model.offset(sample, torch.tensor([700]), image_half[None]))
+    torch.testing.assert_close(numbers(still.path)["S*"], word)
 
 
 @pytest.mark.parametrize("token", [None, "<anna>"])

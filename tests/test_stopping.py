@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from desk import lay_out
 from e4t.evaluation.stopping import Course, StoppingConfig, chosen, likeness_worth, main, summarise
+from e4t.pipeline import E4TPipeline
 
 
 def course(speed: float) -> Course:
@@ -59,6 +61,21 @@ def test_the_shipped_domain_can_be_looked_at(tmp_path: Path) -> None:
     assert 0 < one["loss_left"][1] < one["loss_left"][0] * 1.2
     assert set(one["joint"]) == set(one["twins"]) == set(one["likeness"]) == {"1", "2"}
     assert one["likeness"]["1"] != one["likeness"]["2"]
+
+
+def test_what_a_picture_shows_can_be_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, tune = list[str | None](), E4TPipeline.personalize_steps
+
+    def watched(self: E4TPipeline, *given: Any, caption: str | None, **settings: Any) -> Any:
+        told.append(caption)
+        return tune(self, *given, caption=caption, **settings)
+
+    monkeypatch.setattr(E4TPipeline, "personalize_steps", watched)
+    for use_caption in (False, True):
+        output = tmp_path / f"{use_caption}.json"
+        main(StoppingConfig("tiny-art", output, steps=(1, 2), count=1, num_inference_steps=1, use_caption=use_caption))
+    assert told[0] is None
+    assert "in the style of S*" in (told[1] or "")
 
 
 def test_what_the_likeness_is_worth() -> None:

@@ -1,7 +1,8 @@
 """What users call: load a domain, personalize on one image, draw it from text.
 
-Sampling is the stock diffusers pipeline. A hook in front of the U-Net predicts the concept's word from the very sample
-and timestep the U-Net is called with, and replaces the conditional rows of its prompt embeddings.
+Sampling is the stock diffusers pipeline. Where the concept's word depends on the noisy latent, a hook in front of the
+U-Net predicts it from the very sample and timestep the U-Net is called with, and replaces the conditional rows of its
+prompt embeddings.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Applied:
     """A concept in place on the U-Net. The embeddings go to any stock pipeline as they are; the hook does the rest."""
 
     stock: Any
-    prompt_embeds: Tensor  # [N, L, width]; rows that the hook recomputes
+    prompt_embeds: Tensor  # [N, L, width]; rows that the hook recomputes, if there is one
     negative_prompt_embeds: Tensor  # [N, L, width]
     words: list[Tensor] = field(default_factory=list)  # v* [N, D] of every call so far; not live: the only one [1, D]
 

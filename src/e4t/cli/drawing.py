@@ -112,6 +112,7 @@ class Generate:
     Default: the domain's, else 1."""
     embedding: Annotated[Literal["live", "frozen"] | None, arg(metavar="{live,frozen}", help_behavior_hint="")] = None
     """live: the word predicted anew at every denoising step; frozen: one for all of them, faster, as exports have it.
+    One and the same where the encoder sees the picture alone, as in shipped domains.
     Default: the domain's, else live."""
     scheduler: Text = None
     """A scheduler class of diffusers, e.g. DPMSolverMultistepScheduler. Default: the domain's, else the base's."""

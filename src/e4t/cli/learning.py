@@ -44,7 +44,15 @@ if TYPE_CHECKING:
     from e4t.pipeline import E4TPipeline
 
 
-_LOW_LIKENESS = 0.6  # below it the shipped faces are the right one of 20 half as often (docs/results.md)
+_LOW_LIKENESS = 0.6  # below it the shipped faces and cats are less often the right one of 20 (docs/results.md)
+
+
+def _say(likeness: float, domain: Domain) -> None:
+    scale = f"0: any {domain.class_word}, 1: the picture itself"
+    scale += "; of a style it says little" if domain.is_style else ""
+    get_console().print(f"likeness about {likeness:.2f} ({scale})")
+    if likeness < _LOW_LIKENESS and not domain.is_style:
+        get_console().print("low: a closer crop, --mask, --steps 15 or e4t generate --strength 1.3 may help")
 
 
 def _opened(image: Path, mask: str | None, domain: Domain) -> tuple[Image.Image, Image.Image | None]:
@@ -155,7 +163,7 @@ class Personalize:
             with denoising(pipe, "preview", drawings=2):
                 drawn, likeness = pipe.portrait(concept, image)
             concept = concept.with_preview(drawn)
-            self._say(likeness, pipe.domain.class_word)
+            _say(likeness, pipe.domain)
         folder = concept.save(self.output)
         if pipe.trained is not None:
             remember_domain(folder, self.domain)
@@ -225,11 +233,6 @@ class Personalize:
 
     def _asked(self, name: str) -> Any:
         return asked_for(name, PersonalizeConfig(), self.settings, self._given())
-
-    def _say(self, likeness: float, class_word: str) -> None:
-        get_console().print(f"likeness about {likeness:.2f} (0: any {class_word}, 1: the picture itself)")
-        if likeness < _LOW_LIKENESS:
-            get_console().print("low: a closer crop, --mask, --steps 15 or e4t generate --strength 1.3 may help")
 
     def _given(self) -> dict[str, Any]:
         return options_of(self, PersonalizeConfig) | {"optimizer": optimizer_of(self.use_8bit_adam)}

@@ -142,13 +142,18 @@ def likeness_worth(found: Sequence[Course]) -> dict[str, Any]:
         if below.any() and not below.all():
             shares = {"share": below.mean(), "twins": twins[below].mean(), "twins_above": twins[~below].mean()}
             low[border] = {name: round(float(value), 4) for name, value in shares.items()}
-    columns = [pair for pair in zip(likeness.T, twins.T, strict=True) if all(len(set(values)) > 1 for values in pair)]
-    within = [np.corrcoef(*pair)[0, 1] for pair in columns]
+    columns = [_correlation(*pair) for pair in zip(likeness.T, twins.T, strict=True)]
+    within = [value for value in columns if value is not None]
     return {
-        "correlation": round(float(np.corrcoef(likeness.ravel(), twins.ravel())[0, 1]), 4),
+        "correlation": _correlation(likeness.ravel(), twins.ravel()),
         "within_a_step": round(float(np.mean(within)), 4) if within else None,
         "low": low,
     }
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float | None:
+    """None where either is the same everywhere."""
+    return round(float(np.corrcoef(one, other)[0, 1]), 4) if np.ptp(one) and np.ptp(other) else None
 
 
 def _fixed(found: Sequence[Course]) -> dict[int, float]:

@@ -1,9 +1,8 @@
 """A personalized concept as files that other programs load, without this package.
 
-What a concept is natively cannot be stored elsewhere: its word is predicted anew at every denoising step. Every export
-freezes the word to one embedding, and says how far that is from the live one. The changed weights can be stored
-exactly, as whole models or as dense differences; a LoRA only approximates them, because ``W * Δ`` has the rank of W
-however low the rank of Δ is.
+A word that is predicted anew at every denoising step cannot be stored elsewhere. Every export freezes it to one
+embedding, and says how far that is from the live one. The changed weights can be stored exactly, as whole models or as
+dense differences; a LoRA only approximates them, because ``W * Δ`` has the rank of W however low the rank of Δ is.
 """
 
 from __future__ import annotations

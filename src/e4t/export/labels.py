@@ -15,12 +15,17 @@ from e4t.export.source import Source, is_sd1
 from e4t.images import data_url
 from e4t.provenance import public_name
 
+_FROZEN = (
+    "frozen: v_class + s E, with E the mean over the noise levels of the tuned picture; natively v* is predicted "
+    "anew at every denoising step"
+)
+_THE_SAME = "v_class + s E, natively the same at every denoising step"
+
 
 def embedding_metadata(source: Source) -> dict[str, str]:
-    similarity = source.similarity
+    similarity, changes = source.similarity, source.pipe.model.encoder.config.sees_noise
     return file_metadata(source, "textual-inversion") | {
-        "e4t.embedding": "frozen: v_class + s E, with E the mean over the noise levels of the tuned picture; natively "
-        "v* is predicted anew at every denoising step",
+        "e4t.embedding": _FROZEN if changes else _THE_SAME,
         "e4t.live_cosine": f"{similarity.cosine:.4f}",
         "e4t.live_distance": f"{similarity.distance:.4f}",
         "e4t.live_measure": f"of the live v* and this embedding f, means over the U-Net's calls while drawing "
