@@ -297,8 +297,8 @@ def new_model(backbone: Backbone, domain: Domain, config: PretrainConfig) -> E4T
 
     Raises ConfigError where there would be nothing to train.
     """
-    blind = not config.encoder.use_image and config.encoder.unet_blocks == "none"
-    if blind and config.offsets.form == "none":
+    sees = config.encoder.use_image or config.encoder.sees_noise
+    if not sees and config.offsets.form == "none":
         raise ConfigError("nothing can be learned: the encoder has no input, and there are no offsets")
     with _seeded(config.seed):
         model = E4TModel(
