@@ -56,6 +56,7 @@ from e4t.forecast import forecast
 from e4t.memory import needed
 from e4t.model import E4TModel
 from e4t.pipeline import E4TPipeline
+from e4t.precision import has_fast_bfloat16
 from e4t.pretrain import pretrain
 from e4t.training import Step, arithmetic, autocast
 
@@ -383,7 +384,10 @@ def calls(config: PerformanceConfig) -> dict[str, Any]:
         "live": timed(lambda: pipe(prompt, concept=concept, **steps), config.device),
         "frozen": timed(lambda: pipe(prompt, concept=concept, embedding="frozen", **steps), config.device),
     }
-    return {"steps": config.sampling_steps, **compared(jobs, _few(config))}
+    if has_fast_bfloat16(config.device):
+        jobs["bf16"] = timed(lambda: pipe(prompt, concept=concept, mixed_precision="bf16", **steps), config.device)
+    also = (("bf16", "live"),) if "bf16" in jobs else ()
+    return {"steps": config.sampling_steps, **compared(jobs, _few(config), also=also)}
 
 
 def tuned_concept(pipe: E4TPipeline) -> Concept:

@@ -444,6 +444,23 @@ def test_your_own_pictures_are_drawn_as_the_domain_draws(tmp_path: Path, picture
     assert contest.sampling["num_inference_steps"] == contest.pipe.generate_config.num_inference_steps
 
 
+def test_what_pictures_are_drawn_in_makes_other_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where bfloat16 would be emulated, float32 is taken, and records are those of float32."""
+
+    def drawn_in(mixed_precision: str, *, fast: bool) -> tuple[str, str]:
+        monkeypatch.setattr("e4t.training.has_fast_bfloat16", lambda device: fast)
+        contest = DrawnContest("tiny-face", replace(SMALL, mixed_precision=mixed_precision))
+        return contest.sampling["mixed_precision"], Lineup(contest).key(OURS, 0)
+
+    single = drawn_in("no", fast=True)
+    assert single[0] == "no"
+    assert drawn_in("bf16", fast=False) == single
+    assert drawn_in("bf16", fast=True)[0] == "bf16"
+    assert drawn_in("bf16", fast=True)[1] != single[1]
+    with pytest.raises(ConfigError, match="mixed_precision is 'half'"):
+        replace(SMALL, mixed_precision="half")
+
+
 class _OnlySame:
     """A recogniser that finds a face everywhere, and the same person wherever pictures are bright."""
 

@@ -16,6 +16,7 @@ from PIL import Image
 from commands import noise
 from e4t import cli, demo
 from e4t.errors import CheckpointError
+from e4t.provenance import read_notes
 
 
 def test_generate_prints_its_pictures(concept_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,6 +108,13 @@ def test_generate_is_repeatable_and_the_seed_counts(concept_folder: Path, tmp_pa
 
     assert drawn(0, "a") == drawn(0, "b")
     assert drawn(0, "a") != drawn(1, "a")
+
+
+def test_generate_says_what_it_drew_in(concept_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("e4t.training.has_fast_bfloat16", lambda device: True)
+    command = ["generate", str(concept_folder), "S*", "--num-inference-steps", "1", "--output", str(tmp_path / "out")]
+    assert cli.main([*command, "--mixed-precision", "bf16"]) == 0
+    assert read_notes(tmp_path / "out" / "anna-s-0.png")["mixed_precision"] == "bf16"
 
 
 def test_demo_writes_page_grid_and_concepts(

@@ -46,6 +46,7 @@ def report(tmp_path, monkeypatch):
     """Of all parts, measured here and not in processes of their own."""
     monkeypatch.setattr(performance, "pipeline", small)
     monkeypatch.setattr(performance, "alone", lambda job, *arguments: job(*arguments))
+    monkeypatch.setattr(performance, "has_fast_bfloat16", lambda device: True)
     parts = tuple(part for part in performance.PARTS if part not in ELSEWHERE)
     config = performance.PerformanceConfig(
         tmp_path / "out" / "report.json", model="sd15", parts=parts, pairs=1, batch_size=2, sampling_steps=1
@@ -63,7 +64,7 @@ def test_every_part_ends_with_its_ratios(report):
     ratios = {
         "tuning": {"small / dreambooth", "whole / dreambooth"},
         "sampling": {"live / stock", "frozen / stock"},
-        "calls": {"live / stock", "frozen / stock"},
+        "calls": {"live / stock", "frozen / stock", "bf16 / stock", "bf16 / live"},
         "training": {"pre-training / text-to-image", "pre-training / matrix product"},
         "steps": {"5 steps / 1 steps"},
         "batch": {"batch 2 / batch 1", "batch 4 / batch 1"},

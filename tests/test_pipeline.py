@@ -184,10 +184,53 @@ def test_a_black_picture_in_half_precision_is_warned_of(pipe, concept, monkeypat
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipe("S*", concept=concept)  # in float32 it is a picture like any other
+    with pytest.warns(UserWarning, match="a picture is black.*--mixed-precision no"):
+        pipe("S*", concept=concept, mixed_precision="fp16")
     for module in pipe.backbone.modules():
         module.half()
     with pytest.warns(UserWarning, match="a picture is black.*use float32"):
         pipe("S*", concept=concept)
+
+
+def test_pictures_can_be_drawn_in_bfloat16(pipe, concept, monkeypatch):
+    """Emulated here, where it has to be; unasked that would only be slow, so float32 is taken."""
+    seen = []
+    pipe.backbone.unet.conv_in.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+
+    def draw(**options):
+        seen.clear()
+        output = pipe("a photo of S*", concept=concept, seed=1, **options)
+        return arrays(output)[0], set(seen), output.made[0]["mixed_precision"]
+
+    single, used, said = draw()
+    assert (used, said) == ({torch.float32}, "no")
+    monkeypatch.setattr("e4t.training.has_fast_bfloat16", lambda device: False)
+    slow, used, _ = draw(mixed_precision="bf16")
+    assert used == {torch.float32}
+    assert np.array_equal(slow, single)
+    monkeypatch.setattr("e4t.training.has_fast_bfloat16", lambda device: True)
+    fast, used, said = draw(mixed_precision="bf16")
+    assert (used, said) == ({torch.bfloat16}, "bf16")
+    assert 0 < np.abs(fast - single).mean() < 4
+    assert not torch.is_autocast_enabled("cpu")
+    with pytest.raises(ConfigError, match="mixed_precision is 'bf8'; it must be one of 'no', 'bf16', 'fp16'"):
+        draw(mixed_precision="bf8")
+
+
+def test_half_precision_weights_are_drawn_with_as_they_are(pipe, monkeypatch):
+    cast = []
+
+    def stock(*_, **__):
+        cast.append(torch.is_autocast_enabled("cpu"))
+        return SimpleNamespace(images=[Image.new("RGB", (8, 8), "red")])
+
+    monkeypatch.setattr(type(pipe.stock), "__call__", stock)
+    monkeypatch.setattr("e4t.training.has_fast_bfloat16", lambda device: True)
+    pipe("a photo", mixed_precision="bf16")
+    for module in pipe.backbone.modules():
+        module.half()
+    pipe("a photo", mixed_precision="bf16")
+    assert cast == [True, False]
 
 
 def test_negative_prompt_seed_and_strength_matter(pipe, concept):

@@ -21,6 +21,7 @@ DEFAULT_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # [R], in trans
 _MOST_FROZEN = 1_000  # timesteps whose mean is the frozen embedding: they are looked at together
 _LARGE = 2**63  # what no whole number of torch or safetensors can be, and no setting means
 _SMALLEST = 8  # pixels of a side, of which an autoencoder makes one latent
+PRECISIONS = ("no", "bf16", "fp16")  # of products, by autocast; numbers that are kept have types of their own
 _MOST_STEPS = 15  # [P] the most that the authors take for a concept
 TUNABLE = ("residual", "bias", "encoder", "deltas", "unet", "unet_vectors", "text_encoder")
 """Parts of a model that one image can tune. "unet_vectors" are the U-Net's biases and the scales of its norms."""
@@ -73,7 +74,7 @@ class BaseConfig(Section):
 
     def __post_init__(self) -> None:
         if self.prediction_type is not None:
-            _check("prediction_type", self.prediction_type, ("epsilon", "v_prediction"))
+            one_of("prediction_type", self.prediction_type, ("epsilon", "v_prediction"))
 
     def given(self) -> dict[str, str]:
         """The fields that say something."""
@@ -94,8 +95,8 @@ class EncoderConfig(Section):
 
     def __post_init__(self) -> None:
         at_least("layer_stride", self.layer_stride, 1)
-        _check("unet_blocks", self.unet_blocks, ("all", "resolutions", "mid", "none"))
-        _check("head", self.head, ("paper", "linear"))
+        one_of("unet_blocks", self.unet_blocks, ("all", "resolutions", "mid", "none"))
+        one_of("head", self.head, ("paper", "linear"))
 
     @property
     def sees_noise(self) -> bool:
@@ -119,11 +120,11 @@ class OffsetsConfig(Section):
 
     def __post_init__(self) -> None:
         at_least("rank", self.rank, 1)
-        _check("form", self.form, ("paper", "lowrank", "none"))
+        one_of("form", self.form, ("paper", "lowrank", "none"))
         for name in self.projections:
-            _check("projections", name, ("to_q", "to_k", "to_v", "to_out"))
+            one_of("projections", name, ("to_q", "to_k", "to_v", "to_out"))
         for name in self.attentions:
-            _check("attentions", name, ("self", "cross"))
+            one_of("attentions", name, ("self", "cross"))
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class PretrainConfig(Section):
         for name, most in (("ema_decay", 0.99999), ("caption_share", 1)):
             if not 0 <= getattr(self, name) <= most:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be between 0 and {most}")
-        _check("schedule", self.schedule, ("constant", "linear", "cosine"))
+        one_of("schedule", self.schedule, ("constant", "linear", "cosine"))
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ConfigError(
                 f"crop_scale is {self.crop_scale}; it must be two shares of the area, 0 < from <= to <= 1"
@@ -265,15 +266,15 @@ class PersonalizeConfig(Section):
         if not self.tune:
             raise ConfigError(f"tune is empty; it must name some of {', '.join(TUNABLE)}")
         for name in self.tune:
-            _check("tune", name, TUNABLE)
+            one_of("tune", name, TUNABLE)
         if {"unet", "unet_vectors"} <= set(self.tune):
             raise ConfigError("tune has both unet and unet_vectors, which are part of it; leave one of them out")
         if not _is_text(self.caption or ""):
             raise ConfigError(f"caption is {_shortened(self.caption)}, which no file of text can hold")
         if isinstance(self.memory, str):
-            _check("memory", self.memory, ("auto",))
+            one_of("memory", self.memory, ("auto",))
         at_least("memory", self.memory if not isinstance(self.memory, str) else None, 0)
-        _check("keep", self.keep, ("tuned", *KEPT))
+        one_of("keep", self.keep, ("tuned", *KEPT))
         if self.keep not in ("tuned", "replay"):
             raise ConfigError(
                 f"keep {self.keep!r} means several settings: write PersonalizeConfig().keeping({self.keep!r})"
@@ -359,6 +360,7 @@ class GenerateConfig(Section):
     delay: float = 0.0  # share of denoising that is the base's and the class word's, at its start (arXiv 2305.10431)
     dual_path: float = 0.0  # share of every attention that comes from the base and the class word (arXiv 2307.06925)
     scheduler: str | None = None  # a diffusers scheduler class; None: the base model's own
+    mixed_precision: str = "no"  # "bf16" (where it is fast) or "fp16": products of float32 weights are taken in it
     height: int | None = None
     width: int | None = None
 
@@ -369,8 +371,9 @@ class GenerateConfig(Section):
         for name, side in (("height", self.height), ("width", self.width)):
             if side is not None and (side < _SMALLEST or side % _SMALLEST):
                 raise ConfigError(f"{name} is {_shortened(side)}; it must be a multiple of {_SMALLEST}")
-        _check("embedding", self.embedding, ("live", "frozen"))
-        _check("unconditional", self.unconditional, ("concept", "base"))
+        one_of("embedding", self.embedding, ("live", "frozen"))
+        one_of("unconditional", self.unconditional, ("concept", "base"))
+        one_of("mixed_precision", self.mixed_precision, PRECISIONS)
         for name in ("dual_path", "delay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
@@ -413,11 +416,11 @@ def _check_training(config: PretrainConfig | PersonalizeConfig) -> None:
         at_least(name, getattr(config, name), 0)
     if config.max_grad_norm is not None and config.max_grad_norm <= 0:
         raise ConfigError(f"max_grad_norm is {_shortened(config.max_grad_norm)}; it must be above 0, or left out")
-    _check("optimizer", config.optimizer, ("adamw", "adamw8bit", "muon"))
-    _check("regularisation_reduction", config.regularisation_reduction, ("sum", "mean"))
-    _check("regularisation_anchor", config.regularisation_anchor, ("class", "nearest"))
-    _check("mixed_precision", config.mixed_precision, ("no", "bf16", "fp16"))
-    _check("save_dtype", config.save_dtype, ("float32", "float16"))
+    one_of("optimizer", config.optimizer, ("adamw", "adamw8bit", "muon"))
+    one_of("regularisation_reduction", config.regularisation_reduction, ("sum", "mean"))
+    one_of("regularisation_anchor", config.regularisation_anchor, ("class", "nearest"))
+    one_of("mixed_precision", config.mixed_precision, PRECISIONS)
+    one_of("save_dtype", config.save_dtype, ("float32", "float16"))
 
 
 def _is_text(value: str) -> bool:
@@ -428,7 +431,8 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raises ConfigError for anything that is not ``allowed``."""
     if value not in allowed:
         raise ConfigError(f"{name} is {_shortened(value)}; it must be one of {', '.join(map(repr, allowed))}")
 

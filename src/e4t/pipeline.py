@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Collection, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,9 +35,10 @@ from e4t.model import E4TModel
 from e4t.models import dual
 from e4t.models.text import Tokens
 from e4t.personalize import ClassPictures, PersonalizeStep, personalize, replayed
+from e4t.precision import AUTOCAST_OF
 from e4t.provenance import public_name, versions
 from e4t.shipped import resolve
-from e4t.training import autocast_beside
+from e4t.training import autocast, autocast_beside
 
 _BATCH = 8  # pictures of the class drawn at a time
 
@@ -262,6 +263,7 @@ class E4TPipeline:
             applied = stack.enter_context(
                 self.applied(concept, prompts, negative_prompt=negative_prompt, config=settings)
             )
+            stack.enter_context(self._arithmetic(settings.mixed_precision))
             images = self.stock(
                 prompt_embeds=applied.prompt_embeds,
                 negative_prompt_embeds=applied.negative_prompt_embeds,
@@ -273,9 +275,11 @@ class E4TPipeline:
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             ).images
             scheduler = settings.scheduler or type(self.stock.scheduler).__name__
+        half = self.backbone.dtype == torch.float16 or settings.mixed_precision == "fp16"
         hidden = self.stock.safety_checker is not None  # which makes pictures black on purpose
-        if self.backbone.dtype == torch.float16 and not hidden and not all(image.getbbox() for image in images):
-            warnings.warn("a picture is black: numbers overflow in float16; use float32 (--dtype)", stacklevel=2)
+        if half and not hidden and not all(image.getbbox() for image in images):
+            advice = "a picture is black: numbers overflow in float16; use float32 (--dtype, --mixed-precision no)"
+            warnings.warn(advice, stacklevel=2)
         texts = zip(prompts, _each(negative_prompt, len(prompts)), strict=True)
         asked = [pair for pair in texts for _ in range(settings.num_images)]
         made = [
@@ -390,6 +394,11 @@ class E4TPipeline:
                 unet, base = self.backbone.unet, self.model.base_weights
                 stack.enter_context(dual.dual_path(unet, base, class_prompts, share))
             yield result
+
+    def _arithmetic(self, mixed_precision: str) -> AbstractContextManager[Any]:
+        """Of float32 weights; half-precision ones are drawn with as they are."""
+        weights = self.model.base_dtype
+        return nullcontext() if weights in AUTOCAST_OF else autocast(mixed_precision, self.backbone.device, weights)
 
     def _checker_follows(self) -> None:
         """The safety checker goes where the base is by now, and takes its type.

@@ -41,10 +41,11 @@ PLANS = {
     "standard": Plan(methods=STANDARD_METHODS, baseline_steps=(AT_OUR_PASSES,)),
     "full": Plan(
         concepts=50,
-        prompts=12,
+        prompts=10,
         seeds=2,
         e4t_steps=(0, 1, 2, 5, 10, 15, 30),
-        baseline_steps=(10, 20, 40, 80, 160),
+        baseline_steps=(AT_OUR_PASSES, 80),
+        mixed_precision="bf16",
     ),
 }
 

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from e4t.backbone import fingerprint_of
-from e4t.config import Section, at_least
+from e4t.config import PRECISIONS, Section, at_least, one_of
 from e4t.errors import ConfigError, DataError
 from e4t.evaluation.baselines import Example, Learned, image_vectors
 from e4t.evaluation.copying import PoseReader, backdrop, poses
@@ -52,6 +52,7 @@ from e4t.shipped import resolve
 from e4t.tiny.album import snapshot
 from e4t.tiny.captions import describe, names
 from e4t.tiny.world import TRAINING_NAMESPACES, WORLD_VERSION, Identity, draw, identity, stream, words
+from e4t.training import arithmetic
 from e4t.writing import new_files
 
 BY_NAME = "known by name"
@@ -75,12 +76,14 @@ class Plan(Section):
     e4t_steps: tuple[int, ...] = (0, 5, 15)
     baseline_steps: tuple[int, ...] = ()  # (): the number of steps that was found best
     num_inference_steps: int | None = 16  # None: as many as the domain draws with
+    mixed_precision: str = "no"  # of drawing; "bf16" is float32 where a processor would only emulate it
 
     def __post_init__(self) -> None:
         for name in ("concepts", "prompts", "seeds", "num_inference_steps"):
             at_least(name, getattr(self, name), 1)
         for steps in (*self.e4t_steps, *self.baseline_steps):
             at_least("steps", steps, 0)
+        one_of("mixed_precision", self.mixed_precision, PRECISIONS)
 
 
 @dataclass(frozen=True)
@@ -182,9 +185,15 @@ class Contest(ABC):
             "guidance_scale": drawn.guidance_scale,
             "guidance_rescale": drawn.guidance_rescale,
             "scheduler": drawn.scheduler,
+            "mixed_precision": self._arithmetic(),
         }
         self.domain_base = domain_base
         self.keep = keep
+
+    def _arithmetic(self) -> str:
+        """What pictures are drawn in, on this machine: records of another kind of arithmetic are other records."""
+        asked, backbone = self.plan.mixed_precision, self.pipe.backbone
+        return asked if arithmetic(asked, backbone.device, backbone.dtype) != torch.float32 else "no"
 
     @property
     def size(self) -> int:

@@ -101,8 +101,8 @@ def figures(
                     row.setdefault("against_ours", {})[name] = gap.to_dict()
         rows.append(row)
     judge = contest.judge.number if contest.judge else None
-    steps = contest.sampling["num_inference_steps"]
-    run = {"concepts": contest.size, "prompts": len(contest.texts(0)), "num_inference_steps": steps}
+    run = {"concepts": contest.size, "prompts": len(contest.texts(0))}
+    run |= {name: contest.sampling[name] for name in ("num_inference_steps", "mixed_precision")}
     return {
         "domain": contest.name,
         "judge": judge,
