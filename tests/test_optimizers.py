@@ -128,6 +128,24 @@ def test_orthogonal_matrices_have_no_direction_before_others(shape):
     assert 0.6 < seen.diag().min() < seen.diag().max() < 1.3  # each nearly as far
 
 
+@pytest.mark.parametrize("shape", [(1, 5), (20, 30), (30, 20), (16, 144)])
+def test_orthogonal_matrices_are_the_same_by_products_and_by_eigenvalues(shape, monkeypatch):
+    """Also of a matrix with hardly any direction, whose other eigenvalues are rounding, and of none at all."""
+    torch.manual_seed(0)
+    for matrix in (torch.randn(shape), torch.randn(shape[0], 1) @ torch.randn(1, shape[1]), torch.zeros(shape)):
+        both = []
+        for quick in (True, False):
+            monkeypatch.setattr("e4t.optimizers._has_quick_eigenvalues", lambda gram, quick=quick: quick)
+            both.append(orthogonal(matrix))
+        assert torch.allclose(*both, atol=1e-3)
+
+
+def test_gradients_that_are_no_numbers_stay_so():
+    matrix = torch.ones(4, 6)
+    matrix[0, 0] = torch.nan
+    assert orthogonal(matrix).isnan().all()
+
+
 def test_muon_moves_matrices_evenly_and_all_else_as_adamw_does():
     def new():
         torch.manual_seed(1)
