@@ -25,11 +25,11 @@ from unittest import mock
 import performance
 import torch
 import tyro
-from performance import PICTURES, PROMPT, SMALL, PerformanceConfig, compared, counted, timed
+from performance import PICTURES, PROMPT, SMALL, WHOLE, PerformanceConfig, compared, counted, timed
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from e4t import conditioning, personalize
+from e4t import conditioning, optimizers, personalize
 from e4t.cache import CacheConfig, write_cache
 from e4t.checkpoint import Concept
 from e4t.model import E4TModel
@@ -184,10 +184,14 @@ def injected(pipe: E4TPipeline) -> Iterator[None]:
 # Training
 
 
-def tuning(config: PerformanceConfig) -> Work:
+def tuning(config: PerformanceConfig, **changes: Any) -> Work:
+    """Changes are fields of `PersonalizeConfig`."""
     pipe, _ = pipe_and_concept(config)
-    known = performance.prepared(pipe)
-    return lambda: quickest(performance.steps_of_tuning(pipe, config, known, STEPS, tune=SMALL, frozen_timesteps=1))
+    known, settings = performance.prepared(pipe), {"tune": SMALL, "frozen_timesteps": 1, **changes}
+    return lambda: quickest(performance.steps_of_tuning(pipe, config, known, STEPS, **settings))
+
+
+by_muon = partial(tuning, tune=WHOLE, optimizer="muon")
 
 
 def quickest(steps: list[Step]) -> tuple[float, Tensor]:
@@ -209,6 +213,10 @@ def looked_at_anew(pipe: E4TPipeline) -> AbstractContextManager[Any]:
         return looked
 
     return mock.patch.object(personalize, "batches", anew)
+
+
+def by_products(_: E4TPipeline) -> AbstractContextManager[Any]:
+    return mock.patch.object(optimizers, "_has_quick_eigenvalues", return_value=False)
 
 
 def weights_kept(_: E4TPipeline) -> AbstractContextManager[Any]:
@@ -248,6 +256,7 @@ GAINS: dict[str, performance.Part] = {
     "no-base-reading": partial(switched, four_frozen, read_by_the_base),
     "fused": partial(switched, drawing, injected),
     "constants": partial(switched, tuning, looked_at_anew),
+    "eigenvalues": partial(switched, by_muon, by_products),
     "kept-weights": partial(switched, tuning, weights_kept, to_on=True),
     "kept-pictures": kept_pictures,
 }

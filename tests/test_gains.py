@@ -21,12 +21,13 @@ def test_without_an_optimisation_the_same_takes_more_operations(tmp_path, monkey
     gains.main(config)
     report = json.loads(config.output.read_text())
     assert report["tolerance"] == gains.TOLERANCE
+    alike = ("one-batch",) if torch.backends.mkl.is_available() else ("one-batch", "eigenvalues")
     for name in gains.GAINS:
         part = report[name]
         assert part.keys() == {"seconds", "off / on", "operations, off / on", "apart", "taken"}
         assert part["off / on"]["median"] > 0
         assert part["apart"] < gains.TOLERANCE
-        assert part["operations, off / on"] > 1 or name == "one-batch", name
+        assert part["operations, off / on"] > 1 or name in alike, name
     assert report["one-batch"]["operations, off / on"] == 1  # two halves are as much as both together
 
 
