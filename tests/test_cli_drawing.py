@@ -15,6 +15,7 @@ from PIL import Image
 
 from commands import noise
 from e4t import cli, demo
+from e4t.cli import drawing, folders
 from e4t.errors import CheckpointError
 from e4t.provenance import read_notes
 
@@ -115,6 +116,23 @@ def test_generate_says_what_it_drew_in(concept_folder: Path, tmp_path: Path, mon
     command = ["generate", str(concept_folder), "S*", "--num-inference-steps", "1", "--output", str(tmp_path / "out")]
     assert cli.main([*command, "--mixed-precision", "bf16"]) == 0
     assert read_notes(tmp_path / "out" / "anna-s-0.png")["mixed_precision"] == "bf16"
+
+
+@pytest.mark.parametrize(("asked", "weights"), [(None, "float16"), ("no", "float16"), ("bf16", "float32")])
+def test_a_gpu_draws_from_float16_weights_but_for_autocast(
+    asked: str | None, weights: str, concept_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drawing, "device_of", lambda name: "cuda:0")
+    usual: list[str] = []
+
+    def opened(*_: object, **options: str) -> None:
+        usual.append(options["usual"])
+        raise CheckpointError("that is enough")
+
+    monkeypatch.setattr(folders.ConceptOptions, "open", opened)
+    given = ["--mixed-precision", asked] if asked else []
+    assert cli.main(["generate", str(concept_folder), "S*", *given]) == 2
+    assert usual == [weights]
 
 
 def test_demo_writes_page_grid_and_concepts(

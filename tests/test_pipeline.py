@@ -205,8 +205,8 @@ def test_pictures_can_be_drawn_in_bfloat16(pipe, concept, monkeypatch):
     single, used, said = draw()
     assert (used, said) == ({torch.float32}, "no")
     monkeypatch.setattr("e4t.training.has_fast_bfloat16", lambda device: False)
-    slow, used, _ = draw(mixed_precision="bf16")
-    assert used == {torch.float32}
+    slow, used, said = draw(mixed_precision="bf16")
+    assert (used, said) == ({torch.float32}, "no")
     assert np.array_equal(slow, single)
     monkeypatch.setattr("e4t.training.has_fast_bfloat16", lambda device: True)
     fast, used, said = draw(mixed_precision="bf16")
@@ -226,10 +226,10 @@ def test_half_precision_weights_are_drawn_with_as_they_are(pipe, monkeypatch):
 
     monkeypatch.setattr(type(pipe.stock), "__call__", stock)
     monkeypatch.setattr("e4t.training.has_fast_bfloat16", lambda device: True)
-    pipe("a photo", mixed_precision="bf16")
+    assert pipe("a photo", mixed_precision="bf16").made[0]["mixed_precision"] == "bf16"
     for module in pipe.backbone.modules():
         module.half()
-    pipe("a photo", mixed_precision="bf16")
+    assert pipe("a photo", mixed_precision="bf16").made[0]["mixed_precision"] == "no"
     assert cast == [True, False]
 
 

@@ -132,8 +132,8 @@ def orthogonal(matrix: Tensor) -> Tensor:
     """``matrix`` ``[m, n]`` with all singular values near 1 (0.7 to 1.2), by Newton and Schulz's iteration, in float32.
 
     The coefficients are Jordan's: they raise small singular values fastest, and do not settle at 1. An iteration is a
-    polynomial of X Xᵀ times X, so all of them are gathered into one matrix of the shorter side, which X is multiplied
-    by at the end: half of the work for kernels, and too coarse for bfloat16.
+    polynomial of X Xᵀ times X, so all of them are gathered into one matrix of the shorter side, by products or by
+    eigenvalues, which X is multiplied by at the end: half of the work for kernels, and too coarse for bfloat16.
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.T if tall else matrix).float()
@@ -170,7 +170,7 @@ def _by_eigenvalues(gram: Tensor) -> Tensor:
 
 
 def _has_quick_eigenvalues(gram: Tensor) -> bool:
-    """MKL finds them in a third to two thirds of the products' time; GPUs do not, and nothing finds those of NaN."""
+    """MKL finds them in less than the products' time; on GPUs it was not tried, and nothing finds those of NaN."""
     here = gram.is_cpu and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     return here and bool(gram.isfinite().all())
 

@@ -38,7 +38,7 @@ from e4t.personalize import ClassPictures, PersonalizeStep, personalize, replaye
 from e4t.precision import AUTOCAST_OF
 from e4t.provenance import public_name, versions
 from e4t.shipped import resolve
-from e4t.training import autocast, autocast_beside
+from e4t.training import arithmetic, autocast, autocast_beside
 
 _BATCH = 8  # pictures of the class drawn at a time
 
@@ -258,12 +258,13 @@ class E4TPipeline:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         count = len(prompts) * settings.num_images
         seeds = [settings.seed + index for index in range(count)]
+        drawn_in = self.drawn_in(settings.mixed_precision)
         with ExitStack() as stack:
             stack.enter_context(self._scheduler(settings.scheduler))
             applied = stack.enter_context(
                 self.applied(concept, prompts, negative_prompt=negative_prompt, config=settings)
             )
-            stack.enter_context(self._arithmetic(settings.mixed_precision))
+            stack.enter_context(self._autocast(drawn_in))
             images = self.stock(
                 prompt_embeds=applied.prompt_embeds,
                 negative_prompt_embeds=applied.negative_prompt_embeds,
@@ -275,7 +276,7 @@ class E4TPipeline:
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             ).images
             scheduler = settings.scheduler or type(self.stock.scheduler).__name__
-        half = self.backbone.dtype == torch.float16 or settings.mixed_precision == "fp16"
+        half = self.backbone.dtype == torch.float16 or drawn_in == "fp16"
         hidden = self.stock.safety_checker is not None  # which makes pictures black on purpose
         if half and not hidden and not all(image.getbbox() for image in images):
             advice = "a picture is black: numbers overflow in float16; use float32 (--dtype, --mixed-precision no)"
@@ -290,6 +291,7 @@ class E4TPipeline:
                 "seed": seed,
                 "num_images": 1,
                 "scheduler": scheduler,
+                "mixed_precision": drawn_in,
                 "width": image.width,
                 "height": image.height,
                 "base": public_name((concept.base if concept else self.model.base).name),
@@ -395,10 +397,21 @@ class E4TPipeline:
                 stack.enter_context(dual.dual_path(unet, base, class_prompts, share))
             yield result
 
-    def _arithmetic(self, mixed_precision: str) -> AbstractContextManager[Any]:
-        """Of float32 weights; half-precision ones are drawn with as they are."""
+    def drawn_in(self, mixed_precision: str) -> str:
+        """What becomes of a wish for mixed precision when drawing.
+
+        "no" where bfloat16 would only be emulated, and of half-precision weights, which are drawn with as they are.
+        """
         weights = self.model.base_dtype
-        return nullcontext() if weights in AUTOCAST_OF else autocast(mixed_precision, self.backbone.device, weights)
+        cast = (
+            weights not in AUTOCAST_OF and arithmetic(mixed_precision, self.backbone.device, weights) != torch.float32
+        )
+        return mixed_precision if cast else "no"
+
+    def _autocast(self, drawn_in: str) -> AbstractContextManager[Any]:
+        if drawn_in == "no":
+            return nullcontext()
+        return autocast(drawn_in, self.backbone.device, self.model.base_dtype)
 
     def _checker_follows(self) -> None:
         """The safety checker goes where the base is by now, and takes its type.

@@ -118,7 +118,7 @@ class Generate:
     scheduler: Text = None
     """A scheduler class of diffusers, e.g. DPMSolverMultistepScheduler. Default: the domain's, else the base's."""
     mixed_precision: Precision = None
-    """Autocast: bf16 draws faster on processors that have it (e4t doctor says so), from float32 weights.
+    """Autocast: bf16 draws faster on processors that have it (e4t doctor says so); weights are float32 then.
     Default: the domain's, else no."""
     height: Integer = None
     """Height of the pictures, in pixels; a multiple of 8. Default: the base's own."""
@@ -127,8 +127,8 @@ class Generate:
     settings: Settings = ()
     """Any other setting of GenerateConfig, e.g. --set guidance_rescale=0.7. Can be repeated."""
     dtype: OptionalDtype = None
-    """Number type of the model's weights; concepts cannot be drawn in bfloat16. Default: float16 on CUDA's GPUs, else
-    float32; for a concept that was kept as a replay, what it was tuned in."""
+    """Number type of the model's weights; concepts cannot be drawn in bfloat16. Default: float16 on CUDA's GPUs without
+    --mixed-precision, else float32; for a concept that was kept as a replay, what it was tuned in."""
     metadata: bool = True
     """Say in every picture how it was made; web UIs read it, and so does e4t info."""
     model: OfConcept = field(default_factory=ConceptOptions)
@@ -143,8 +143,7 @@ class Generate:
 
         quiet()
         require_room(self.output)
-        usual = "float16" if device_of(self.model.device).startswith("cuda") else "float32"
-        concept, pipe = self.model.open(self.concept, self.dtype, usual=usual)
+        concept, pipe = self.model.open(self.concept, self.dtype, usual=self._usual())
         config = overridden(pipe.generate_config, self.settings, self._given())
         with denoising(pipe, "generate"):
             drawn = pipe(self.prompt, concept=concept, negative_prompt=self.negative_prompt, config=config)
@@ -156,6 +155,11 @@ class Generate:
             path = save_anew(partial(image.save, format="PNG", pnginfo=notes), self.output / f"{name}-{seed}.png")
             pictures.append({"path": path, "seed": seed, "width": image.width, "height": image.height})
         return Result([picture["path"] for picture in pictures], {"pictures": pictures})
+
+    def _usual(self) -> str:
+        """The weights' type where nobody asks for one: autocast is of float32 ones."""
+        cast = self.mixed_precision not in (None, "no")
+        return "float16" if device_of(self.model.device).startswith("cuda") and not cast else "float32"
 
     def _name(self) -> str:
         return self.concept.resolve().name

@@ -52,7 +52,6 @@ from e4t.shipped import resolve
 from e4t.tiny.album import snapshot
 from e4t.tiny.captions import describe, names
 from e4t.tiny.world import TRAINING_NAMESPACES, WORLD_VERSION, Identity, draw, identity, stream, words
-from e4t.training import arithmetic
 from e4t.writing import new_files
 
 BY_NAME = "known by name"
@@ -185,15 +184,10 @@ class Contest(ABC):
             "guidance_scale": drawn.guidance_scale,
             "guidance_rescale": drawn.guidance_rescale,
             "scheduler": drawn.scheduler,
-            "mixed_precision": self._arithmetic(),
+            "mixed_precision": self.pipe.drawn_in(plan.mixed_precision),  # other records than in float32
         }
         self.domain_base = domain_base
         self.keep = keep
-
-    def _arithmetic(self) -> str:
-        """What pictures are drawn in, on this machine: records of another kind of arithmetic are other records."""
-        asked, backbone = self.plan.mixed_precision, self.pipe.backbone
-        return asked if arithmetic(asked, backbone.device, backbone.dtype) != torch.float32 else "no"
 
     @property
     def size(self) -> int:
