@@ -118,9 +118,17 @@ def test_generate_says_what_it_drew_in(concept_folder: Path, tmp_path: Path, mon
     assert read_notes(tmp_path / "out" / "anna-s-0.png")["mixed_precision"] == "bf16"
 
 
-@pytest.mark.parametrize(("asked", "weights"), [(None, "float16"), ("no", "float16"), ("bf16", "float32")])
+@pytest.mark.parametrize(
+    ("given", "weights"),
+    [
+        ([], "float16"),
+        (["--mixed-precision", "no"], "float16"),
+        (["--mixed-precision", "bf16"], "float32"),
+        (["--set", "mixed_precision=bf16"], "float32"),
+    ],
+)
 def test_a_gpu_draws_from_float16_weights_but_for_autocast(
-    asked: str | None, weights: str, concept_folder: Path, monkeypatch: pytest.MonkeyPatch
+    given: list[str], weights: str, concept_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drawing, "device_of", lambda name: "cuda:0")
     usual: list[str] = []
@@ -130,7 +138,6 @@ def test_a_gpu_draws_from_float16_weights_but_for_autocast(
         raise CheckpointError("that is enough")
 
     monkeypatch.setattr(folders.ConceptOptions, "open", opened)
-    given = ["--mixed-precision", asked] if asked else []
     assert cli.main(["generate", str(concept_folder), "S*", *given]) == 2
     assert usual == [weights]
 

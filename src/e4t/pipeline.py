@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Collection, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -264,7 +264,8 @@ class E4TPipeline:
             applied = stack.enter_context(
                 self.applied(concept, prompts, negative_prompt=negative_prompt, config=settings)
             )
-            stack.enter_context(self._autocast(drawn_in))
+            if drawn_in != "no":
+                stack.enter_context(autocast(drawn_in, self.backbone.device, self.model.base_dtype))
             images = self.stock(
                 prompt_embeds=applied.prompt_embeds,
                 negative_prompt_embeds=applied.negative_prompt_embeds,
@@ -407,11 +408,6 @@ class E4TPipeline:
             weights not in AUTOCAST_OF and arithmetic(mixed_precision, self.backbone.device, weights) != torch.float32
         )
         return mixed_precision if cast else "no"
-
-    def _autocast(self, drawn_in: str) -> AbstractContextManager[Any]:
-        if drawn_in == "no":
-            return nullcontext()
-        return autocast(drawn_in, self.backbone.device, self.model.base_dtype)
 
     def _checker_follows(self) -> None:
         """The safety checker goes where the base is by now, and takes its type.

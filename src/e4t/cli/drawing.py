@@ -26,7 +26,7 @@ from e4t.cli.options import (
     Text,
     each,
 )
-from e4t.cli.settings import options_of, overridden
+from e4t.cli.settings import asked_for, options_of, overridden
 from e4t.cli.terminal import denoising, device_of, get_console, progress_bar, quiet
 from e4t.config import GenerateConfig, at_least
 
@@ -158,7 +158,7 @@ class Generate:
 
     def _usual(self) -> str:
         """The weights' type where nobody asks for one: autocast is of float32 ones."""
-        cast = self.mixed_precision not in (None, "no")
+        cast = asked_for("mixed_precision", GenerateConfig(), self.settings, self._given()) not in (None, "no")
         return "float16" if device_of(self.model.device).startswith("cuda") and not cast else "float32"
 
     def _name(self) -> str:
