@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from e4t.config import PretrainConfig
+from e4t.config import PersonalizeConfig, PretrainConfig
 from e4t.errors import ConfigError
 from e4t.optimizers import (
     MovingAverage,
@@ -206,6 +206,15 @@ def test_schedules():
     assert shares("constant", warmup_steps=2, cooldown_steps=2) == [0.5, 1.0, 1.0, 1.0, 0.5]
     assert shares("linear", warmup_steps=2) == [0.5, 1.0, 1.0, 0.5, 0.125]
     assert shares("cosine", warmup_steps=2) == [0.5, 1.0, 1.0, 0.5, 0.038]
+
+
+def test_the_rate_of_tuning_falls_with_the_square_of_the_step():
+    def shares(constant_steps):
+        config = PersonalizeConfig(steps=20, constant_steps=constant_steps)
+        return [rate_at(step, config) for step in (0, 4, 5, 9, 19)]
+
+    assert shares(None) == [1.0] * 5
+    assert shares(5) == pytest.approx([1.0, 1.0, 25 / 36, 1 / 4, 1 / 16])
 
 
 def test_steps_are_those_of_torchs_muon_at_a_fifth_of_the_size():

@@ -76,6 +76,17 @@ def test_steps_and_history(tiny_model, picture, quick_personalize):
     assert [step.concept.steps for step in none] == [0]
 
 
+def test_later_steps_are_smaller_and_do_not_depend_on_how_many_there_are(tiny_model, picture, quick_personalize):
+    falling = quick_personalize.updated({"tune": ("deltas",), "constant_steps": 1})
+    four = list(personalize(tiny_model, picture, config=falling.updated({"steps": 4}), keep_steps=True))
+    two = last(tiny_model, picture, falling)
+    constant = last(tiny_model, picture, falling.updated({"constant_steps": None}))
+    rates = [step.training.learning_rate for step in four if step.training]
+    assert rates == pytest.approx([falling.learning_rate / step**2 for step in (1, 2, 3, 4)])
+    assert all(torch.equal(tensor, four[2].concept.tensors[name]) for name, tensor in two.tensors.items())
+    assert any(not torch.equal(tensor, constant.tensors[name]) for name, tensor in two.tensors.items())
+
+
 def test_automatic_steps_end_once_the_image_is_learned(tiny_model, picture, quick_personalize, tmp_path):
     fast = quick_personalize.updated({"tune": ("deltas",), "learning_rate": 1e-2, "batch_size": 8})
     auto = fast.updated({"steps": "auto", "automatic_loss": 0.97})

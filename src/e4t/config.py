@@ -221,6 +221,7 @@ class PersonalizeConfig(Section):
     tune: tuple[str, ...] = ("residual", "bias", "deltas")  # [?] any of TUNABLE
     delta_rank: int = 0  # of "deltas": 0 is dense, else low-rank
     learning_rate: float = 1.6e-5  # [R] 5e-6 to 1.6e-5
+    constant_steps: int | None = None  # [?] of the first steps; later ones have (constant_steps / step)² of the rate
     residual_learning_rate: float = 1e-3  # [?] of "residual" and "bias": a few hundred numbers, not millions
     unet_vectors_learning_rate: float = 1e-3  # [?] biases and norms: few numbers as well
     encoder_learning_rate: float | None = None  # None: learning_rate; so are the next three
@@ -253,6 +254,7 @@ class PersonalizeConfig(Section):
         for name in ("steps", "delta_rank", "min_timestep"):
             at_least(name, getattr(self, name), 0)
         at_least("max_timestep", self.max_timestep, 1)
+        at_least("constant_steps", self.constant_steps, 1)
         if self.frozen_timesteps > _MOST_FROZEN:
             raise ConfigError(f"frozen_timesteps is {self.frozen_timesteps}; it must be {_MOST_FROZEN} or less")
         for name in ("batch_size", "accumulation", "frozen_timesteps", "prior_pictures"):

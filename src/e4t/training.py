@@ -113,10 +113,12 @@ def _stepped(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> 
 def rate_at(step: int, config: PretrainConfig | PersonalizeConfig) -> float:
     """The share of the learning rate that a step has, 0 the first.
 
-    In pre-training it rises over the first steps and falls to nothing over the last ones, or all the way.
+    In pre-training it rises over the first steps and falls to nothing over the last ones, or all the way. In tuning it
+    falls with the square of the step, so that all steps together go a bounded way however many there are, and those up
+    to any step are the same.
     """
     if isinstance(config, PersonalizeConfig):
-        return 1.0
+        return 1.0 if config.constant_steps is None else min(1.0, config.constant_steps / (step + 1)) ** 2
     steps, warmup = config.steps, config.warmup_steps
     share = min(1.0, (step + 1) / max(1, warmup), (steps - step) / max(1, config.cooldown_steps))
     if config.schedule == "constant" or step < warmup:
