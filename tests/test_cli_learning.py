@@ -95,7 +95,7 @@ def test_steps_can_be_left_to_the_picture(
 ) -> None:
     anna = tmp_path / "anna"
     command = ["personalize", str(domain_folder), str(noise_folder / "0.png"), "--output", str(anna), "--no-preview"]
-    assert cli.main([*command, "--steps", "auto", "--set", "automatic_loss=10"]) == 0
+    assert cli.main([*command, "--steps", "auto", "--set", "automatic_gain=10"]) == 0
     assert json.loads((anna / "config.json").read_text())["steps"] == 1
     assert "learned after 1 step" in capsys.readouterr().err
 

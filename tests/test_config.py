@@ -126,3 +126,9 @@ def test_something_has_to_be_tuned():
 def test_pictures_have_sides_and_seeds_that_can_be(make, why):
     with pytest.raises(ConfigError, match=why):
         make()
+
+
+def test_folders_of_before_are_read_without_what_ended_automatic_tuning_then():
+    assert PersonalizeConfig.from_dict({"steps": 3, "automatic_loss": 0.5}) == PersonalizeConfig(steps=3)
+    with pytest.raises(ConfigError, match="unknown setting 'automatic_loss'"):
+        PersonalizeConfig().updated({"automatic_loss": 0.5})

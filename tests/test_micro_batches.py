@@ -106,7 +106,7 @@ def test_parts_as_large_as_the_batch_change_no_bit(tiny_model, picture, quick_pe
 
 
 def test_accumulated_batches_are_split_too_and_automatic_tuning_ends_alike(tiny_model, picture, quick_personalize):
-    config = quick_personalize.updated({"batch_size": 4, "accumulation": 2, "steps": "auto", "automatic_loss": 0.99})
+    config = quick_personalize.updated({"batch_size": 4, "accumulation": 2, "steps": "auto", "automatic_gain": 0.3})
     ends = [list(personalize(tiny_model, picture, config=config.updated({"micro_batch_size": n})))[-1] for n in (4, 1)]
     assert ends[0].concept.steps == ends[1].concept.steps
     assert ends[1].loss_left == pytest.approx(ends[0].loss_left, rel=1e-3)

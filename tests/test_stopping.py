@@ -14,40 +14,44 @@ from e4t.pipeline import E4TPipeline
 
 
 def course(speed: float) -> Course:
-    """The loss falls by ``speed`` a step; success comes at half of the loss and goes again when little is left."""
-    left = [max(0.0, 1 - speed * step) for step in range(1, 16)]
+    """Every step takes the same share off the loss; success comes as that gets little, and goes again."""
+    left = [(1 - speed) ** step for step in range(1, 16)]
+    brought = [speed * (1 - speed) ** step / (1 - left[step]) for step in range(15)]
     steps = (1, 2, 3, 5, 7, 10, 15)
-    return Course(left, {step: float(0.2 <= left[step - 1] <= 0.5) for step in steps})
+    return Course(left, {step: float(0.015 <= brought[step - 1] <= 0.055) for step in steps})
 
 
-def test_a_rule_ends_at_the_first_step_with_so_little_left() -> None:
-    fast = course(0.1)
-    assert (fast.end(0.5), fast.end(0.25), fast.end(-1.0)) == (5, 8, 15)
+def test_a_rule_ends_at_the_first_step_that_brings_so_little() -> None:
+    fast = course(0.5)  # 1, a third, a seventh, a fifteenth of what all have
+    assert (fast.end(0.2), fast.end(0.1), fast.end(0.05), fast.end(1e-9)) == (3, 4, 5, 15)
     assert fast.joint_at(6) == pytest.approx((fast.joint[5] + fast.joint[7]) / 2)
 
 
 def test_pictures_that_are_learned_at_different_speeds_need_a_rule() -> None:
-    report = summarise([course(0.07), course(0.07), course(0.25), course(0.25)])
+    report = summarise([course(0.25), course(0.25), course(0.5), course(0.5)])
     assert max(report["fixed"].values()) == 0.5  # no number of steps serves both
-    rule = report["automatic_loss"]
-    assert report["rules"][rule]["joint"] >= 0.98 * 0.5
-    assert max(values["joint"] for values in report["rules"].values()) > 0.9
+    rule = report["automatic_gain"]
+    assert report["rules"][rule]["joint"] == max(values["joint"] for values in report["rules"].values()) > 0.9
+
+
+def test_of_equal_rules_the_one_of_the_fewest_steps_is_taken() -> None:
+    flat = Course(course(0.5).loss_left, {1: 0.0, 3: 0.5, 15: 0.5})
+    assert flat.end(chosen([flat])) == 3
 
 
 def test_what_a_rule_is_worth_is_told_by_others_than_it_was_chosen_on() -> None:
-    slow, fast = course(0.07), course(0.25)
+    slow, fast = course(0.25), course(0.5)
     told = summarise([slow, fast])["told_by_others"]
-    ends = slow.end(chosen([fast]) or 0), fast.end(chosen([slow]) or 0)
+    ends = slow.end(chosen([fast])), fast.end(chosen([slow]))
     assert told["steps"] == sum(ends) / 2
     assert told["joint"] == (slow.joint_at(ends[0]) + fast.joint_at(ends[1])) / 2
     assert told["fixed"] == 0  # what is best for one of them does not serve the other
     assert told["gap"]["value"] == pytest.approx(told["joint"], abs=1e-4)
 
 
-def test_there_may_be_no_rule() -> None:
-    never = Course([1.0] * 15, {1: 1.0, 15: 0.0})
-    assert summarise([never])["automatic_loss"] is None
-    assert summarise([never, never])["told_by_others"]["joint"] == 0  # all 15 steps are taken then
+def test_what_is_never_learned_takes_all_steps() -> None:
+    told = summarise([Course([1.0] * 15, {1: 1.0, 15: 0.0})] * 2)["told_by_others"]
+    assert (told["steps"], told["joint"]) == (15, 0)
 
 
 def test_the_shipped_domain_can_be_looked_at(tmp_path: Path) -> None:

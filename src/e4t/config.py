@@ -211,10 +211,8 @@ class PersonalizeConfig(Section):
     """Stage 2, once per concept."""
 
     steps: int = 5  # [P] 5 to 15
-    automatic: bool = (
-        False  # end before ``steps``, once the loss on the image is ``automatic_loss`` of the first guess's
-    )
-    automatic_loss: float = 0.5
+    automatic: bool = False  # end before ``steps``, once a step takes hardly anything off the loss on the image
+    automatic_gain: float = 0.025  # less than so much of what all steps together have taken off it; 0: never
     batch_size: int = 16  # [R] the same image with independent (t, noise)
     accumulation: int = 1
     caption: str | None = None  # what the image shows, with the placeholder: the rest need not be learned
@@ -261,7 +259,7 @@ class PersonalizeConfig(Section):
             at_least(name, getattr(self, name), 1)
         at_least("micro_batch_size", self.micro_batch_size, 1)
         at_least("prior_weight", self.prior_weight, 0)
-        at_least("automatic_loss", self.automatic_loss, 0)
+        at_least("automatic_gain", self.automatic_gain, 0)
         _check_training(self)
         if self.prior_weight and self.keep == "replay":
             raise ConfigError("a replay keeps one image, not the pictures of the class; set prior_weight to 0")
@@ -327,6 +325,11 @@ class PersonalizeConfig(Section):
         if what not in changes:
             raise ConfigError(f"keep is {what!r}; it must be one of {', '.join(KEPT)}")
         return {"keep": "tuned", **changes[what]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Folders of before may have ``automatic_loss``; the rule that followed needs no number of a domain."""
+        return super().from_dict({name: value for name, value in values.items() if name != "automatic_loss"})
 
     @classmethod
     def paper(cls) -> PersonalizeConfig:

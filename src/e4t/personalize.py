@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -100,8 +100,8 @@ def personalize(
     """Tune on one image (its centre square, never mirrored); yields step 0 and then every step.
 
     The last step carries the concept, with ``keep_steps`` every step or those it names; with ``config.automatic`` that
-    is the first one after which the image counts as learned. ``mask`` says where the loss counts (white), ``prior``
-    what the model is not to forget if ``config.prior_weight`` is above 0.
+    is the first one that learns hardly anything new (`e4t.evaluation.stopping`). ``mask`` says where the loss counts
+    (white), ``prior`` what the model is not to forget if ``config.prior_weight`` is above 0.
     With ``config.memory`` the settings are changed to fit (`e4t.memory.fitted`), and the concept says to which.
     Once the last step is taken and asked for another, or the caller has stopped early, the model is as it was before.
     With ``config.unload`` nothing can be drawn until then.
@@ -175,12 +175,14 @@ def tune(
             tables=[part.weight for part in model.backbone.text_encoder.modules() if isinstance(part, nn.Embedding)],
         )
         loss_left = _watched(objective, batch_at(_PROBE), config) if config.automatic else None
+        course = [1.0]  # the loss on the image, of what it was: after every step that is watched
         part_at = _part_at(batch_at, config) if config.parts > 1 else batch_at
         for step in train(objective, part_at, optimizer, parts=config.parts):
-            left = loss_left() if loss_left else None
-            last = step.number == config.steps or (left is not None and left <= config.automatic_loss)
+            if loss_left:
+                course.append(loss_left())
+            last = step.number == config.steps or learned(course, config.automatic_gain)
             concept = concept_at(step.number) if last or _kept(step.number, keep_steps) else None
-            yield PersonalizeStep(step.number, config.steps, step, concept, left)
+            yield PersonalizeStep(step.number, config.steps, step, concept, course[-1] if loss_left else None)
             if last:
                 return
 
@@ -207,6 +209,12 @@ def _watched(objective: E4TObjective, probe: Batch, config: PersonalizeConfig) -
 
     first = loss()
     return lambda: loss() / first
+
+
+def learned(course: Sequence[float], gain: float) -> bool:
+    """Whether the last step took less off the loss than this share of what all steps have taken off it."""
+    taken = 1 - course[-1]
+    return gain > 0 and taken > 0 and course[-2] - course[-1] < gain * taken
 
 
 def _kept(step: int, keep_steps: bool | Collection[int]) -> bool:

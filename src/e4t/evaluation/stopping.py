@@ -1,11 +1,11 @@
-"""When tuning has learned enough: the share of the loss on the image at which `--steps auto` ends.
+"""When tuning has learned enough: how little a step may still bring before `--steps auto` ends.
 
     python -m e4t.evaluation.stopping tiny-face --output out/stopping.json --judge-folder WORK/judge-1/face
 
-Validation individuals are tuned for 15 steps and judged after some of them. Then every rule "end once so much of the
-loss is left" is tried on what was written down, beside every fixed number of steps. The rule that takes the fewest
-steps, and has 98 % of the joint success of the best fixed number, is for the domain's `automatic_loss`. What it is
-worth is told by individuals that it was not chosen on: each by the rule that all others choose.
+Validation individuals are tuned for 15 steps and judged after some of them. Then every rule "end once a step takes less
+off the loss on the image than so much of what all steps have taken" is tried on what was written down, beside every
+fixed number of steps. The rule with the highest joint success is the domain's best `automatic_gain`. What it is worth
+is told by individuals that it was not chosen on: each by the rule that all others choose.
 
 The same courses tell what the likeness is worth that `e4t personalize` prints, CLIP's word on one picture: how it goes
 with what the judge finds, and how much less is right below some value of it.
@@ -25,12 +25,11 @@ import tyro
 from e4t.evaluation import metrics
 from e4t.evaluation.evaluate import Drawer, Examination, input_caption, input_picture, prompts_of, score
 from e4t.evaluation.judge import Judge
+from e4t.personalize import learned
 from e4t.pipeline import E4TPipeline
 from e4t.tiny.world import Identity, identity
 
-RULES = tuple(np.arange(0.2, 1.0, 0.02).round(2).tolist())
-KEPT = 0.98
-"""So much of the best fixed number's joint success a rule must have."""
+RULES = (0.2, 0.15, 0.12, 0.1, 0.08, 0.07, 0.06, 0.05, 0.04, 0.03, 0.025, 0.02, 0.015, 0.01)
 LOW = tuple(np.arange(0.1, 1.0, 0.1).round(1).tolist())
 """Where a likeness may begin to be called low."""
 
@@ -61,7 +60,9 @@ class Course:
 
     def end(self, rule: float) -> int:
         """The step after which ``rule`` ends."""
-        return next((step for step, left in enumerate(self.loss_left, 1) if left <= rule), len(self.loss_left))
+        course = [1.0, *self.loss_left]
+        counts = range(1, len(course))
+        return next((step for step in counts if learned(course[: step + 1], rule)), len(self.loss_left))
 
     def joint_at(self, step: int) -> float:
         """Joint success after any step, in a straight line between those that were looked at."""
@@ -85,7 +86,7 @@ def _course(
 ) -> Course:
     photo, mask = input_picture(subject)
     settings: dict[str, Any] = {"steps": max(steps), "caption": caption}
-    settings |= {"automatic": True, "automatic_loss": 0.0}  # watched, never ended
+    settings |= {"automatic": True, "automatic_gain": 0.0}  # watched, never ended
     run = list(drawer.pipe.personalize_steps(photo, mask=mask, keep_steps=True, **settings))
     examination = Examination(judge.layout, [subject], drawer.prompts, judge.readable, "validation")
     course = Course([step.loss_left for step in run if step.loss_left is not None], {})
@@ -102,17 +103,16 @@ def _course(
 def summarise(found: Sequence[Course]) -> dict[str, Any]:
     """Joint success of fixed steps and of rules, the rule to take, and what such a rule does to others."""
     rules = {rule: _ruled(found, rule) for rule in RULES}
-    report: dict[str, Any] = {"fixed": _fixed(found), "rules": rules, "automatic_loss": chosen(found)}
+    report: dict[str, Any] = {"fixed": _fixed(found), "rules": rules, "automatic_gain": chosen(found)}
     if len(found) > 1:
         report["told_by_others"] = _told_by_others(found)
     return report
 
 
-def chosen(found: Sequence[Course]) -> float | None:
-    """The rule that takes the fewest steps of those that keep enough of the best fixed number's joint success."""
-    enough = KEPT * max(_fixed(found).values())
-    steps = {rule: ruled["steps"] for rule in RULES if (ruled := _ruled(found, rule))["joint"] >= enough}
-    return min(steps, key=steps.__getitem__, default=None)
+def chosen(found: Sequence[Course]) -> float:
+    """The rule with the highest joint success, of equals that of the fewest steps."""
+    ruled = {rule: _ruled(found, rule) for rule in RULES}
+    return max(ruled, key=lambda rule: (round(ruled[rule]["joint"], 6), -ruled[rule]["steps"]))
 
 
 def _told_by_others(found: Sequence[Course]) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _told_by_others(found: Sequence[Course]) -> dict[str, Any]:
     for number, one in enumerate(found):
         others = [*found[:number], *found[number + 1 :]]
         rule, success = chosen(others), _fixed(others)
-        ends.append(one.end(0.0 if rule is None else rule))
+        ends.append(one.end(rule))
         ruled.append(one.joint_at(ends[-1]))
         fixed.append(one.joint[max(success, key=success.__getitem__)])
     gaps = np.array(ruled) - fixed
@@ -176,7 +176,7 @@ def main(config: StoppingConfig) -> None:
         report: dict[str, Any] = {"count": len(found), **summarise(found)}
         report |= {"likeness": likeness_worth(found), "courses": [asdict(one) for one in found]}
         config.output.write_text(json.dumps(report, indent=2) + "\n")
-        print(f"{len(found)} of {config.count}: rule {report['automatic_loss']}, {report.get('told_by_others')}")
+        print(f"{len(found)} of {config.count}: rule {report['automatic_gain']}, {report.get('told_by_others')}")
 
 
 if __name__ == "__main__":
