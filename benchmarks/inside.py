@@ -2,8 +2,8 @@
 
     python benchmarks/inside.py docs/results/benchmark-face.json docs/results/benchmark-full-face.json
 
-Of the rows that both have. The small run's own figure is expected inside the large run's interval of 95 % less often
-than that, since it is uncertain as well; where the two intervals do not even overlap, the runs disagree.
+Of the domains and rows that both have. The small run's own figure is expected inside the large run's interval of 95 %
+less often than that, since it is uncertain as well; where the two intervals do not even overlap, the runs disagree.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from e4t.evaluation.evaluate import table
 
 @dataclass(frozen=True)
 class InsideConfig:
-    """Two ``results.json`` of `e4t benchmark`, of one domain each."""
+    """Two ``results.json`` of `e4t benchmark`."""
 
     small: tyro.conf.Positional[Path]
     large: tyro.conf.Positional[Path]
@@ -46,10 +46,22 @@ def _verdict(one: Mapping[str, float], other: Mapping[str, float]) -> str:
 
 
 def main(config: InsideConfig) -> None:
-    """Print the table."""
-    (small,), (large,) = (json.loads(path.read_text()) for path in (config.small, config.large))
-    head = ["", f"{small['concepts']} concepts", f"{large['concepts']} concepts", ""]
-    print(table(head, list(compared(small, large, config.measure))))
+    """Print a table for every domain. Raises SystemExit where there is nothing to compare."""
+    small, large = (
+        {report["domain"]: report for report in json.loads(path.read_text())} for path in (config.small, config.large)
+    )
+    shared = sorted(small.keys() & large.keys())
+    if not shared:
+        raise SystemExit(f"no domain is in both '{config.small}' and '{config.large}'")
+    for domain in shared:
+        one, other = small[domain], large[domain]
+        namespaces = one["plan"]["namespace"], other["plan"]["namespace"]
+        if namespaces[0] != namespaces[1]:
+            raise SystemExit(f"these are other individuals of {domain}: {namespaces[0]} and {namespaces[1]}")
+        rows = list(compared(one, other, config.measure))
+        if not rows:
+            raise SystemExit(f"no row of {domain} has '{config.measure}' in both")
+        print(table([domain, f"{one['concepts']} concepts", f"{other['concepts']} concepts", ""], rows))
 
 
 if __name__ == "__main__":

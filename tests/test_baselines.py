@@ -152,6 +152,9 @@ def test_settings_tell_what_is_learned_apart(name: str, pipe: E4TPipeline) -> No
     one, other = (make(pipe, SAMPLING, **METHODS[name], batch_size=size).settings for size in (2, 4))
     assert one != other
     assert one == make(pipe, SAMPLING, **METHODS[name], batch_size=2).settings
+    assert one == make(pipe, SAMPLING, **METHODS[name], batch_size=2, steps=7, automatic_gain=0.5).settings
+    assert "mask_loss" in one["config"]
+    assert "constant_steps" not in one["config"]  # not given: what a new setting leaves alone keeps its records
     assert json.loads(json.dumps(one))
 
 

@@ -97,7 +97,7 @@ def test_steps_can_be_left_to_the_picture(
     command = ["personalize", str(domain_folder), str(noise_folder / "0.png"), "--output", str(anna), "--no-preview"]
     assert cli.main([*command, "--steps", "auto", "--set", "automatic_gain=10"]) == 0
     assert json.loads((anna / "config.json").read_text())["steps"] == 1
-    assert "learned after 1 step" in capsys.readouterr().err
+    assert "ended after 1 step" in capsys.readouterr().err
 
 
 def test_what_is_kept_can_be_chosen_and_drawn(domain_folder: Path, noise_folder: Path, tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ def test_many_pictures_are_made_kept_and_failed(
     assert (tmp_path / "out" / "anna" / "concept.safetensors").stat().st_mtime_ns == before
     assert cli.main([*command, "--set", "gradient_checkpointing=true"]) == 0  # as less memory may have it
     assert [one["status"] for one in events(capsys)[-1]["outcomes"]] == ["kept"] * 3
+    assert cli.main([*command, "--set", "constant_steps=5", "--set", "automatic_gain=0.5"]) == 0  # no step is later
+    assert [one["status"] for one in events(capsys)[-1]["outcomes"]] == ["kept"] * 3
     noise(tmp_path / "bad.png")  # another picture is another concept
     (tmp_path / "out" / "anna" / "concept.safetensors").write_bytes(b"")  # and a damaged one is none
     assert cli.main(command) == 0

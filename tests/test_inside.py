@@ -17,6 +17,8 @@ def report(**rows: tuple[float, float, float]) -> dict[str, Any]:
     """Each row's figure and interval."""
     names = ("value", "low", "high")
     return {
+        "domain": "tiny-face",
+        "plan": {"namespace": "held-out-4"},
         "concepts": len(rows),
         "rows": [
             {"method": method, "steps": 5, "joint_success": dict(zip(names, row, strict=True))}
@@ -36,8 +38,30 @@ def test_every_row_that_both_have_is_told_apart_or_not() -> None:
     assert list(inside.compared(SMALL, LARGE, "identity")) == []
 
 
+def given(folder: Path, small: dict[str, Any], large: dict[str, Any], **options: str) -> inside.InsideConfig:
+    """The files of two runs."""
+    for name, of in (("small", small), ("large", large)):
+        (folder / f"{name}.json").write_text(json.dumps([of]))
+    return inside.InsideConfig(folder / "small.json", folder / "large.json", **options)
+
+
 def test_the_files_of_two_runs_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, of in (("small", SMALL), ("large", LARGE)):
-        (tmp_path / f"{name}.json").write_text(json.dumps([of]))
-    inside.main(inside.InsideConfig(tmp_path / "small.json", tmp_path / "large.json"))
-    assert capsys.readouterr().out.splitlines()[0] == "|  | 4 concepts | 3 concepts |  |"
+    inside.main(given(tmp_path, SMALL, LARGE))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| tiny-face | 4 concepts | 3 concepts |  |"
+    assert len(lines) == 6
+
+
+@pytest.mark.parametrize(
+    ("large", "options", "why"),
+    [
+        ({**LARGE, "domain": "tiny-cat"}, {}, "no domain is in both"),
+        ({**LARGE, "plan": {"namespace": "quick"}}, {}, "other individuals of tiny-face: held-out-4 and quick"),
+        (LARGE, {"measure": "joy"}, "no row of tiny-face has 'joy' in both"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(
+    tmp_path: Path, large: dict[str, Any], options: dict[str, str], why: str
+) -> None:
+    with pytest.raises(SystemExit, match=why):
+        inside.main(given(tmp_path, SMALL, large, **options))

@@ -368,7 +368,7 @@ def test_a_base_in_half_precision_is_tuned_whole_with_its_own_autocast_alone(
     with pytest.raises(ConfigError, match=f"needs mixed_precision '{autocast}'"):
         last(model, picture, config)
     ended = last(model, picture, config.updated({"mixed_precision": autocast})).steps
-    assert ended == 1 if steps == 1 else 1 <= ended < 15  # once the loss has fallen, which the first may not do
+    assert ended < (2 if steps == 1 else 15)  # once the loss has fallen, which the first step may not do
 
 
 def test_where_there_is_nothing_to_tune_it_is_said(tiny_backbone, picture, quick_personalize):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ import pytest
 from desk import lay_out
 from e4t.evaluation.stopping import Course, StoppingConfig, chosen, likeness_worth, main, summarise
 from e4t.pipeline import E4TPipeline
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import one_rule
 
 
 def course(speed: float) -> Course:
@@ -98,3 +103,17 @@ def test_a_rule_that_loses_says_so() -> None:
     never = Course([1.0] * 15, {1: 1.0, 15: 0.0})
     gap = summarise([never] * 6)["told_by_others"]["gap"]
     assert gap["low"] == gap["value"] == gap["high"] == -1
+
+
+def test_one_rule_for_several_domains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = tmp_path / "slow.json", tmp_path / "fast.json"
+    for path, speed in zip(files, (0.25, 0.5), strict=True):
+        path.write_text(json.dumps({"courses": [asdict(course(speed))] * 2}))
+    kinds = [one_rule.read(path) for path in files]
+    rule, steps = one_rule.best(kinds)
+    assert one_rule.means(kinds, one_rule.ruled(rule)) == [1.0, 1.0]
+    assert sorted(one_rule.means(kinds, one_rule.fixed(steps))) == [0.0, 1.0]
+    told = one_rule.told_by_others(kinds)
+    assert [row[0] for row in told] == [1.0] * 4
+    one_rule.main(one_rule.OneRuleConfig(files))
+    assert f"best: rule {rule}, {steps} steps; told by others 1.0000" in capsys.readouterr().out

@@ -212,7 +212,7 @@ class PersonalizeConfig(Section):
 
     steps: int = 5  # [P] 5 to 15
     automatic: bool = False  # end before ``steps``, once a step takes hardly anything off the loss on the image
-    automatic_gain: float = 0.025  # less than so much of what all steps together have taken off it; 0: never
+    automatic_gain: float = 0.025  # "hardly anything": less than this share of what all steps took off it; 0: never
     batch_size: int = 16  # [R] the same image with independent (t, noise)
     accumulation: int = 1
     caption: str | None = None  # what the image shows, with the placeholder: the rest need not be learned
@@ -281,7 +281,7 @@ class PersonalizeConfig(Section):
             )
 
     def updated(self, values: Mapping[str, Any]) -> Self:
-        """As usual, and ``steps`` may be "auto": at most 15, and fewer where the image is learned before.
+        """As usual, and ``steps`` may be "auto": until one brings hardly anything new, at most 15.
 
         A number of steps is meant: it takes "auto" back. A caption is a line of text; a blank one, or "none", is none.
         ``keep`` may be any of KEPT, as in `keeping`; a ``tune`` or ``delta_rank`` beside it counts.

@@ -322,5 +322,9 @@ def _matches(
 
 
 def _plain(config: PersonalizeConfig) -> PersonalizeConfig:
-    """Without what only saves memory: how much is free may differ the next time."""
+    """Without what only saves memory, since how much is free may differ the next time, or changes nothing here."""
+    if config.constant_steps is not None and config.steps <= config.constant_steps:
+        config = replace(config, constant_steps=None)
+    if not config.automatic:
+        config = replace(config, automatic_gain=0.0)
     return replace(config, memory=None, micro_batch_size=None, gradient_checkpointing=False, unload=False)

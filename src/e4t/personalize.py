@@ -180,7 +180,7 @@ def tune(
         for step in train(objective, part_at, optimizer, parts=config.parts):
             if loss_left:
                 course.append(loss_left())
-            last = step.number == config.steps or learned(course, config.automatic_gain)
+            last = step.number == config.steps or (len(course) > 1 and learned(course, config.automatic_gain))
             concept = concept_at(step.number) if last or _kept(step.number, keep_steps) else None
             yield PersonalizeStep(step.number, config.steps, step, concept, course[-1] if loss_left else None)
             if last:
@@ -212,7 +212,10 @@ def _watched(objective: E4TObjective, probe: Batch, config: PersonalizeConfig) -
 
 
 def learned(course: Sequence[float], gain: float) -> bool:
-    """Whether the last step took less off the loss than this share of what all steps have taken off it."""
+    """Whether the last step took less off the loss than this share of what all steps have taken off it.
+
+    ``course`` is the loss before any step, 1, and after every one. Never while it is not below what it was.
+    """
     taken = 1 - course[-1]
     return gain > 0 and taken > 0 and course[-2] - course[-1] < gain * taken
 

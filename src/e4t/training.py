@@ -114,8 +114,8 @@ def rate_at(step: int, config: PretrainConfig | PersonalizeConfig) -> float:
     """The share of the learning rate that a step has, 0 the first.
 
     In pre-training it rises over the first steps and falls to nothing over the last ones, or all the way. In tuning it
-    falls with the square of the step, so that all steps together go a bounded way however many there are, and those up
-    to any step are the same.
+    is constant, or falls after ``constant_steps`` with the square of the step: all steps together then go a bounded way
+    however many there are, and the first ones are the same.
     """
     if isinstance(config, PersonalizeConfig):
         return 1.0 if config.constant_steps is None else min(1.0, config.constant_steps / (step + 1)) ** 2

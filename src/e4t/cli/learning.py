@@ -95,7 +95,7 @@ class Personalize:
     """What to tune and therefore to store: the whole U-Net, its biases and norms (vectors), low-rank changes, the word
     alone, or (replay) what tuning starts from, to repeat it. Default: what was measured for the domain."""
     steps: StepsOrAuto = None
-    """Tuning steps; auto: as many as the picture needs, 15 at most.
+    """Tuning steps; auto: until one brings hardly anything new, 15 at most.
     Default: the domain's, else 5; from a class word 100."""
     batch_size: BatchSize = None
     """Noise levels in a batch. Default: the domain's, else 16."""
@@ -155,7 +155,7 @@ class Personalize:
             get_console().print(f'here it helps to say what the picture shows, as in --caption "{example}"')
         concept = noted(tuned(pipe, image, mask, config), self.mask)
         if config.automatic:
-            get_console().print(f"learned after {concept.steps} step{'s' if concept.steps > 1 else ''}")
+            get_console().print(f"ended after {concept.steps} step{'s' if concept.steps > 1 else ''}")
         likeness = None
         if self.preview and not pipe.draws_concepts:
             get_console().print("no preview: concepts cannot be drawn in bfloat16")

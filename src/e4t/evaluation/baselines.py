@@ -121,8 +121,8 @@ class Tuned:
 
     @property
     def settings(self) -> dict[str, Any]:
-        config = replace(self.config, steps=0).to_dict()  # how many follows from what is asked of `learn`
-        return {"config": config, "examples": self.examples, "subject": self.subject, "domain": _said(self.pipe)}
+        said = {"examples": self.examples, "subject": self.subject, "domain": _said(self.pipe)}
+        return {"config": _deciding(self.config), **said}
 
     def learn(self, examples: Sequence[Example], steps: Collection[int]) -> list[Learned]:
         config = replace(self.config, steps=max(steps))
@@ -157,9 +157,8 @@ class LoRA:
 
     @property
     def settings(self) -> dict[str, Any]:
-        config = replace(self.config, steps=0).to_dict()
         said = {"examples": self.examples, "subject": self.subject, "domain": _said(self.pipe)}
-        return {"config": config, "rank": self.rank, **said}
+        return {"config": _deciding(self.config), "rank": self.rank, **said}
 
     def learn(self, examples: Sequence[Example], steps: Collection[int]) -> list[Learned]:
         config = replace(self.config, steps=max(steps))
@@ -236,6 +235,17 @@ def _drawing(pipe: E4TPipeline, concept: Concept | None, subject: str, sampling:
         return pipe(texts, concept=concept, seed=seed, **sampling).images
 
     return draw
+
+
+def _deciding(config: PersonalizeConfig) -> dict[str, Any]:
+    """The settings that are set, so that records outlive a new one, without those of how many steps to take: that
+    follows from what is asked of `Personalizer.learn`.
+    """
+    said = config.to_dict()
+    return {name: said[name] for name in said if said[name] is not None and name not in _HOW_MANY}
+
+
+_HOW_MANY = ("steps", "automatic", "automatic_gain")
 
 
 def _said(pipe: E4TPipeline) -> dict[str, Any]:

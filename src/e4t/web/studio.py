@@ -50,7 +50,7 @@ class Work:
     name: str | None  # under which it is on the shelf
     placeholder: str
     steps: dict[int, Path]
-    best: int  # the number of steps measured for the domain
+    best: int  # the domain's own number of steps
     glimpses: dict[int, Path] = field(default_factory=dict)
 
     def concept(self, step: int) -> Concept:
