@@ -12,7 +12,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -276,6 +276,22 @@ def test_the_comparison_of_the_readme_is_of_the_benchmark() -> None:
             assert float(shares[place - 1].strip("* %")) / 100 == pytest.approx(
                 measured[name.split(",")[0].split(" from")[0], steps], abs=0.00501
             )
+
+
+@pytest.mark.parametrize(
+    ("heading", "file"), [("Faces", "benchmark-face"), ("Cats", "benchmark-cat"), ("Art styles", "benchmark-art")]
+)
+def test_the_tables_of_the_comparison_are_of_the_benchmark(heading: str, file: str) -> None:
+    (benchmark,) = json.loads((DOCS / "results" / f"{file}.json").read_text())
+    _, text = (DOCS / "results.md").read_text().split(f"\n### {heading}\n")
+    _, *table = takewhile(lambda line: line.startswith("|"), text[text.index("| | identity") :].splitlines()[1:])
+    rows = [[cell.strip("* ") for cell in line.strip("|").split("|")] for line in table]
+    assert len(benchmark["rows"]) == len(rows)
+    names = ("identity", "rank_1_of_20_twins", "prompt_accuracy", "joint_success")
+    for measured, (name, *cells) in zip(benchmark["rows"], rows, strict=True):
+        assert name == measured["method"] or name == f"{measured['method']}, {measured['steps']} steps"
+        for cell, score in zip(cells, names, strict=False):
+            assert float(cell.split(" (")[0]) == pytest.approx(measured[score]["value"], abs=0.00501)
 
 
 def test_the_table_of_the_readme_is_of_the_results() -> None:
