@@ -7,6 +7,7 @@ batches of B do what one does with batches of N · B, up to rounding.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,8 @@ class Processes:
         # Autocast, compiling, accumulation and batches are those of the settings, whatever the launcher's config says.
         cpu = torch.device(device).type == "cpu"
         accelerator = Accelerator(cpu=cpu, mixed_precision="no", dynamo_backend="no")
+        if cpu:  # gloo's threads, left to the interpreter's end, now and then abort a process that has done its work
+            atexit.register(_leave)
         return cls(accelerator.process_index, accelerator.num_processes, accelerator)
 
     @property
@@ -97,6 +100,11 @@ class Processes:
         """Until all are here."""
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def launched_as() -> tuple[int, int]:
