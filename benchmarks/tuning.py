@@ -5,8 +5,9 @@
     python benchmarks/tuning.py tiny-face --settings benchmarks/shipped.json --steps 1 5 15 --output out/steps.json ...
 
 Nothing here sees the individuals that results are published on. After the same number of steps, each setting is scored
-by its loss on other drawings (`e4t.evaluation.transfer`) and, if there is one, by a judge, beside the bytes of a
-concept and the seconds of tuning; the table is printed as it grows.
+by its loss on other drawings (`e4t.evaluation.transfer`) and, if there is one, by a judge, beside how far the input's
+pose comes back (`e4t.evaluation.copying`), the bytes of a concept and the seconds of tuning; the table is printed as it
+grows.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ import tyro
 
 from e4t.checkpoint import Concept
 from e4t.demo import folder_bytes
+from e4t.evaluation.copying import PoseReader, correlation_statistic, poses
 from e4t.evaluation.evaluate import (
     Drawer,
     Examination,
     Table,
     input_caption,
+    input_data,
     input_picture,
     learn,
     prompts_of,
@@ -98,6 +101,7 @@ class Bench:
     others: OtherDrawings
     judge: Judge | None
     learned: dict[str, Learned] = field(default_factory=dict)  # by settings of tuning
+    poses: PoseReader = field(default_factory=PoseReader.shipped)
 
     def examined(self, pictures: Sequence[np.ndarray]) -> Table:
         """What the judge reads in pictures of all individuals and prompts."""
@@ -171,12 +175,15 @@ class Bench:
             for number, (subject, concept) in enumerate(zip(self.subjects, concepts, strict=True))
         ]
         seconds = time.perf_counter() - began
-        table = self.examined(pictures)
+        table, count = self.examined(pictures), len(self.subjects)
         means = {"twin": table.twin, "prompt": table.found, "joint": table.joint}
         scores = {"identity": table.identity / self.ceiling} | {
             name: float(values.mean()) for name, values in means.items()
         }
-        return scores | {"seconds_of_drawing": seconds}
+        shown = self.poses.read(np.concatenate(pictures)).reshape(count, -1, len(self.poses.counted))
+        given = poses([input_data(subject) for subject in self.subjects])
+        copied = correlation_statistic(given[:, self.poses.counted], shown[:, :, self.poses.counted])(np.arange(count))
+        return scores | {"copied_pose": copied, "seconds_of_drawing": seconds}
 
 
 def _bytes(concept: Concept) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from copy import deepcopy
@@ -523,6 +524,19 @@ def test_a_base_is_tuned_on_the_domain_and_methods_start_from_it(tmp_path: Path,
         on_domain_base(contest.pipe, tmp_path)
     with pytest.raises(ConfigError, match="--domain-base"):
         METHODS["LoRA on the domain"](DrawnContest("tiny-face", SMALL), {})
+
+
+def test_a_base_is_tuned_with_captions_where_the_domain_was(tmp_path: Path, image_folder: Path) -> None:
+    folder = shutil.copytree(image_folder, tmp_path / "captioned")
+    for picture in sorted(folder.glob("*.png")):
+        picture.with_suffix(".txt").write_text("a pencil sketch of S*", encoding="utf-8")
+
+    def first_loss(data: Path, share: float) -> float:
+        pipe = E4TPipeline.from_pretrained.__wrapped__("tiny-face")
+        return next(tune_base(pipe, data, PretrainConfig(steps=1, batch_size=2, caption_share=share)))
+
+    told, plain = first_loss(folder, 1.0), first_loss(folder, 0.0)
+    assert plain == first_loss(image_folder, 0.0) != told
 
 
 def test_without_a_search_scripts_defaults_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:

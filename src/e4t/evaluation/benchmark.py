@@ -28,7 +28,7 @@ STANDARD_METHODS = (
     "best caption",
     "nearest name",
     "DreamBooth + prior",
-    "DreamBooth by Muon",
+    "DreamBooth + text encoder",
     "DreamBooth, 5 images",
     "Textual Inversion, 5 images",
     "LoRA, 5 images",

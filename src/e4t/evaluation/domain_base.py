@@ -3,7 +3,8 @@
     python -m e4t.evaluation.domain_base tiny-face PICTURES --output WORK/face-base
 
 What methods that start from here are better at than from the plain base is the worth of the domain's pictures; what
-E4T is better at still, that of encoder and offsets. It sees as many pictures as the domain's pre-training did.
+E4T is better at still, that of encoder and offsets. It sees as many pictures as the domain's pre-training did, in the
+same order and with the same captions, which have the class word where those have the placeholder.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ from pathlib import Path
 import torch
 import tyro
 
-from e4t.backbone import draw_noise
+from e4t.batches import batches
 from e4t.checkpoint import TrainedDomain
 from e4t.config import PretrainConfig
 from e4t.errors import CheckpointError
 from e4t.objective import masked_mean
 from e4t.pipeline import E4TPipeline
-from e4t.pretrain import pictures_of
-from e4t.training import draw_timesteps, generator_at
+from e4t.pretrain import data_of
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,18 @@ class DomainBaseConfig:
 def tune_base(pipe: E4TPipeline, data: Path, config: PretrainConfig) -> Iterator[float]:
     """Tune the U-Net in place, at a rate that falls to nothing over the last quarter; yields the loss of every step."""
     backbone, model = pipe.backbone, pipe.model
-    word = pipe.domain.class_word
-    tokens = model.tokens([text.replace("{}", word) for text in pipe.domain.templates], expected=False)
-    images, high = pictures_of(data, backbone, config), backbone.num_timesteps
+    everywhere = replace(config, min_timestep=0)  # offsets may leave low noise to the base; here it is all that learns
+    batch_at = batches(model, data_of(data, backbone, config), everywhere)
     backbone.unet.requires_grad_(True)
     optimizer = torch.optim.AdamW(backbone.unet.parameters(), lr=config.learning_rate)
     try:
         for step in range(config.steps):
-            generator = generator_at(config.seed, step)
-            latents = backbone.encode(images.views(step, config.batch_size).target)
-            picks = torch.randint(len(tokens), (len(latents),), generator=generator).to(backbone.device)
-            noise = draw_noise(latents.shape, generator, backbone.device)
-            timesteps = draw_timesteps(len(latents), 0, high, generator, stratified=config.stratified_timesteps)
-            timesteps = timesteps.to(backbone.device)
+            batch = batch_at(step)
+            inputs = batch.latents, batch.noise, batch.timesteps
             with torch.no_grad():
-                prompts = model.prompt_embeds(tokens[picks])
-            predicted = model.denoise(backbone.add_noise(latents, noise, timesteps), timesteps, prompts)
-            loss = masked_mean((predicted - backbone.target(latents, noise, timesteps)) ** 2, None)
+                prompts = model.prompt_embeds(batch.tokens)  # without a concept's word, the class word
+            predicted = model.denoise(backbone.add_noise(*inputs), batch.timesteps, prompts)
+            loss = masked_mean((predicted - backbone.target(*inputs)) ** 2, None)
             torch.autograd.backward(loss)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * min(1.0, 4 * (config.steps - step) / config.steps)
