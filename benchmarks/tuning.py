@@ -5,9 +5,9 @@
     python benchmarks/tuning.py tiny-face --settings benchmarks/shipped.json --steps 1 5 15 --output out/steps.json ...
 
 Nothing here sees the individuals that results are published on. After the same number of steps, each setting is scored
-by its loss on other drawings (`e4t.evaluation.transfer`) and, if there is one, by a judge, beside how far the input's
-pose comes back (`e4t.evaluation.copying`), the bytes of a concept and the seconds of tuning; the table is printed as it
-grows.
+by its loss on other drawings (`e4t.evaluation.transfer`) and, if there is a judge, by it and by how far the pose of the
+input comes back (`e4t.evaluation.copying`), beside the bytes of a concept and the seconds of tuning; the table is
+printed as it grows.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Bench:
     others: OtherDrawings
     judge: Judge | None
     learned: dict[str, Learned] = field(default_factory=dict)  # by settings of tuning
-    poses: PoseReader = field(default_factory=PoseReader.shipped)
+    pose_reader: PoseReader = field(default_factory=PoseReader.shipped)
 
     def examined(self, pictures: Sequence[np.ndarray]) -> Table:
         """What the judge reads in pictures of all individuals and prompts."""
@@ -166,7 +166,7 @@ class Bench:
         return round(min(timings), 2)
 
     def judged(self, concepts: Sequence[Concept], generate: Mapping[str, Any]) -> dict[str, float]:
-        """What the judge says of pictures of all prompts, and how long they took; nothing without a judge."""
+        """What is read in pictures of all prompts, and how long they took; nothing without a judge."""
         if self.judge is None:
             return {}
         began = time.perf_counter()
@@ -175,15 +175,20 @@ class Bench:
             for number, (subject, concept) in enumerate(zip(self.subjects, concepts, strict=True))
         ]
         seconds = time.perf_counter() - began
-        table, count = self.examined(pictures), len(self.subjects)
+        table = self.examined(pictures)
         means = {"twin": table.twin, "prompt": table.found, "joint": table.joint}
         scores = {"identity": table.identity / self.ceiling} | {
             name: float(values.mean()) for name, values in means.items()
         }
-        shown = self.poses.read(np.concatenate(pictures)).reshape(count, -1, len(self.poses.counted))
+        copied = {"copied_pose": self.copied(pictures)} if len(self.subjects) > 1 else {}
+        return scores | copied | {"seconds_of_drawing": seconds}
+
+    def copied(self, pictures: Sequence[np.ndarray]) -> float:
+        """How far the poses of the inputs come back in pictures of all individuals, of whom it takes two."""
+        count, counted = len(self.subjects), self.pose_reader.counted
+        shown = self.pose_reader.read(np.concatenate(pictures)).reshape(count, -1, len(counted))
         given = poses([input_data(subject) for subject in self.subjects])
-        copied = correlation_statistic(given[:, self.poses.counted], shown[:, :, self.poses.counted])(np.arange(count))
-        return scores | {"copied_pose": copied, "seconds_of_drawing": seconds}
+        return correlation_statistic(given[:, counted], shown[:, :, counted])(np.arange(count))
 
 
 def _bytes(concept: Concept) -> int:

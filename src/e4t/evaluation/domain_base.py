@@ -1,15 +1,16 @@
-"""The base, tuned on a domain's pictures and its class word alone: no encoder, no offsets, no concepts.
+"""The base, tuned on a domain's pictures under its class word: no encoder, no offsets, no concepts.
 
     python -m e4t.evaluation.domain_base tiny-face PICTURES --output WORK/face-base
 
 What methods that start from here are better at than from the plain base is the worth of the domain's pictures; what
-E4T is better at still, that of encoder and offsets. It sees as many pictures as the domain's pre-training did, in the
-same order and with the same captions, which have the class word where those have the placeholder.
+E4T is better at still, that of encoder and offsets. It sees the batches that the domain's pre-training saw, captions
+included, which have the class word where those have the placeholder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,11 +41,13 @@ class DomainBaseConfig:
 def tune_base(pipe: E4TPipeline, data: Path, config: PretrainConfig) -> Iterator[float]:
     """Tune the U-Net in place, at a rate that falls to nothing over the last quarter; yields the loss of every step."""
     backbone, model = pipe.backbone, pipe.model
-    everywhere = replace(config, min_timestep=0)  # offsets may leave low noise to the base; here it is all that learns
-    batch_at = batches(model, data_of(data, backbone, config), everywhere)
+    # Offsets may leave some noise levels to the base, which here is all that learns.
+    everywhere = replace(config, min_timestep=0, max_timestep=None)
     backbone.unet.requires_grad_(True)
     optimizer = torch.optim.AdamW(backbone.unet.parameters(), lr=config.learning_rate)
-    try:
+    with ExitStack() as during:
+        during.callback(backbone.unet.requires_grad_, False)
+        batch_at = batches(model, data_of(data, backbone, config), everywhere, during=during)
         for step in range(config.steps):
             batch = batch_at(step)
             inputs = batch.latents, batch.noise, batch.timesteps
@@ -58,8 +61,6 @@ def tune_base(pipe: E4TPipeline, data: Path, config: PretrainConfig) -> Iterator
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             yield float(loss.detach())
-    finally:
-        backbone.unet.requires_grad_(False)
 
 
 def on_domain_base(pipe: E4TPipeline, folder: Path) -> E4TPipeline:
