@@ -3,8 +3,8 @@
     python -m e4t.evaluation.domain_base tiny-face PICTURES --output WORK/face-base
 
 What methods that start from here are better at than from the plain base is the worth of the domain's pictures; what
-E4T is better at still, that of encoder and offsets. It sees the batches that the domain's pre-training saw, captions
-included, which have the class word where those have the placeholder.
+E4T is better at still, that of encoder and offsets. It sees as many pictures as the domain's pre-training did, with the
+captions that had, which have the class word here where they have the placeholder there.
 """
 
 from __future__ import annotations
