@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,13 @@ import pytest
 
 from e4t.errors import CheckpointError
 from e4t.evaluation.copying import PoseConfig, PoseReader, backdrop, correlation_statistic, poses, train_pose_reader
+from e4t.evaluation.evaluate import input_data
+from e4t.evaluation.judge import RESOLUTION
 from e4t.tiny.captions import training_picture
 from e4t.tiny.world import draw
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import tuning
 
 
 def test_what_comes_back_correlates_and_what_does_not_does_not() -> None:
@@ -54,3 +60,11 @@ def test_the_shipped_reader_reads_poses() -> None:
     assert counted.sum() >= 3
     explained = 1 - ((read - true) ** 2).mean(0) / true.var(0)
     assert explained[counted].min() > 0.3
+
+
+def test_the_benchmark_of_tuning_tells_copied_poses_from_others(tmp_path: Path) -> None:
+    bench = tuning.Bench.of(tuning.TuningConfig("tiny-face", tmp_path / "tuning.json", count=6))
+    copies = [np.stack([draw(input_data(subject), RESOLUTION).rgb] * 2) for subject in bench.subjects]
+    others = [bench.drawer.drawings(subject) for subject in bench.subjects]
+    assert bench.copied(copies) > 0.9
+    assert abs(bench.copied(others)) < 0.5

@@ -43,7 +43,7 @@ class Benchmark:
     base: OptionalBase = None
     """Another copy of the domain's base model; with a class word, any base model."""
     size: Literal["quick", "standard", "full"] = "quick"
-    """quick: minutes; standard: hours; full: days. All can be resumed."""
+    """quick: minutes; standard: an hour; full: days. All can be resumed."""
     config: File = None
     """A JSON file with fields of a plan (docs/benchmark.md), on top of the size; options given here come on top."""
     output: Output = Path("out/benchmark")

@@ -30,7 +30,6 @@ STANDARD_METHODS = (
     "DreamBooth + prior",
     "DreamBooth + text encoder",
     "DreamBooth, 5 images",
-    "Textual Inversion, 5 images",
     "LoRA, 5 images",
 )
 """Every kind of method, and all that claims are about; what differs in detail is for the full size."""
@@ -38,7 +37,7 @@ AT_OUR_PASSES = 20
 """So many steps of a baseline, 4 pictures each, show as many pictures as our 5 of 16."""
 PLANS = {
     "quick": Plan(("tiny-face",), QUICK_METHODS, namespace="quick", concepts=3, prompts=4, e4t_steps=(0, 5)),
-    "standard": Plan(methods=STANDARD_METHODS, baseline_steps=(AT_OUR_PASSES,)),
+    "standard": Plan(methods=STANDARD_METHODS, mixed_precision="bf16"),
     "full": Plan(
         concepts=50,
         prompts=10,
