@@ -379,6 +379,8 @@ def test_methods_that_need_what_is_not_there_are_left_out_of_a_size(tmp_path: Pa
     assert art.left_out == ("best caption",)
     assert PLANS["quick"].namespace not in {PLANS["standard"].namespace, PLANS["full"].namespace}  # a look is no table
     assert PLANS["standard"].namespace == PLANS["full"].namespace
+    assert PLANS["standard"].mixed_precision == PLANS["full"].mixed_precision  # drawn alike, to be compared
+    assert PLANS["standard"].baseline_steps == ()  # what was found best, alone
     with pytest.raises(ConfigError, match="'nearest name' needs what is not there"):
         Lineup(OwnContest("tiny-face", replace(SMALL, methods=("nearest name",)), tmp_path))
 

@@ -32,7 +32,7 @@ STANDARD_METHODS = (
     "DreamBooth, 5 images",
     "LoRA, 5 images",
 )
-"""Every kind of method, and all that claims are about; what differs in detail is for the full size."""
+"""Every kind of method; what differs in detail, and equal numbers of pictures, are for the full size."""
 AT_OUR_PASSES = 20
 """So many steps of a baseline, 4 pictures each, show as many pictures as our 5 of 16."""
 PLANS = {
